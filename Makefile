@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh clone: `make demo` and `make test`. They need python3 (3.11+), pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check test-slow format docs bench clean
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+# `--without-pip` and `pip --python` work where Debian's python3-venv is not installed.
+$(STAMP): pyproject.toml
+	@echo "== setting up $(VENV)"
+	@$(PYTHON) -m venv --without-pip --clear $(VENV)
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## run a real job on this checkout through an embedded control plane and agent
+	@$(BIN)/agentina demo
+
+check: $(STAMP)  ## lint, format check, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: $(STAMP)  ## everything but the slow suites
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(STAMP)  ## the long fault-injection runs
+	$(BIN)/python -m pytest -m slow
+
+format: $(STAMP)  ## format and fix what can be fixed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(STAMP)  ## regenerate the reference pages
+	$(BIN)/python -m agentina.cli.reference docs
+
+bench: $(STAMP)  ## measure speed and size, print ratios
+	$(BIN)/python -m benchmarks.run
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,6 @@
+"""The ``agentina`` command."""
+
+
+def main() -> None:
+    """Run the command line."""
+    raise SystemExit("not there yet")

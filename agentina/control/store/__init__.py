@@ -1,0 +1,1 @@
+"""The database: transactions, queries, migrations. The only place with SQL."""

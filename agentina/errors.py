@@ -1,0 +1,503 @@
+"""The error catalogue: every error a person or a program can meet, with its code, cause and remedy.
+
+One exception class carries any entry. An entry is raised by calling it::
+
+    raise errors.TOKEN_USED(used_at="2026-11-21T10:00:00Z", host="build-3")
+
+The same code travels on the wire (:func:`to_wire`, :func:`from_wire`), in ``--json`` and in logs, and
+docs/troubleshooting.md is generated from :data:`CATALOGUE`. Codes are stable: they are never renamed or reused.
+
+Rules: the message says what was wrong, where, what was found and what was expected; the remedy says what to do next.
+Context values are shown to people and sent over the network, so a secret never goes into one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of every ``agentina`` command (the one place that names them)."""
+
+    #: It worked; for ``status`` and ``doctor``: healthy.
+    OK = 0
+    #: The thing asked for failed: a followed job did not succeed, a check found a fault.
+    FAILED = 1
+    #: The command line or an input file is wrong (the convention of click and argparse).
+    USAGE = 2
+    #: Not allowed: a token, licence, signature or policy refuses it.
+    REFUSED = 3
+    #: The other side cannot be reached or is not ready; trying again later is sensible.
+    UNAVAILABLE = 4
+    #: The named thing does not exist.
+    NOT_FOUND = 5
+    #: It conflicts with the present state of things.
+    CONFLICT = 6
+    #: This host's own state is damaged or its resources are used up.
+    STATE = 7
+    #: A fault of agentina itself.
+    INTERNAL = 70
+    #: Interrupted by the person (128 + SIGINT).
+    INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One kind of error. Calling it makes the exception to raise."""
+
+    #: Stable name in upper snake case.
+    code: str
+    #: HTTP status when the control plane answers with it.
+    status: int
+    #: Exit code of a command that ends with it.
+    exit: Exit
+    #: What happened, with ``{placeholders}`` filled from the context.
+    message: str
+    #: Why it usually happens.
+    cause: str
+    #: What the reader does about it.
+    remedy: str
+
+    def __call__(self, **context: Any) -> AgentinaError:
+        """Make the exception for this entry; ``context`` fills the message."""
+        return AgentinaError(self, context)
+
+
+class AgentinaError(Exception):
+    """An error from the catalogue: ``entry`` says which, ``context`` the particulars."""
+
+    def __init__(self, entry: Entry, context: Mapping[str, Any] | None = None, text: str | None = None) -> None:
+        self.entry = entry
+        self.context: dict[str, Any] = dict(context or {})
+        self._text = text
+        super().__init__(entry.code)
+
+    @property
+    def code(self) -> str:
+        """The stable code."""
+        return self.entry.code
+
+    @property
+    def message(self) -> str:
+        """One sentence for a person."""
+        return self._text or self.entry.message.format_map(_Visible(self.context))
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return self.entry.remedy.format_map(_Visible(self.context))
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]"
+
+    def __repr__(self) -> str:
+        return f"AgentinaError({self.code}, {self.context!r})"
+
+
+class _Visible(dict[str, Any]):
+    """Shows a placeholder nobody filled instead of failing while reporting a failure."""
+
+    def __missing__(self, key: str) -> str:
+        return f"<{key}>"
+
+
+def to_wire(error: AgentinaError) -> dict[str, Any]:
+    """The body of an error answer: ``{"error": {code, message, remedy, context}}``."""
+    return {
+        "error": {
+            "code": error.code,
+            "message": error.message,
+            "remedy": error.remedy,
+            "context": {key: _plain(value) for key, value in error.context.items()},
+        }
+    }
+
+
+def from_wire(body: object, *, status: int) -> AgentinaError:
+    """The error a peer answered with.
+
+    A code this version does not know keeps the peer's words, so an old client still tells a person what a newer
+    server meant. A body that is no error answer at all (a proxy's page, garbage) becomes ``ANSWER_UNREADABLE``.
+    """
+    detail = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(detail, dict) or not isinstance(detail.get("code"), str):
+        return ANSWER_UNREADABLE(what=f"HTTP status {status} without an agentina error body")
+    context = detail.get("context")
+    context = context if isinstance(context, dict) else {}
+    entry = CATALOGUE.get(detail["code"])
+    if entry is not None:
+        return AgentinaError(entry, context, text=str(detail.get("message") or "") or None)
+    exit_code = Exit.UNAVAILABLE if status >= 500 else Exit.FAILED  # noqa: PLR2004 - RFC 9110: 5xx is the server's fault
+    unknown = Entry(
+        code=detail["code"],
+        status=status,
+        exit=exit_code,
+        message=str(detail.get("message") or "The peer refused with a code this version does not know."),
+        cause="The peer runs a newer version.",
+        remedy=str(detail.get("remedy") or "Upgrade this side."),
+    )
+    return AgentinaError(unknown, context, text=unknown.message)
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float | bool | list | dict) or value is None else str(value)
+
+
+CATALOGUE: dict[str, Entry] = {}
+
+
+def _entry(code: str, status: int, exit_code: Exit, /, *, message: str, cause: str, remedy: str) -> Entry:
+    entry = Entry(code=code, status=status, exit=exit_code, message=message, cause=cause, remedy=remedy)
+    assert code not in CATALOGUE, code
+    CATALOGUE[code] = entry
+    return entry
+
+
+# --- input: what a person or a program wrote ---------------------------------------------------------------------
+
+INPUT_INVALID = _entry(
+    "INPUT_INVALID", 400, Exit.USAGE,
+    message="{where}: {problem}.",
+    cause="A value has the wrong type, form or size.",
+    remedy="Correct the value named in the message and try again.",
+)  # fmt: skip
+INPUT_UNKNOWN_KEY = _entry(
+    "INPUT_UNKNOWN_KEY", 400, Exit.USAGE,
+    message="{where}: unknown key {key!r}{suggestion}.",
+    cause="A key is misspelt, or belongs to a newer version.",
+    remedy="Use one of the known keys: {known}.",
+)  # fmt: skip
+INPUT_UNREADABLE = _entry(
+    "INPUT_UNREADABLE", 400, Exit.USAGE,
+    message="{where} cannot be read: {problem}.",
+    cause="The file is missing, is not text, or is not valid YAML or JSON.",
+    remedy="Check the path and the syntax at the line named in the message.",
+)  # fmt: skip
+INPUT_TOO_LARGE = _entry(
+    "INPUT_TOO_LARGE", 413, Exit.USAGE,
+    message="{where} has {size} bytes; at most {limit} are accepted.",
+    cause="Every input is bounded so that no sender can exhaust memory or disk.",
+    remedy="Send less: put large data into the workspace's repository or an artifact.",
+)  # fmt: skip
+NAME_INVALID = _entry(
+    "NAME_INVALID", 400, Exit.USAGE,
+    message="{what} {value!r} is not valid: {rule}.",
+    cause="Names become file and unit names, so their characters are limited.",
+    remedy="Choose a name that follows the rule in the message.",
+)  # fmt: skip
+USAGE = _entry(
+    "USAGE", 400, Exit.USAGE,
+    message="{problem}",
+    cause="The command line is incomplete or contradictory.",
+    remedy="See the command's --help.",
+)  # fmt: skip
+
+# --- identity, tokens, licences -----------------------------------------------------------------------------------
+
+TOKEN_UNKNOWN = _entry(
+    "TOKEN_UNKNOWN", 403, Exit.REFUSED,
+    message="This activation token is not known to the control plane.",
+    cause="The token is mistyped, was made by another control plane, or was deleted.",
+    remedy="Mint a new one with `agentina token create` and check that --control-plane names the right server.",
+)  # fmt: skip
+TOKEN_USED = _entry(
+    "TOKEN_USED", 409, Exit.REFUSED,
+    message="This activation token was already used on {used_at} by host {host}.",
+    cause="A token activates exactly one agent; the first machine to redeem it owns it.",
+    remedy="Mint one token for each agent with `agentina token create`. If you did not expect that host, "
+    "quarantine its agent with `agentina agent quarantine` and look at `agentina audit list`.",
+)  # fmt: skip
+TOKEN_EXPIRED = _entry(
+    "TOKEN_EXPIRED", 403, Exit.REFUSED,
+    message="This activation token expired on {expired_at}.",
+    cause="Tokens live 14 days unless another time was asked for.",
+    remedy="Mint a new one with `agentina token create`.",
+)  # fmt: skip
+TOKEN_REVOKED = _entry(
+    "TOKEN_REVOKED", 403, Exit.REFUSED,
+    message="This activation token was revoked on {revoked_at}.",
+    cause="An operator revoked it with `agentina token revoke`.",
+    remedy="Ask that operator, or mint a new one with `agentina token create`.",
+)  # fmt: skip
+LICENSE_AGENTS_EXHAUSTED = _entry(
+    "LICENSE_AGENTS_EXHAUSTED", 403, Exit.REFUSED,
+    message="Organization {organization} has {agents} agents; its license allows {max_agents}.",
+    cause="Each activated agent counts until it is removed.",
+    remedy="Remove an agent that is gone with `agentina agent remove`, or raise the organization's limit.",
+)  # fmt: skip
+LICENSE_EXPIRED = _entry(
+    "LICENSE_EXPIRED", 403, Exit.REFUSED,
+    message="The license of this agent expired on {expired_at}.",
+    cause="The control plane renews a license at heartbeats; this one was not renewed in time.",
+    remedy="Check that the control plane is reachable (`agentina doctor`); it renews by itself at the next heartbeat.",
+)  # fmt: skip
+LICENSE_INVALID = _entry(
+    "LICENSE_INVALID", 403, Exit.REFUSED,
+    message="The license on this host does not verify: {problem}.",
+    cause="The file was changed, belongs to another agent, or is signed by a key that is not pinned here.",
+    remedy="Run `agentina uninstall --purge` and install again with a new token.",
+)  # fmt: skip
+GRACE_EXHAUSTED = _entry(
+    "GRACE_EXHAUSTED", 403, Exit.REFUSED,
+    message="The control plane was away for {hours} h; the license allows {grace_hours} h. No new work is taken.",
+    cause="Offline grace is limited by the license. Running tasks go on.",
+    remedy="Restore the connection to the control plane; work resumes with the first heartbeat.",
+)  # fmt: skip
+AUTH_REQUIRED = _entry(
+    "AUTH_REQUIRED", 401, Exit.REFUSED,
+    message="This request needs an operator token.",
+    cause="No token was sent, or it is malformed.",
+    remedy="Run `agentina login`, or set AGENTINA_API_TOKEN or AGENTINA_API_TOKEN_FILE.",
+)  # fmt: skip
+AUTH_INVALID = _entry(
+    "AUTH_INVALID", 401, Exit.REFUSED,
+    message="The operator token is not valid.",
+    cause="It is mistyped, belongs to another control plane, or was revoked.",
+    remedy="Run `agentina login` with a current token.",
+)  # fmt: skip
+ASSERTION_INVALID = _entry(
+    "ASSERTION_INVALID", 401, Exit.REFUSED,
+    message="The agent's assertion is not valid: {problem}.",
+    cause="It is malformed, forged, meant for another control plane, or signed with another key.",
+    remedy="If this repeats, reinstall the agent: its identity does not match the control plane's record.",
+)  # fmt: skip
+ASSERTION_EXPIRED = _entry(
+    "ASSERTION_EXPIRED", 401, Exit.UNAVAILABLE,
+    message="The agent's assertion is outside its time; the control plane's clock reads {server_time_ms} ms.",
+    cause="The clocks of host and control plane differ. The agent adjusts to the control plane's time by itself.",
+    remedy="Correct the host's clock (`timedatectl`); nothing else is needed.",
+)  # fmt: skip
+AGENT_UNKNOWN = _entry(
+    "AGENT_UNKNOWN", 403, Exit.REFUSED,
+    message="The control plane does not know this agent.",
+    cause="It was removed with `agentina agent remove`, or the control plane's data is another one.",
+    remedy="Run `agentina uninstall --purge` and install again with a new token.",
+)  # fmt: skip
+AGENT_QUARANTINED = _entry(
+    "AGENT_QUARANTINED", 403, Exit.REFUSED,
+    message="This agent is in quarantine: {reason}. It takes no work.",
+    cause="An operator or an anomaly rule set it aside.",
+    remedy="Look at `agentina agent show`, then release it with `agentina agent resume`.",
+)  # fmt: skip
+SESSION_SUPERSEDED = _entry(
+    "SESSION_SUPERSEDED", 409, Exit.CONFLICT,
+    message="Session {session} of this agent was taken over by session {current}.",
+    cause="A restarted daemon takes its session over. If it repeats, the same identity runs in two places.",
+    remedy="Usually nothing: the daemon opens a new session. If it repeats, look for a cloned state directory.",
+)  # fmt: skip
+SIGNATURE_INVALID = _entry(
+    "SIGNATURE_INVALID", 403, Exit.REFUSED,
+    message="The signature of {what} does not verify: {problem}.",
+    cause="The content was altered on the way, is addressed to another agent, or comes from another control plane.",
+    remedy="Nothing was started. If it repeats, check what stands between host and control plane.",
+)  # fmt: skip
+
+# --- jobs -----------------------------------------------------------------------------------------------------------
+
+JOB_UNKNOWN = _entry(
+    "JOB_UNKNOWN", 404, Exit.NOT_FOUND,
+    message="There is no job {job}.",
+    cause="The id is mistyped, or the job belongs to another organization.",
+    remedy="List jobs with `agentina job list --all`.",
+)  # fmt: skip
+JOB_FINISHED = _entry(
+    "JOB_FINISHED", 409, Exit.CONFLICT,
+    message="Job {job} has already ended as '{state}'.",
+    cause="A job ends in exactly one final state and stays there.",
+    remedy="To run it again use `agentina job retry {job}`.",
+)  # fmt: skip
+JOB_NOT_FINISHED = _entry(
+    "JOB_NOT_FINISHED", 409, Exit.CONFLICT,
+    message="Job {job} is '{state}'; only an ended job can be retried.",
+    cause="The job is still waiting or running.",
+    remedy="Wait for it (`agentina job logs -f {job}`) or cancel it first.",
+)  # fmt: skip
+JOB_NEED_UNKNOWN = _entry(
+    "JOB_NEED_UNKNOWN", 400, Exit.USAGE,
+    message="needs: job {job} does not exist.",
+    cause="A job can only need jobs that were submitted before it.",
+    remedy="Submit the needed job first and use the id it is given.",
+)  # fmt: skip
+JOB_KEY_REUSED = _entry(
+    "JOB_KEY_REUSED", 409, Exit.CONFLICT,
+    message="The idempotency key was used before for another job ({job}).",
+    cause="A key stands for one submission; this request has the same key and a different body.",
+    remedy="Use a new key for a new job.",
+)  # fmt: skip
+TASK_UNKNOWN = _entry(
+    "TASK_UNKNOWN", 404, Exit.NOT_FOUND,
+    message="There is no task {task}.",
+    cause="The id is mistyped, or the task is not this agent's.",
+    remedy="List a job's tasks with `agentina job show`.",
+)  # fmt: skip
+ARTIFACT_UNKNOWN = _entry(
+    "ARTIFACT_UNKNOWN", 404, Exit.NOT_FOUND,
+    message="Job {job} has no artifact {name!r}.",
+    cause="The name is mistyped, or the job did not leave it.",
+    remedy="List them with `agentina job artifacts {job}`.",
+)  # fmt: skip
+ARTIFACT_CORRUPT = _entry(
+    "ARTIFACT_CORRUPT", 422, Exit.FAILED,
+    message="Artifact {name!r} has SHA-256 {found}; {expected} was announced.",
+    cause="The content changed on disk or on the way.",
+    remedy="The upload starts again from the beginning by itself.",
+)  # fmt: skip
+OFFSET_MISMATCH = _entry(
+    "OFFSET_MISMATCH", 409, Exit.CONFLICT,
+    message="The next expected offset is {expected}; the request says {found}.",
+    cause="An answer was lost, or the control plane lost unsynced data.",
+    remedy="The sender continues from the expected offset by itself.",
+)  # fmt: skip
+POLICY_REFUSED = _entry(
+    "POLICY_REFUSED", 403, Exit.REFUSED,
+    message="The policy of host {host} refuses this job: {rule}.",
+    cause="The host's owner limits what runs here in policy.yaml, whoever asks.",
+    remedy="Change the job, choose another agent by role or label, or ask the host's owner "
+    "(`agentina policy check` explains).",
+)  # fmt: skip
+
+# --- things of the fleet --------------------------------------------------------------------------------------------
+
+NOT_FOUND = _entry(
+    "NOT_FOUND", 404, Exit.NOT_FOUND,
+    message="There is no {what} {name!r}.",
+    cause="The name or id is mistyped, or it was removed.",
+    remedy="List what exists with the noun's `list` command.",
+)  # fmt: skip
+METHOD_NOT_ALLOWED = _entry(
+    "METHOD_NOT_ALLOWED", 405, Exit.USAGE,
+    message="{method} is not allowed for {path}.",
+    cause="The address exists, the method does not.",
+    remedy="See the API's description at /schema.",
+)  # fmt: skip
+FORBIDDEN = _entry(
+    "FORBIDDEN", 403, Exit.REFUSED,
+    message="This needs the role {needed}; the token has {role}.",
+    cause="The operator token's role does not allow it.",
+    remedy="Use a token with that role.",
+)  # fmt: skip
+STATE_CONFLICT = _entry(
+    "STATE_CONFLICT", 409, Exit.CONFLICT,
+    message="{what} is {state}; expected {expected}.",
+    cause="Something else changed it meanwhile, or the order of steps is another.",
+    remedy="Look at its present state and decide anew.",
+)  # fmt: skip
+
+# --- reaching the other side ----------------------------------------------------------------------------------------
+
+CONTROL_PLANE_UNREACHABLE = _entry(
+    "CONTROL_PLANE_UNREACHABLE", 503, Exit.UNAVAILABLE,
+    message="The control plane at {url} cannot be reached: {problem}.",
+    cause="It is down, the address is wrong, or a firewall, proxy or DNS stands between.",
+    remedy="Check the address and try `curl {url}/healthz` from this host.",
+)  # fmt: skip
+ANSWER_UNREADABLE = _entry(
+    "ANSWER_UNREADABLE", 502, Exit.UNAVAILABLE,
+    message="The answer is not what an agentina control plane sends: {what}.",
+    cause="Another server or a proxy answered, or the answer was cut off.",
+    remedy="Check the address; if a proxy stands between, let it pass /v1 unchanged.",
+)  # fmt: skip
+URL_INSECURE = _entry(
+    "URL_INSECURE", 400, Exit.USAGE,
+    message="{url} is plain http to another machine.",
+    cause="Plain http is accepted for loopback addresses only.",
+    remedy="Use https:// (see `agentina control-plane serve --tls-cert`).",
+)  # fmt: skip
+OVERLOADED = _entry(
+    "OVERLOADED", 429, Exit.UNAVAILABLE,
+    message="Too many requests at once: {what}.",
+    cause="The control plane limits what it holds in memory.",
+    remedy="Try again after {retry_after} s; agents do so by themselves.",
+)  # fmt: skip
+STORAGE_FULL = _entry(
+    "STORAGE_FULL", 507, Exit.UNAVAILABLE,
+    message="The control plane's disk is full; nothing was changed.",
+    cause="Its data directory has no room left.",
+    remedy="Free space there. Agents keep their results and send them when there is room.",
+)  # fmt: skip
+SHUTTING_DOWN = _entry(
+    "SHUTTING_DOWN", 503, Exit.UNAVAILABLE,
+    message="The control plane is stopping.",
+    cause="It was asked to stop or is being updated.",
+    remedy="Try again in some seconds; agents do so by themselves.",
+)  # fmt: skip
+PROTOCOL_UNSUPPORTED = _entry(
+    "PROTOCOL_UNSUPPORTED", 426, Exit.UNAVAILABLE,
+    message="Protocol version {found} is not supported; this side speaks {oldest} to {newest}.",
+    cause="Host and control plane are too far apart in version.",
+    remedy="Upgrade the older side.",
+)  # fmt: skip
+INTERNAL = _entry(
+    "INTERNAL", 500, Exit.INTERNAL,
+    message="Something went wrong inside agentina ({incident}).",
+    cause="A fault of agentina.",
+    remedy="Look for the incident's number in the log of the side that answered, and report it.",
+)  # fmt: skip
+
+# --- this host ------------------------------------------------------------------------------------------------------
+
+INSTANCE_UNKNOWN = _entry(
+    "INSTANCE_UNKNOWN", 404, Exit.NOT_FOUND,
+    message="There is no instance {instance!r} on this host (looked in {path}).",
+    cause="It was never installed, was uninstalled, or lives under another --root.",
+    remedy="Install it with `agentina install --token-file FILE --control-plane URL`; "
+    "`agentina status --all` lists instances.",
+)  # fmt: skip
+INSTANCE_OTHER = _entry(
+    "INSTANCE_OTHER", 409, Exit.CONFLICT,
+    message="Instance {instance!r} is already installed for control plane {url}.",
+    cause="An instance belongs to one control plane.",
+    remedy="Choose another --instance name, or run `agentina uninstall --purge --instance {instance}` first.",
+)  # fmt: skip
+DAEMON_NOT_RUNNING = _entry(
+    "DAEMON_NOT_RUNNING", 503, Exit.UNAVAILABLE,
+    message="The daemon of instance {instance!r} does not answer on {path}.",
+    cause="It is not started, is starting, or crashed.",
+    remedy="Start it (`systemctl start agentina@{instance}` or `agentina daemon --instance {instance}`) "
+    "and read `agentina logs`.",
+)  # fmt: skip
+DAEMON_RUNNING = _entry(
+    "DAEMON_RUNNING", 409, Exit.CONFLICT,
+    message="Another daemon already runs instance {instance!r} (process {pid}).",
+    cause="Each instance has one daemon; a lock in its state directory makes sure.",
+    remedy="Use the running one, or stop it first.",
+)  # fmt: skip
+DISK_FULL = _entry(
+    "DISK_FULL", 507, Exit.STATE,
+    message="No room on the disk that holds {path}.",
+    cause="The file system is full or its quota is used up.",
+    remedy="Free space; the daemon continues by itself, nothing was lost.",
+)  # fmt: skip
+STATE_CORRUPT = _entry(
+    "STATE_CORRUPT", 500, Exit.STATE,
+    message="{path} is damaged ({problem}); it was set aside as {aside}.",
+    cause="A power cut on a disk that lies about writes, a full disk, or a hand edit.",
+    remedy="The rest goes on. Keep the file that was set aside if you want to look into it.",
+)  # fmt: skip
+STATE_UNWRITABLE = _entry(
+    "STATE_UNWRITABLE", 500, Exit.STATE,
+    message="{path} cannot be written: {problem}.",
+    cause="Permissions, a read-only file system, or a wrong --root.",
+    remedy="Run as the right user, or choose a --root you may write to.",
+)  # fmt: skip
+WORKSPACE_FAILED = _entry(
+    "WORKSPACE_FAILED", 422, Exit.FAILED,
+    message="The workspace cannot be made from {repository} at {ref!r}: {problem}.",
+    cause="The repository or ref does not exist, needs credentials this host lacks, or git is missing.",
+    remedy="Try `git ls-remote` with the same address on the host, and check `agentina doctor`.",
+)  # fmt: skip
+TASK_START_FAILED = _entry(
+    "TASK_START_FAILED", 422, Exit.FAILED,
+    message="The task could not be started: {problem}.",
+    cause="The program does not exist on the host, is not executable, or the host refused to start a process.",
+    remedy="Check the program's path in the job's payload; a `script` payload needs /bin/sh.",
+)  # fmt: skip
+PRECONDITION_FAILED = _entry(
+    "PRECONDITION_FAILED", 412, Exit.STATE,
+    message="This host is not ready: {problems}.",
+    cause="A check of `agentina doctor` failed.",
+    remedy="Follow the remedies that `agentina doctor` prints.",
+)  # fmt: skip

@@ -1,0 +1,164 @@
+"""What every executor does. The contract suite tests/integration/executors/test_contract.py runs against all of them.
+
+The daemon gives a :class:`Launch`; the executor contains the process in something that outlives the daemon and, when it
+has ended, leaves ``result.json`` (a :class:`Result`) in the task's directory, whether or not a daemon is there.
+
+Rules every executor keeps:
+
+- ``start`` of a task that was started before, by anybody, at any time, starts nothing and raises ``STATE_CONFLICT``.
+  The fence is made of something the kernel holds (a lock, a unit name), never of the daemon's memory.
+- When a result exists, nothing of the task runs any more; what the task spawned has been ended too.
+- A task ends by itself at its time limit, its lease deadline, its memory, process and output limits, with no daemon.
+- ``adopt`` finds a task started earlier by another daemon process; it never starts, stops or changes anything.
+- No result and nothing running means *unknown*, never success.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from agentina.protocol.wire import Usage
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything needed to start one task. ``environment`` holds secrets: it is never logged nor put in argv."""
+
+    task_id: str
+    #: The task's directory; ``output.log``, ``result.json`` and the executor's own files go there.
+    directory: Path
+    argv: list[str]
+    environment: dict[str, str]
+    #: The process's working directory.
+    workspace: Path
+    #: Optional command run in the same containment after ``argv`` exits 0; its exit code decides then.
+    verify: list[str] | None = None
+    memory_bytes: int
+    cpus: float
+    pids: int
+    disk_bytes: int
+    output_bytes: int
+    timeout_seconds: float
+    grace_seconds: float
+    #: CLOCK_BOOTTIME seconds at which the task must be gone unless :meth:`Executor.renew` moved it.
+    lease_deadline: float
+
+    def __repr__(self) -> str:
+        return f"Launch({self.task_id})"
+
+
+class StopReason(enum.Enum):
+    """Why a task was told to end, written into the result by whoever ended it."""
+
+    CANCELED = "canceled"
+    TIME_LIMIT = "time-limit"
+    MEMORY_LIMIT = "memory-limit"
+    PROCESS_LIMIT = "process-limit"
+    OUTPUT_LIMIT = "output-limit"
+    DISK_LIMIT = "disk-limit"
+    LEASE_EXPIRED = "lease-expired"
+    HOST_SHUTDOWN = "host-shutdown"
+    #: Nothing told it: it ended by itself.
+    NONE = "none"
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """How the process ended, as ``result.json`` holds it. The executor's word; the host makes the outcome of it."""
+
+    task_id: str
+    #: Exit code of the command (or of ``verify`` when that ran and failed); None when a signal ended it.
+    exit_code: int | None = None
+    #: Name of the signal, for example ``SIGKILL``.
+    signal: str | None = None
+    #: Which command the above speaks of.
+    phase: Literal["start", "command", "verify"] = "command"
+    #: Set when the process could not be started at all (phase ``start``).
+    start_error: str = ""
+    stopped: StopReason = StopReason.NONE
+    oom: Literal["none", "partial", "full"] = "none"
+    usage: Usage = Usage()
+    started_ms: int = 0
+    ended_ms: int = 0
+    boot_id: str = ""
+    output_truncated: bool = False
+    #: Particulars for people.
+    detail: str = ""
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that runs, as its executor sees it."""
+
+    #: Process id of the command's first process; 0 while it is not known yet.
+    pid: int
+    started_ms: int
+
+
+class Condition(enum.Enum):
+    """What ``adopt`` found."""
+
+    #: Never started: starting it is allowed.
+    UNSTARTED = "unstarted"
+    RUNNING = "running"
+    #: ``result.json`` is there and readable.
+    ENDED = "ended"
+    #: It was started, does not run, and left no readable result.
+    VANISHED = "vanished"
+
+
+class Executor(Protocol):
+    """The door to containment. One object serves all tasks of an instance."""
+
+    #: ``process`` or ``systemd``.
+    name: str
+
+    def guarantees(self) -> dict[str, str]:
+        """What holds and what does not on this host, for status and pages: aspect to sentence.
+
+        Aspects: ``memory``, ``cpu``, ``processes``, ``files``, ``network``, ``user``, ``containment``. A sentence that
+        starts with ``not enforced`` marks a missing guarantee.
+        """
+        ...
+
+    async def open(self) -> None:
+        """Get ready. Returns only when no start requested by an earlier daemon can still happen."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything; tasks go on."""
+        ...
+
+    async def start(self, launch: Launch) -> Running:
+        """Start the task, once.
+
+        Raises:
+            AgentinaError: ``STATE_CONFLICT`` when it was started before; ``TASK_START_FAILED`` when the executor
+                itself cannot (a program that does not exist is a *result*, not an error).
+
+        """
+        ...
+
+    def adopt(self, directory: Path) -> tuple[Condition, Running | None]:
+        """What became of the task in ``directory``."""
+        ...
+
+    async def wait(self, directory: Path) -> None:
+        """Return when the task no longer runs."""
+        ...
+
+    def read_result(self, directory: Path) -> Result | None:
+        """The result, or None when there is none that can be read."""
+        ...
+
+    def stop(self, directory: Path, reason: StopReason, *, grace_seconds: float | None = None) -> None:
+        """Ask for the task's end: SIGTERM, the grace, then SIGKILL for everything in it. Returns at once; idempotent.
+
+        ``grace_seconds`` None means the launch's own.
+        """
+        ...
+
+    def renew(self, directory: Path, lease_deadline: float) -> None:
+        """Move the task's lease deadline (CLOCK_BOOTTIME seconds)."""
+        ...

@@ -1,0 +1,72 @@
+"""An instance's configuration file, ``/etc/agentina/<instance>.yaml``: read once at start, unknown keys are errors.
+
+Written by ``agentina install``; people may edit it. docs/reference/configuration.md is generated from these fields.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import yaml
+
+from agentina import errors
+from agentina.protocol import inputs
+from agentina.system import files, paths
+
+_MAX_CONFIG = 1 << 20
+
+
+class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys of an instance's configuration."""
+
+    #: Address of the control plane: https, or http for loopback only.
+    control_plane: str
+    #: File with certificates to trust besides the system's (PEM); empty: the system's only.
+    ca_file: str = ""
+    #: Tasks at once; the license may allow fewer.
+    max_concurrent_tasks: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    #: ``auto``: the strongest this host offers.
+    executor: str = "auto"
+    #: Memory left to the host: tasks are only taken while more than this stays free (bytes).
+    memory_reserve: Annotated[int, msgspec.Meta(ge=0)] = 256 << 20
+    #: No new work when the state directory's disk has less free than this (bytes).
+    disk_reserve: Annotated[int, msgspec.Meta(ge=0)] = 1 << 30
+    #: No new work while memory pressure (PSI some avg10, percent) is above this.
+    max_memory_pressure: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    #: No new work while IO pressure (PSI some avg10, percent) is above this.
+    max_io_pressure: Annotated[float, msgspec.Meta(ge=0, le=100)] = 60.0
+    #: Days the directories of unsuccessful tasks are kept for a look; successful ones go at once.
+    keep_failed_days: Annotated[float, msgspec.Meta(ge=0, le=365)] = 3.0
+    #: ``debug``, ``info``, ``warning``, ``error``.
+    log_level: str = "info"
+
+
+def load(instance: paths.InstancePaths) -> HostConfig:
+    """Read and validate the configuration of an instance.
+
+    Raises:
+        AgentinaError: ``INSTANCE_UNKNOWN``, ``INPUT_UNREADABLE``, ``INPUT_UNKNOWN_KEY`` or ``INPUT_INVALID``.
+    """
+    try:
+        text = files.read_bounded(instance.config, limit=_MAX_CONFIG)
+    except FileNotFoundError as error:
+        raise errors.INSTANCE_UNKNOWN(instance=instance.name, path=str(instance.config)) from error
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.INPUT_UNREADABLE(where=str(instance.config), problem=" ".join(str(error).split())) from error
+    return inputs.convert(document, HostConfig, str(instance.config))
+
+
+def save(instance: paths.InstancePaths, config: HostConfig) -> None:
+    """Write the configuration, leaving out what is at its default."""
+    defaults = HostConfig(control_plane="")
+    changed = {
+        field: getattr(config, field)
+        for field in HostConfig.__struct_fields__
+        if field == "control_plane" or getattr(config, field) != getattr(defaults, field)
+    }
+    header = "# Written by `agentina install`; docs/reference/configuration.md explains every key.\n"
+    instance.config.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(instance.config, (header + yaml.safe_dump(changed, sort_keys=False)).encode(), mode=0o644)

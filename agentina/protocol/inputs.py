@@ -1,0 +1,97 @@
+"""Turn decoded documents into structs with errors that name the path, and a near miss for a misspelt key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from agentina import errors
+
+T = TypeVar("T")
+
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<key>.*?)`(?: - at `\$?(?P<path>.*)`)?$", re.DOTALL)
+_LOCATED: Final = re.compile(r"(?P<problem>.*?)(?: - at `\$?(?P<path>.*)`)?$", re.DOTALL)
+
+
+def convert(document: object, kind: type[T], where: str) -> T:
+    """Validate ``document`` as ``kind``; ``where`` is the name the error's path starts with.
+
+    Raises:
+        AgentinaError: ``INPUT_UNKNOWN_KEY`` or ``INPUT_INVALID``.
+
+    """
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise explain(error, kind, where) from error
+    except RecursionError as error:
+        raise errors.INPUT_INVALID(where=where, problem="the document is nested too deeply") from error
+
+
+def decode(body: bytes, kind: type[T], where: str, *, limit: int) -> T:
+    """Decode JSON ``body`` of at most ``limit`` bytes as ``kind``.
+
+    Raises:
+        AgentinaError: ``INPUT_TOO_LARGE``, ``INPUT_UNREADABLE``, ``INPUT_UNKNOWN_KEY`` or ``INPUT_INVALID``.
+
+    """
+    if len(body) > limit:
+        raise errors.INPUT_TOO_LARGE(where=where, size=len(body), limit=limit)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise explain(error, kind, where) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.INPUT_UNREADABLE(where=where, problem=str(error) or "nested too deeply") from error
+
+
+def explain(error: msgspec.ValidationError, kind: Any, where: str) -> errors.AgentinaError:
+    """The catalogue error for a validation error of msgspec."""
+    text = str(error)
+    unknown = _UNKNOWN.match(text)
+    if unknown is not None:
+        path = where + (unknown["path"] or "")
+        known = _known_keys(kind, unknown["path"] or "")
+        near = difflib.get_close_matches(unknown["key"], known, n=1)
+        suggestion = f" (did you mean {near[0]!r}?)" if near else ""
+        key = unknown["key"][:80]
+        return errors.INPUT_UNKNOWN_KEY(where=path, key=key, suggestion=suggestion, known=", ".join(known))
+    located = _LOCATED.match(text)
+    assert located is not None
+    problem = located["problem"][:1].lower() + located["problem"][1:]
+    return errors.INPUT_INVALID(where=where + (located["path"] or ""), problem=problem)
+
+
+def _known_keys(kind: Any, path: str) -> list[str]:
+    """The keys a struct has at ``path`` (``.resources`` or ``[0].payload``), following field types."""
+    for step in re.findall(r"\.([A-Za-z_]\w*)|\[", path):
+        kind = _inside(kind, step)
+    kind = next((part for part in _parts(kind) if _is_struct(part)), None)
+    return [] if kind is None else [field.encode_name for field in msgspec.structs.fields(kind)]
+
+
+def _inside(kind: Any, step: str) -> Any:
+    for part in _parts(kind):
+        if step and _is_struct(part):
+            return next((f.type for f in msgspec.structs.fields(part) if f.encode_name == step), None)
+        arguments = typing.get_args(part)
+        if not step and arguments:
+            return arguments[-1]
+    return None
+
+
+def _parts(kind: Any) -> list[Any]:
+    """The alternatives of a union, without ``Annotated`` wrappers."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) in {typing.Union, type(int | str)}:
+        return [part for alternative in typing.get_args(kind) for part in _parts(alternative)]
+    return [kind]
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)

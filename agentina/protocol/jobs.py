@@ -1,0 +1,255 @@
+"""The job format: what a person submits, validated once, with errors that name the path.
+
+``parse_job`` takes what YAML or JSON gave and returns a :class:`JobSpec`; inside the product only the struct is used.
+The same struct, encoded again, is accepted by ``parse_job``, so it is also what is stored and sent to hosts.
+``schema()`` is the published JSON Schema. Sizes are bytes and durations seconds once parsed; people may write ``2GiB``
+and ``1h30m``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from agentina import errors
+from agentina.protocol import inputs, names, units
+
+#: Largest job document, in bytes.
+MAX_JOB_BYTES: Final = 1 << 20
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
+Text = Annotated[str, msgspec.Meta(max_length=65_536)]
+Patterns = Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]], msgspec.Meta(max_length=256)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+
+#: Named resources: CPUs and bytes of memory (DESIGN: profile).
+PROFILES: Final[dict[str, tuple[float, int]]] = {
+    "lightweight": (0.5, 1 << 30),
+    "standard": (1.0, 2 << 30),
+    "compute": (2.0, 4 << 30),
+}
+
+#: Outcomes a retry policy may name. ``lost`` includes a restarted host.
+RetryOn = Literal["failed", "timed-out", "out-of-memory", "lost", "refused"]
+
+
+class _Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of everything a person writes: unknown keys are errors."""
+
+
+class Command(_Spec, frozen=True, kw_only=True):
+    """A process to start: either ``argv`` or ``script``, never both."""
+
+    #: Program and arguments, started without a shell.
+    argv: Annotated[list[Text], msgspec.Meta(min_length=1, max_length=4096)] | None = None
+    #: Text for ``/bin/sh -e``.
+    script: Annotated[str, msgspec.Meta(min_length=1, max_length=262_144)] | None = None
+
+
+class Workspace(_Spec, frozen=True, kw_only=True):
+    """Where the task works. Absent: an empty directory."""
+
+    #: Repository address as git understands it (https, ssh, file, or an absolute path on the host).
+    git: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)] | None = None
+    #: Branch, tag or commit.
+    ref: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] = "HEAD"
+
+
+class Resources(_Spec, frozen=True, kw_only=True):
+    """What the task gets at most. A named profile, with single values overriding it."""
+
+    profile: Literal["lightweight", "standard", "compute"] = "standard"
+    #: Bytes; 0 means the profile's.
+    memory: Bytes = 0
+    #: CPUs; 0 means the profile's.
+    cpu: Annotated[float, msgspec.Meta(ge=0, le=1024)] = 0
+    #: Processes and threads at once.
+    pids: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1024
+    #: Bytes the workspace may take.
+    disk: Bytes = 20 << 30
+
+
+class Limits(_Spec, frozen=True, kw_only=True):
+    """Bounds whose crossing ends the task."""
+
+    #: Seconds from start to forced end.
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=2_592_000)] = 3600.0
+    #: Bytes of output kept; more ends the task.
+    output: Bytes = 64 << 20
+    #: Seconds between SIGTERM and SIGKILL.
+    grace: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0
+    #: Bytes of all artifacts together.
+    artifacts: Bytes = 1 << 30
+
+
+class Scope(_Spec, frozen=True, kw_only=True):
+    """What the job may touch. Enforced as far as the executor can; `agentina status` says how far."""
+
+    paths: Patterns = []
+    commands: Patterns = []
+    hosts: Patterns = []
+
+
+class Retry(_Spec, frozen=True, kw_only=True):
+    """When another attempt is made. The default repeats only what the infrastructure lost."""
+
+    #: Started attempts in all. Attempts that never started do not count.
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    on: list[RetryOn] = msgspec.field(default_factory=lambda: ["lost"])
+    #: Seconds before the second attempt; doubles each time.
+    backoff: Seconds = 10.0
+    #: Seconds the doubling stops at.
+    max_backoff: Seconds = 3600.0
+
+
+class Secret(_Spec, frozen=True, kw_only=True):
+    """An environment value that is also masked in the job's output."""
+
+    secret: Text
+
+
+class JobSpec(_Spec, frozen=True, kw_only=True):
+    """What somebody asks for."""
+
+    name: Name
+    #: Only agents of this role; absent: any.
+    role: str | None = None
+    #: Labels the agent must have.
+    labels: dict[str, str] = {}
+    runner: Literal["command"] = "command"
+    #: What the runner starts; for ``command`` a :class:`Command`.
+    payload: Command
+    workspace: Workspace = Workspace()
+    resources: Resources = Resources()
+    limits: Limits = Limits()
+    scope: Scope = Scope()
+    #: Ids of jobs that must have succeeded first.
+    needs: Annotated[list[str], msgspec.Meta(max_length=256)] = []
+    retry: Retry = Retry()
+    #: 0 to 100; higher runs first.
+    priority: Annotated[int, msgspec.Meta(ge=0, le=100)] = 50
+    #: Glob patterns, relative to the workspace, of files to keep.
+    artifacts: Patterns = []
+    #: Variables for the process. Values are never shown; those marked ``{secret: …}`` or named like one are masked.
+    environment: dict[str, Text | Secret] = {}
+    #: A command that must exit 0 in the same workspace for the task to count as succeeded.
+    verify: Command | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory limit: the job's own, or its profile's."""
+        return self.resources.memory or PROFILES[self.resources.profile][1]
+
+    @property
+    def cpus(self) -> float:
+        """The CPU limit: the job's own, or its profile's."""
+        return self.resources.cpu or PROFILES[self.resources.profile][0]
+
+
+_SIZE_KEYS: Final = (("resources", "memory"), ("resources", "disk"), ("limits", "output"), ("limits", "artifacts"))
+_DURATION_KEYS: Final = (("limits", "timeout"), ("limits", "grace"), ("retry", "backoff"), ("retry", "max_backoff"))
+_SECRET_NAME: Final = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)($|_)", re.IGNORECASE)
+#: Shorter secrets would mask ordinary text.
+_MIN_MASKED: Final = 6
+
+
+def parse_job(document: object) -> JobSpec:
+    """Validate a decoded YAML or JSON document.
+
+    Raises:
+        AgentinaError: ``INPUT_INVALID``, ``INPUT_UNKNOWN_KEY`` (naming the path and a near miss) or ``NAME_INVALID``.
+
+    """
+    spec = inputs.convert(_with_plain_numbers(document), JobSpec, "job")
+    _check_command(spec.payload, "job.payload")
+    if spec.verify is not None:
+        _check_command(spec.verify, "job.verify")
+    _check_names(spec)
+    _check_workspace(spec.workspace)
+    _check_artifact_patterns(spec.artifacts)
+    return spec
+
+
+def environment_values(spec: JobSpec) -> dict[str, str]:
+    """The process environment a job asks for, in plain values."""
+    return {key: value.secret if isinstance(value, Secret) else value for key, value in spec.environment.items()}
+
+
+def masked_values(spec: JobSpec) -> list[str]:
+    """The values that must not appear in output: marked as secret, or named like one. Longest first."""
+    chosen = (
+        value.secret if isinstance(value, Secret) else value
+        for key, value in spec.environment.items()
+        if isinstance(value, Secret) or _SECRET_NAME.search(key)
+    )
+    return sorted({value for value in chosen if len(value) >= _MIN_MASKED}, key=len, reverse=True)
+
+
+def without_values(spec: JobSpec) -> JobSpec:
+    """The same job with every environment value hidden, for API answers and pages."""
+    return msgspec.structs.replace(spec, environment=dict.fromkeys(spec.environment, "(hidden)"))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a job document, for editors; ``parse_job`` checks a little more (names, exclusive keys)."""
+    document = msgspec.json.schema(JobSpec)
+    for keys, example in ((_SIZE_KEYS, "a size such as 512MiB"), (_DURATION_KEYS, "a duration such as 1h30m")):
+        for struct, key in keys:
+            properties = document["$defs"][struct.capitalize()]["properties"]
+            default = properties[key].pop("default")
+            number = {"anyOf": [properties[key], {"type": "string"}]}
+            properties[key] = {**number, "default": default, "description": f"a number, or {example}"}
+    return document
+
+
+def _with_plain_numbers(document: object) -> object:
+    """Replace sizes and durations written as text by numbers, so that the struct sees one form."""
+    if not isinstance(document, dict):
+        return document
+    plain = dict(document)
+    for keys, parse in ((_SIZE_KEYS, units.parse_size), (_DURATION_KEYS, units.parse_duration)):
+        for section, key in keys:
+            part = plain.get(section)
+            if isinstance(part, dict) and isinstance(part.get(key), str):
+                try:
+                    plain[section] = {**part, key: parse(part[key])}
+                except ValueError as error:
+                    raise errors.INPUT_INVALID(where=f"job.{section}.{key}", problem=str(error)) from error
+    return plain
+
+
+def _check_command(command: Command, where: str) -> None:
+    if (command.argv is None) == (command.script is None):
+        raise errors.INPUT_INVALID(where=where, problem="expected exactly one of argv and script")
+    if any("\0" in part for part in (command.argv or [command.script or ""])):
+        raise errors.INPUT_INVALID(where=where, problem="a NUL character cannot be passed to a process")
+
+
+def _check_names(spec: JobSpec) -> None:
+    if not spec.name.isprintable():
+        raise errors.INPUT_INVALID(where="job.name", problem="control characters are not allowed")
+    if spec.role is not None:
+        names.check_role(spec.role)
+    for key, value in spec.labels.items():
+        names.check_label(key, value)
+    for key, value in environment_values(spec).items():
+        names.check_environment(key)
+        if "\0" in value:
+            raise errors.INPUT_INVALID(where=f"job.environment.{key}", problem="a NUL character is not allowed")
+
+
+def _check_workspace(workspace: Workspace) -> None:
+    """Refuse what git would read as an option or as a command to run (ext:: transports)."""
+    for key, value in (("git", workspace.git or "x"), ("ref", workspace.ref)):
+        if value.startswith("-") or not value.isprintable() or (key == "git" and "::" in value.split("/")[0]):
+            raise errors.INPUT_INVALID(where=f"job.workspace.{key}", problem=f"{value[:80]!r} is not accepted")
+
+
+def _check_artifact_patterns(patterns: list[str]) -> None:
+    for index, pattern in enumerate(patterns):
+        if pattern.startswith("/") or ".." in pattern.split("/") or "\0" in pattern:
+            problem = f"{pattern[:80]!r} leaves the workspace; expected a relative pattern without '..'"
+            raise errors.INPUT_INVALID(where=f"job.artifacts[{index}]", problem=problem)

@@ -1,0 +1,103 @@
+"""The daemon's local socket: one JSON request line, one JSON answer line; what `agentina status` shows.
+
+Peers are checked by their credentials (SO_PEERCRED, unix(7)): root, the daemon's own user, or members of its group may
+look; only root and the daemon's user may change anything.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from agentina.protocol.states import Reason, State
+from agentina.protocol.wire import HostFacts
+
+#: Longest request or answer line, in bytes.
+MAX_LINE = 8 << 20
+
+
+class LocalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``status``; ``drain`` and ``resume`` (this host's own wish, kept over restarts); ``refresh`` (heartbeat now)."""
+
+    verb: Literal["status", "drain", "resume", "refresh"]
+    reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that needs attention: a code of the error catalogue, in words, and what to do."""
+
+    code: str
+    severity: Literal["warning", "error"]
+    message: str
+    remedy: str
+
+
+class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as its host sees it."""
+
+    task_id: str
+    name: str
+    state: State
+    reason: Reason
+    detail: str = ""
+    pid: int = 0
+    started_ms: int | None = None
+    memory_limit_bytes: int = 0
+    output_bytes: int = 0
+    #: Seconds until the lease runs out; None when nothing runs.
+    lease_seconds: float | None = None
+
+
+class LicenseView(msgspec.Struct, frozen=True, kw_only=True):
+    """The license, and how long the host may go on without the control plane."""
+
+    plan: str
+    max_agents: int
+    max_concurrent_tasks_per_agent: int
+    channel: str
+    expires_ms: int
+    offline_grace_hours: float
+    #: Seconds of grace left; the full grace while connected.
+    grace_left_seconds: float
+
+
+class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to ``status``: everything `agentina status` prints, and its ``--json``."""
+
+    instance: str
+    version: str
+    #: ``online``, ``offline`` (control plane away), ``draining``, ``quarantined``, ``stopped`` (no daemon).
+    state: Literal["online", "offline", "draining", "quarantined", "stopped"]
+    state_reason: str = ""
+    healthy: bool
+    agent_id: str = ""
+    organization: str = ""
+    role: str | None = None
+    labels: dict[str, str] = {}
+    control_plane: str = ""
+    session: int = 0
+    pid: int = 0
+    started_ms: int | None = None
+    last_heartbeat_ms: int | None = None
+    last_error: str = ""
+    license: LicenseView | None = None
+    channel: str = ""
+    update_available: str = ""
+    tasks: list[LocalTask] = []
+    max_concurrent_tasks: int = 0
+    slots_free: int = 0
+    #: Why no (or less) new work is taken now; empty when nothing holds it back.
+    admission: str = ""
+    executor: str = ""
+    guarantees: dict[str, str] = {}
+    host: HostFacts | None = None
+    reports_waiting: int = 0
+    problems: list[Problem] = []
+
+
+class LocalAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Every answer: the status after the verb was carried out, or an error."""
+
+    status: InstanceStatus | None = None
+    error: dict[str, object] | None = None

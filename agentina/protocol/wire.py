@@ -1,0 +1,367 @@
+"""The messages between an agent and the control plane (the agent API under /v1/agent and /v1/activate).
+
+docs/reference/protocol.md gives the order of messages and the rules; the fields are documented here. Times ending in
+``_ms`` are milliseconds since the Unix epoch; ``_seconds`` are durations; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from agentina.protocol import jobs, signing
+from agentina.protocol.states import Reason, State
+
+#: Most reports in one request.
+MAX_REPORTS: Final = 500
+#: Largest JSON request body from an agent, in bytes.
+MAX_BODY: Final = 4 << 20
+#: Largest piece of output or artifact in one request, in bytes.
+MAX_PIECE: Final = 1 << 20
+#: Most assignments in one poll answer.
+MAX_ASSIGNMENTS: Final = 128
+#: Most tasks one agent reports as held.
+MAX_HELD: Final = 10_000
+
+Short = Annotated[str, msgspec.Meta(max_length=256)]
+Detail = Annotated[str, msgspec.Meta(max_length=4096)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
+Labels = Annotated[dict[str, str], msgspec.Meta(max_length=64)]
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all messages: unknown fields are skipped, absent ones take their default."""
+
+
+# --- activation ------------------------------------------------------------------------------------------------------
+
+
+class Fingerprint(_Message, frozen=True, kw_only=True):
+    """Five parts that tell one machine from another, each a hash; empty where the host does not reveal it."""
+
+    cpu: Short = ""
+    board: Short = ""
+    disk: Short = ""
+    mac: Short = ""
+    hostname: Short = ""
+
+
+class Activate(_Message, frozen=True, kw_only=True):
+    """``POST /v1/activate``: redeem an activation token for an agent identity. Idempotent for the same key."""
+
+    token: Annotated[str, msgspec.Meta(min_length=8, max_length=128)]
+    #: The host's new Ed25519 key, base64.
+    public_key: Annotated[str, msgspec.Meta(max_length=64)]
+    #: Signature with that key, purpose ``activation``, payload = the token: proves the key is held.
+    proof: signing.Signed
+    hostname: Short
+    instance: Short
+    fingerprint: Fingerprint = Fingerprint()
+    #: Wished; a token that fixes role or labels wins.
+    role: Short | None = None
+    labels: Labels = {}
+    max_concurrent_tasks: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+    version: Short = ""
+    protocol: int = 1
+
+
+class License(_Message, frozen=True, kw_only=True):
+    """The signed grant (purpose ``license``)."""
+
+    agent_id: str
+    organization: str
+    plan: str
+    max_agents: int
+    max_concurrent_tasks_per_agent: int
+    channel: str
+    features: list[str] = []
+    #: Hours without the control plane after which no new work is taken.
+    offline_grace_hours: float
+    issued_ms: int
+    expires_ms: int
+    #: ``required``: a drifted fingerprint refuses; ``optional``: it is reported; ``none``.
+    machine_binding: Literal["required", "optional", "none"] = "optional"
+
+
+class Activated(_Message, frozen=True, kw_only=True):
+    """Answer to :class:`Activate`."""
+
+    agent_id: str
+    organization: str
+    #: The control plane's id: the audience of assertions.
+    control_plane_id: str
+    #: Keys that sign licenses and assignments; pinned by the host.
+    keys: list[signing.PublicKey]
+    license: signing.Signed
+    role: str | None = None
+    labels: Labels = {}
+    max_concurrent_tasks: int = 1
+    server_time_ms: int
+    #: False when the same key had redeemed the token before.
+    created: bool = True
+
+
+# --- sessions and heartbeats ---------------------------------------------------------------------------------------
+
+
+class Held(_Message, frozen=True, kw_only=True):
+    """A task the host holds: everything in its state directory that the control plane has not told it to forget."""
+
+    task_id: str
+    state: State
+    #: Output bytes on disk so far.
+    output_bytes: Count = 0
+
+
+class SessionOpen(_Message, frozen=True, kw_only=True):
+    """``POST /v1/agent/session``: a (re)started daemon takes over. Everything it holds is listed."""
+
+    version: Short
+    protocol: int
+    hostname: Short = ""
+    instance: Short = ""
+    #: The kernel's boot id: tells a restarted daemon from a restarted host.
+    boot_id: Short = ""
+    #: Id of the outbox; reports are numbered within it.
+    stream: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    tasks: Annotated[list[Held], msgspec.Meta(max_length=MAX_HELD)] = []
+    executor: Short = ""
+    #: What this host can promise, for people: name of guarantee to sentence.
+    guarantees: dict[str, str] = {}
+    fingerprint: Fingerprint = Fingerprint()
+    max_concurrent_tasks: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    runners: list[Short] = []
+    #: Further facts for people: operating system, architecture, kernel.
+    facts: dict[str, str] = {}
+
+
+class StopTask(_Message, frozen=True, kw_only=True):
+    """A task to end, with why."""
+
+    task_id: str
+    reason: Reason
+    detail: str = ""
+
+
+class Directives(_Message, frozen=True, kw_only=True):
+    """What the control plane wants of the agent. Levels, not edges: every answer carries the present truth."""
+
+    #: Take no new work; let tasks finish.
+    drain: bool = False
+    #: Set aside: take no work. The text says why; empty: not quarantined.
+    quarantine: str = ""
+    heartbeat_seconds: float = 60.0
+    #: A task not renewed for this long is given away; the host ends it before (see protocol.md, leases).
+    lease_seconds: float = 180.0
+    #: A renewed license, when there is a newer one.
+    license: signing.Signed | None = None
+    #: A newer release in the agent's channel; empty: none.
+    update_available: str = ""
+
+
+class SessionOpened(_Message, frozen=True, kw_only=True):
+    """Answer to :class:`SessionOpen`. The session number fences all earlier daemons of this agent."""
+
+    session: int
+    server_time_ms: int
+    #: The last report applied from the named stream; the host forgets up to it.
+    applied: int = 0
+    #: Held tasks that are not (or no longer) the agent's: end them; their reports are kept for the record only.
+    stop: list[StopTask] = []
+    #: Held tasks whose ending and output the control plane has in full: delete them.
+    forget: list[str] = []
+    directives: Directives = Directives()
+    organization: str = ""
+    role: str | None = None
+    labels: Labels = {}
+
+
+class Pressure(_Message, frozen=True, kw_only=True):
+    """PSI ``some avg10`` in percent (kernel Documentation/accounting/psi.rst); -1 where the kernel has none."""
+
+    cpu: float = -1.0
+    memory: float = -1.0
+    io: float = -1.0
+
+
+class HostFacts(_Message, frozen=True, kw_only=True):
+    """How the host is."""
+
+    load1: float = 0.0
+    cpus: int = 1
+    memory_bytes: Count = 0
+    memory_free_bytes: Count = 0
+    disk_bytes: Count = 0
+    disk_free_bytes: Count = 0
+    pressure: Pressure = Pressure()
+    #: Host clock at sending, so that the control plane sees the difference.
+    clock_ms: int = 0
+    #: Reports waiting on disk.
+    outbox: Count = 0
+    #: What needs attention, codes of the error catalogue.
+    attention: Annotated[list[Short], msgspec.Meta(max_length=64)] = []
+
+
+class Heartbeat(_Message, frozen=True, kw_only=True):
+    """``POST /v1/agent/heartbeat``: alive, and the renewal of every lease listed."""
+
+    session: int
+    tasks: Annotated[list[Held], msgspec.Meta(max_length=MAX_HELD)] = []
+    host: HostFacts = HostFacts()
+    draining: bool = False
+    version: Short = ""
+
+
+class HeartbeatAnswer(_Message, frozen=True, kw_only=True):
+    """Answer to :class:`Heartbeat`."""
+
+    server_time_ms: int
+    #: Tasks whose lease now runs ``directives.lease_seconds`` from when the heartbeat was *sent*.
+    renewed: list[str] = []
+    stop: list[StopTask] = []
+    forget: list[str] = []
+    directives: Directives = Directives()
+
+
+# --- work ------------------------------------------------------------------------------------------------------------
+
+
+class Poll(_Message, frozen=True, kw_only=True):
+    """``POST /v1/agent/poll``: wait for work or orders. One at a time in a session, numbered from 1."""
+
+    session: int
+    number: int
+    #: Highest poll number whose answer is durably taken over; answers after it are sent again.
+    acknowledged: int = 0
+    #: Tasks the host can start now; 0 still waits for orders.
+    slots: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    #: Memory it can give to new tasks.
+    memory_bytes: Count = 0
+    #: How long to hold the request when there is nothing.
+    wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 50.0
+
+
+class Assignment(_Message, frozen=True, kw_only=True):
+    """One task given to one agent in one session; signed with purpose ``assignment``."""
+
+    task_id: str
+    job_id: str
+    #: The task's number within its job. Reports of an older epoch change nothing.
+    epoch: int
+    agent_id: str
+    session: int
+    #: The poll it answers: an answer replayed later is refused.
+    poll: int
+    organization: str
+    issued_ms: int
+    lease_seconds: float
+    job: jobs.JobSpec
+
+
+class PollAnswer(_Message, frozen=True, kw_only=True):
+    """Answer to :class:`Poll`."""
+
+    number: int
+    server_time_ms: int
+    assignments: list[signing.Signed] = []
+    stop: list[StopTask] = []
+    forget: list[str] = []
+    directives: Directives = Directives()
+
+
+# --- reports -----------------------------------------------------------------------------------------------------
+
+
+class ArtifactInfo(_Message, frozen=True, kw_only=True):
+    """One file a task left."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=240)]
+    size: Count
+    #: Hexadecimal.
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    #: ``file``: declared by the job; ``patch``: the changes made in the workspace.
+    kind: Literal["file", "patch"] = "file"
+
+
+class Usage(_Message, frozen=True, kw_only=True):
+    """What a task used. ``None``: could not be measured here."""
+
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    memory_peak_bytes: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    io_operations: int | None = None
+    processes_peak: int | None = None
+
+
+class Outcome(_Message, frozen=True, kw_only=True):
+    """How a task ended."""
+
+    state: State
+    reason: Reason
+    #: A sentence with the particulars.
+    detail: Detail = ""
+    exit_code: int | None = None
+    #: Name of the signal that ended it, for example ``SIGKILL``.
+    signal: Short | None = None
+    #: ``none``, ``partial`` (a child was killed, the task lived on) or ``full``.
+    oom: Literal["none", "partial", "full"] = "none"
+    usage: Usage = Usage()
+    #: Output bytes kept, all of them uploaded before this is reported.
+    output_bytes: Count = 0
+    #: The task wrote more than was kept.
+    output_truncated: bool = False
+    artifacts: Annotated[list[ArtifactInfo], msgspec.Meta(max_length=1000)] = []
+    #: Commit the workspace was made from.
+    commit: Short = ""
+    #: Code of the error catalogue when an error of agentina's ended it.
+    error_code: Short = ""
+    error_context: dict[str, Any] = {}
+
+
+class Report(_Message, frozen=True, kw_only=True):
+    """One numbered fact about a task. Sent in order, acknowledged by number, applied once."""
+
+    number: Count
+    #: Host clock when it happened.
+    at_ms: int
+    task_id: Short
+    #: ``accepted`` (durably held), ``running``, ``finishing``, ``finished`` (with outcome), ``returned`` (provably
+    #: never started; give it to another), ``note`` (text for the timeline).
+    kind: Literal["accepted", "running", "finishing", "finished", "returned", "note"]
+    outcome: Outcome | None = None
+    #: ``running``: process id on the host; ``returned`` and ``note``: the reason in words.
+    detail: Detail = ""
+    pid: int | None = None
+
+
+class Reports(_Message, frozen=True, kw_only=True):
+    """``POST /v1/agent/reports``."""
+
+    session: int
+    stream: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    reports: Annotated[list[Report], msgspec.Meta(min_length=1, max_length=MAX_REPORTS)]
+
+
+class ReportsApplied(_Message, frozen=True, kw_only=True):
+    """Answer: every report up to this number is durable at the control plane."""
+
+    applied: int
+    #: Tasks completely known there: the host may delete them.
+    forget: list[str] = []
+
+
+class PieceStored(_Message, frozen=True, kw_only=True):
+    """Answer to an upload of output or artifact bytes: durable up to this offset."""
+
+    offset: int
+    complete: bool = False
+
+
+class ArtifactBegin(_Message, frozen=True, kw_only=True):
+    """``POST /v1/agent/tasks/{task}/artifacts``: announce one; the answer tells the offset to go on from."""
+
+    session: int
+    artifact: ArtifactInfo

@@ -1,0 +1,1 @@
+"""Runners turn a job's payload into a process to start."""

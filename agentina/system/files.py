@@ -1,0 +1,142 @@
+"""Files that matter are written so that a crash or power cut leaves the old or the new content, never half.
+
+Temporary name in the same directory, write, fsync, rename, fsync of the directory (the recipe of LWN 457667). Reading
+is bounded. Damaged files are set aside under a name that says so, never deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from agentina import errors
+
+#: Largest state file read, in bytes.
+MAX_STATE_FILE = 16 << 20
+
+
+def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Replace ``path`` by ``content`` all at once.
+
+    Args:
+        path: Target; its directory must exist.
+        content: The whole new content.
+        mode: Permissions of the new file.
+        durable: Survive a power cut too (fsync of file and directory). Without it: survive a killed process.
+
+    Raises:
+        AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``; the old content is then untouched.
+
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            _write_all(descriptor, content)
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        Path(temporary).replace(path)
+        if durable:
+            sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise from_os_error(error, path) from error
+
+
+def read_bounded(path: Path, *, limit: int = MAX_STATE_FILE) -> bytes:
+    """The content of ``path``, which must not be larger than ``limit``.
+
+    Raises:
+        AgentinaError: ``INPUT_TOO_LARGE``.
+        FileNotFoundError: There is none.
+
+    """
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise errors.INPUT_TOO_LARGE(where=str(path), size=path.stat().st_size, limit=limit)
+    return content
+
+
+def sync_directory(path: Path) -> None:
+    """Make the directory's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(path: Path, *, stamp: str) -> Path:
+    """Rename a damaged file so that the rest can go on; the new name is returned."""
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    Path(path).replace(aside)
+    return aside
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory with all content, also where a job took away its own write permissions."""
+
+    def unlock(function: object, name: str, _: object) -> None:
+        with contextlib.suppress(OSError):
+            Path(os.path.dirname(name)).chmod(0o700)  # noqa: PTH120 - rmtree gives plain strings
+            Path(name).chmod(0o700)
+            if callable(function):
+                function(name)
+
+    shutil.rmtree(path, onerror=unlock)
+    if path.exists():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive flock(2) on ``path``; the kernel releases it when the process ends.
+
+    Raises:
+        BlockingIOError: Somebody else holds it.
+
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds an exclusive flock(2) on ``path``; False when it does not exist."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def from_os_error(error: OSError, path: Path) -> errors.AgentinaError:
+    """The catalogue error for a failed write below ``path``."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return errors.DISK_FULL(path=str(path))
+    return errors.STATE_UNWRITABLE(path=str(path), problem=error.strerror or str(error))
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,119 @@
+"""Where everything is (DESIGN 4.1). ``--root DIR`` or ``AGENTINA_ROOT`` re-roots every path."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Final
+
+ROOT_VARIABLE: Final = "AGENTINA_ROOT"
+#: Longest path of a Unix socket, with its final NUL (unix(7)).
+_MAX_SOCKET_PATH: Final = 108
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """All paths below one root."""
+
+    root: Path = Path("/")
+
+    @classmethod
+    def find(cls, root: str | None = None) -> Layout:
+        """The layout for ``--root``, else for ``AGENTINA_ROOT``, else the system's own."""
+        chosen = root or os.environ.get(ROOT_VARIABLE) or "/"
+        return cls(Path(chosen).expanduser().absolute())
+
+    @property
+    def is_system(self) -> bool:
+        """Whether this is the real root, where systemd runs the daemon."""
+        return self.root == Path("/")
+
+    @property
+    def config_directory(self) -> Path:
+        """Holds ``<instance>.yaml`` and ``policy.yaml``."""
+        return self.root / "etc/agentina"
+
+    @property
+    def policy_file(self) -> Path:
+        """The host owner's rules."""
+        return self.config_directory / "policy.yaml"
+
+    @property
+    def state_directory(self) -> Path:
+        """Holds one directory an instance."""
+        return self.root / "var/lib/agentina"
+
+    @property
+    def cache_directory(self) -> Path:
+        """Repository mirrors, shared by the instances of the host."""
+        return self.root / "var/cache/agentina"
+
+    @property
+    def log_directory(self) -> Path:
+        """Daemon logs where there is no journal (``--no-service``)."""
+        return self.root / "var/log/agentina"
+
+    def instances(self) -> list[str]:
+        """Names of the installed instances, sorted."""
+        return sorted(path.stem for path in self.config_directory.glob("*.yaml") if path.name != "policy.yaml")
+
+    def instance(self, name: str) -> InstancePaths:
+        """The paths of one instance; ``name`` must have been checked."""
+        return InstancePaths(self, name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InstancePaths:
+    """The paths of one instance."""
+
+    layout: Layout
+    name: str
+
+    @property
+    def config(self) -> Path:
+        """The instance's configuration."""
+        return self.layout.config_directory / f"{self.name}.yaml"
+
+    @property
+    def state(self) -> Path:
+        """The state directory (0700)."""
+        return self.layout.state_directory / self.name
+
+    @property
+    def identity(self) -> Path:
+        """Key, agent id and pinned control plane keys."""
+        return self.state / "identity"
+
+    @property
+    def license(self) -> Path:
+        """The signed license as received."""
+        return self.state / "license"
+
+    @property
+    def outbox(self) -> Path:
+        """Durable reports."""
+        return self.state / "outbox"
+
+    @property
+    def tasks(self) -> Path:
+        """One directory a task."""
+        return self.state / "tasks"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the running daemon."""
+        return self.state / "daemon.lock"
+
+    @property
+    def log(self) -> Path:
+        """The daemon's log where there is no journal."""
+        return self.layout.log_directory / f"{self.name}.log"
+
+    @property
+    def socket(self) -> Path:
+        """The local API. Falls back to a short path when the root is too deep for a Unix socket."""
+        path = self.layout.root / "run/agentina" / self.name / "agentina.sock"
+        if len(os.fsencode(path)) < _MAX_SOCKET_PATH:
+            return path
+        return self.state / "s"
