@@ -1,0 +1,45 @@
+"""Guards for every test: a clean environment before it, no process and no asyncio task left after it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentina.system import tasks
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The person's own agentina, git and proxy settings must not reach a test."""
+    for name in list(os.environ):
+        if name.startswith(("AGENTINA_", "GIT_")) or name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a child process or a task of :mod:`agentina.system.tasks`."""
+    before = children()
+    yield
+    left = {pid: name for pid, name in children().items() if pid not in before}
+    assert not left, f"processes left behind: {left}"
+    running = [task.get_name() for task in tasks._running if not task.done()]
+    assert not running, f"tasks left behind: {running}"
+
+
+def children() -> dict[int, str]:
+    """Living children of this process, with their command lines; zombies count as well."""
+    found = {}
+    for thread in Path("/proc/self/task").iterdir():
+        for pid in (thread / "children").read_text().split():
+            try:
+                found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:120]
+            except OSError:
+                continue
+    return found

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from agentina import errors
+from agentina.system import files
+
+
+def test_content_is_replaced_and_private(tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    files.write_atomic(target, b"one")
+    files.write_atomic(target, b"two")
+    assert target.read_bytes() == b"two"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
+    directory = tmp_path / "taken"
+    directory.mkdir()
+    with pytest.raises(errors.AgentinaError, match="STATE_UNWRITABLE"):
+        files.write_atomic(directory, b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda *_: real("/dev/full", os.O_WRONLY))
+    with pytest.raises(errors.AgentinaError, match="DISK_FULL"):
+        files.write_atomic(tmp_path / "state", b"content")
+
+
+def test_reading_is_bounded(tmp_path: Path) -> None:
+    target = tmp_path / "big"
+    target.write_bytes(b"x" * 11)
+    with pytest.raises(errors.AgentinaError, match="INPUT_TOO_LARGE"):
+        files.read_bounded(target, limit=10)
+
+
+def test_damaged_file_is_kept_under_another_name(tmp_path: Path) -> None:
+    target = tmp_path / "identity"
+    target.write_bytes(b"???")
+    aside = files.set_aside(target, stamp="20261121")
+    assert not target.exists()
+    assert aside.read_bytes() == b"???"
+
+
+def test_lock_is_exclusive_and_visible(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not files.is_locked(path)
+    with files.exclusive_lock(path):
+        assert files.is_locked(path)
+        with pytest.raises(BlockingIOError), files.exclusive_lock(path):
+            pass
+    assert not files.is_locked(path)
+
+
+def test_tree_without_write_permission_is_removed(tmp_path: Path) -> None:
+    deep = tmp_path / "task" / "a" / "b"
+    deep.mkdir(parents=True)
+    (deep / "file").write_bytes(b"x")
+    deep.chmod(0o500)
+    deep.parent.chmod(0o500)
+    files.remove_tree(tmp_path / "task")
+    assert not (tmp_path / "task").exists()
