@@ -1,0 +1,1 @@
+"""Other job systems, installed from public packages and driven with the same jobs."""
