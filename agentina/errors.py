@@ -501,3 +501,9 @@ PRECONDITION_FAILED = _entry(
     cause="A check of `agentina doctor` failed.",
     remedy="Follow the remedies that `agentina doctor` prints.",
 )  # fmt: skip
+SERVICE_FAILED = _entry(
+    "SERVICE_FAILED", 500, Exit.STATE,
+    message="systemd refused `systemctl {what}`: {problem}.",
+    cause="Not enough rights, a unit that is missing or damaged, or a daemon that ends at once.",
+    remedy="Run as root, and read `systemctl status {unit}` and `journalctl -u {unit}`.",
+)  # fmt: skip

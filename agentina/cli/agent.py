@@ -1,0 +1,136 @@
+"""``agentina agent``: the agents of the fleet, as the control plane knows them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from agentina.cli import connection, lazy, options, output
+from agentina.protocol import api, units
+
+
+@click.group(cls=lazy.NounGroup)
+def agent() -> None:
+    """See and manage the agents of the fleet."""
+
+
+@agent.command("list", epilog=options.examples("agentina agent list", "agentina agent list --json"))
+@options.root_option
+@options.json_option
+def list_agents(*, as_json: bool) -> None:
+    """List agents with what they do now."""
+    with connection.open_client() as client:
+        listed = client.list_agents()
+    if as_json:
+        output.document(listed)
+        return
+    now = time.time_ns() // 1_000_000
+    rows = [
+        (
+            one.id, _state(one), f"{one.hostname}/{one.instance}", one.organization, one.role or "-",
+            output.labels(one.labels), f"{len(one.tasks)}/{one.max_concurrent_tasks}", one.version or "-",
+            output.ago(one.last_heartbeat_ms, now),
+        )
+        for one in listed.agents
+    ]  # fmt: skip
+    output.table(("ID", "STATE", "HOST", "ORGANIZATION", "ROLE", "LABELS", "TASKS", "VERSION", "HEARTBEAT"), rows)
+
+
+@agent.command(epilog=options.examples("agentina agent show AGENT"))
+@click.argument("agent_id", metavar="AGENT")
+@options.root_option
+@options.json_option
+def show(agent_id: str, *, as_json: bool) -> None:
+    """Show everything about one agent."""
+    with connection.open_client() as client:
+        one = client.get_agent(agent_id)
+    if as_json:
+        output.document(one)
+    else:
+        render(one, now_ms=time.time_ns() // 1_000_000)
+
+
+def render(one: api.AgentView, *, now_ms: int) -> None:
+    """Print one agent for people."""
+    host = one.host
+    output.answer(f"{one.id}  {output.paint(_state(one))}")
+    output.pairs(
+        [
+            ("why", output.clean(one.state_reason)),
+            ("host", output.clean(f"{one.hostname}, instance {one.instance}")),
+            ("organization", one.organization),
+            ("role", one.role),
+            ("labels", output.labels(one.labels)),
+            ("version", f"{one.version}, executor {one.executor}"),
+            ("heartbeat", f"{output.ago(one.last_heartbeat_ms, now_ms)}, session {one.session}"),
+            ("tasks", f"{len(one.tasks)} of {one.max_concurrent_tasks}: {', '.join(one.tasks) or 'none'}"),
+            (
+                "memory",
+                f"{units.show_size(host.memory_free_bytes)} of {units.show_size(host.memory_bytes)} free"
+                if host
+                else "",
+            ),
+            (
+                "disk",
+                f"{units.show_size(host.disk_free_bytes)} of {units.show_size(host.disk_bytes)} free" if host else "",
+            ),
+            ("attention", output.clean(", ".join(host.attention)) if host else ""),
+            ("activated", output.moment(one.created_ms)),
+            *((output.clean(key), output.clean(value)) for key, value in sorted(one.facts.items())),
+        ],
+        indent=2,
+    )
+    if one.guarantees:
+        output.answer("limits that hold")
+        output.pairs(
+            [(output.clean(key), output.clean(value)) for key, value in sorted(one.guarantees.items())], indent=2
+        )
+
+
+def _verb(name: str, summary: str, example: str) -> Callable[..., Any]:
+    """The command for a verb that takes an agent and a reason."""
+
+    @agent.command(name, help=summary, epilog=options.examples(example))
+    @click.argument("agent_id", metavar="AGENT")
+    @click.option("--reason", default="", help="Kept in the audit, and shown to others.")
+    @options.root_option
+    @options.json_option
+    def act(agent_id: str, reason: str, *, as_json: bool) -> None:
+        with connection.open_client() as client:
+            one = client.act_on_agent(agent_id, name, reason=reason)
+        if as_json:
+            output.document(one)
+        else:
+            output.answer(f"{one.id} is {output.paint(one.state)}; it holds {len(one.tasks)} task(s).")
+
+    return act
+
+
+_verb("drain", "Give an agent no new work; let its tasks finish.", "agentina agent drain AGENT --reason 'new disk'")
+_verb("resume", "Give an agent work again after a drain or a quarantine.", "agentina agent resume AGENT")
+_verb("quarantine", "Set an agent aside because something is wrong with it.", "agentina agent quarantine AGENT")
+
+
+@agent.command(epilog=options.examples("agentina agent remove AGENT"))
+@click.argument("agent_id", metavar="AGENT")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@options.root_option
+@options.json_option
+def remove(agent_id: str, *, yes: bool, as_json: bool) -> None:
+    """Forget an agent for good: its identity is refused from now on, and tasks it holds are lost."""
+    with connection.open_client() as client:
+        if not yes:
+            one = client.get_agent(agent_id)
+            click.confirm(f"Remove {one.hostname}/{one.instance} with {len(one.tasks)} task(s)?", abort=True, err=True)
+        client.remove_agent(agent_id)
+    if as_json:
+        output.document({"id": agent_id, "removed": True})
+    else:
+        output.answer(f"Agent {output.clean(agent_id)} is removed.")
+
+
+def _state(one: api.AgentView) -> str:
+    return one.state if one.state != "active" else ("online" if one.online else "offline")

@@ -1,0 +1,40 @@
+"""``agentina drain`` and ``agentina resume``: this host's own wish, kept over restarts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from agentina.cli import options, output
+from agentina.client import local
+
+
+@click.command(epilog=options.examples("agentina drain --reason 'kernel update'", "agentina drain --instance coder-2"))
+@options.instance_option
+@click.option("--reason", default="", help="Shown to whoever asks why this agent takes no work.")
+@options.root_option
+@options.json_option
+def drain(instance: str, reason: str, *, as_json: bool) -> None:
+    """Take no new work; let running tasks finish."""
+    _report(local.ask(options.layout().instance(instance), "drain", reason=reason), as_json=as_json)
+
+
+@click.command(epilog=options.examples("agentina resume"))
+@options.instance_option
+@options.root_option
+@options.json_option
+def resume(instance: str, *, as_json: bool) -> None:
+    """Take work again after a drain."""
+    _report(local.ask(options.layout().instance(instance), "resume"), as_json=as_json)
+
+
+def _report(status: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        output.document(status)
+        return
+    tasks = len(status.get("tasks") or [])
+    reason = f": {output.clean(status['state_reason'])}" if status.get("state_reason") else ""
+    output.answer(
+        f"{status.get('instance')} is {output.paint(str(status.get('state')))}{reason}; {tasks} task(s) held."
+    )

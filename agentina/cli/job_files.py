@@ -1,0 +1,145 @@
+"""Read job files: YAML or JSON, bounded, with errors that name file and line.
+
+YAML is read strictly. A key written twice is an error (the parser would silently keep the last one), and so is an alias
+(``*name``): aliases let a small file grow without bound, and a job has no use for them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from agentina import errors
+from agentina.protocol import jobs
+from agentina.system import files
+
+_STEP: Final = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only; no aliases, no key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not accepted", mark)
+        return super().compose_node(parent, index)
+
+    # PyYAML's signature
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read(source: str) -> tuple[Any, jobs.JobSpec]:
+    """Read and validate the job in file ``source`` (``-``: stdin): the document as written, and the job.
+
+    Raises:
+        AgentinaError: ``INPUT_UNREADABLE``, ``INPUT_TOO_LARGE``, ``INPUT_INVALID``, ``INPUT_UNKNOWN_KEY``,
+            ``NAME_INVALID``.
+
+    """
+    where = "stdin" if source == "-" else source
+    return parse(_read_bounded(source, where), where)
+
+
+def parse(content: bytes, where: str) -> tuple[Any, jobs.JobSpec]:
+    """Decode and validate ``content``; ``where`` names it in errors."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise errors.INPUT_UNREADABLE(where=where, problem=f"byte {error.start} is not UTF-8") from error
+    document, node = _decode(text, where)
+    try:
+        return document, jobs.parse_job(document)
+    except errors.AgentinaError as error:
+        raise _located(error, node, where) from error
+
+
+def _read_bounded(source: str, where: str) -> bytes:
+    limit = jobs.MAX_JOB_BYTES
+    try:
+        if source == "-":
+            content = sys.stdin.buffer.read(limit + 1)
+            if len(content) > limit:
+                raise errors.INPUT_TOO_LARGE(where=where, size=f"more than {limit}", limit=limit)
+            return content
+        return files.read_bounded(Path(source), limit=limit)
+    except OSError as error:
+        raise errors.INPUT_UNREADABLE(where=where, problem=error.strerror or str(error)) from error
+
+
+def _decode(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+    """The document, and its YAML nodes for finding lines (JSON is read as JSON: YAML forbids its tabs)."""
+    try:
+        if text.lstrip().startswith("{") and not where.endswith((".yaml", ".yml")):
+            return json.loads(text, object_pairs_hook=_no_duplicates), None
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            return (None if node is None else loader.construct_document(node)), node
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = where if mark is None else f"{where}, line {mark.line + 1}, column {mark.column + 1}"
+        raise errors.INPUT_UNREADABLE(where=place, problem=error.problem or "it is not YAML") from error
+    except json.JSONDecodeError as error:
+        place = f"{where}, line {error.lineno}, column {error.colno}"
+        raise errors.INPUT_UNREADABLE(where=place, problem=error.msg) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise errors.INPUT_UNREADABLE(where=where, problem=" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise errors.INPUT_UNREADABLE(where=where, problem="it is nested too deeply") from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return values
+
+
+def _located(error: errors.AgentinaError, node: yaml.Node | None, where: str) -> errors.AgentinaError:
+    """The same error with file and line in front of the path it names."""
+    path = str(error.context.get("where", ""))
+    if not path.startswith("job"):
+        return error
+    line = _line_of(node, path, str(error.context.get("key", "")))
+    place = f"{where}, line {line}" if line else where
+    return errors.AgentinaError(error.entry, {**error.context, "where": f"{place}: {path}"})
+
+
+def _line_of(node: yaml.Node | None, path: str, key: str) -> int | None:
+    """The line of the deepest node on ``path`` (``job.needs[0]``), or of the unknown ``key`` in it."""
+    steps: Sequence[tuple[str, str]] = _STEP.findall(path)
+    if node is None:
+        return None
+    mark = node.start_mark
+    for name, index in [*steps, *([(key, "")] if key else [])]:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == name), None)
+            if found is None:
+                break
+            mark, node = found[0].start_mark, found[1]
+        elif isinstance(node, yaml.SequenceNode) and index and int(index) < len(node.value):
+            node = node.value[int(index)]
+            mark = node.start_mark
+        else:
+            break
+    return int(mark.line) + 1

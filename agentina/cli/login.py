@@ -1,0 +1,51 @@
+"""``agentina login``: remember a control plane and an operator token."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from agentina import errors
+from agentina.cli import connection, options, output
+from agentina.client import api
+
+
+@click.command(
+    epilog=options.examples(
+        "agentina login https://agents.example.com",
+        "agentina login https://agents.example.com --token-file - < token",
+    )
+)
+@click.argument("control_plane", metavar="URL")
+@click.option("--token-file", metavar="FILE", help="File with the operator token (aop_…); - reads stdin.")
+@click.option("--ca-file", metavar="FILE", default="", help="Certificates to trust besides the system's (PEM).")
+@options.root_option
+@options.json_option
+def login(control_plane: str, token_file: str | None, ca_file: str, *, as_json: bool) -> None:
+    """Remember a control plane and an operator token.
+
+    The token is asked for on the terminal, or read from a file or stdin; it is never taken from the command line, where
+    every user of the machine could read it. It is checked before it is stored (readable by you alone).
+    """
+    address = str(api.parse_address(control_plane))
+    token = _read_token(token_file)
+    with api.Client(address, token=token, ca_file=ca_file) as client:
+        who = client.whoami()
+    path = connection.save_login(
+        options.layout(), connection.Login(control_plane=address, token=token, ca_file=ca_file)
+    )
+    if as_json:
+        output.document({"control_plane": address, "operator": who.operator, "role": who.role, "file": str(path)})
+    else:
+        output.answer(f"Logged in to {address} as {output.clean(who.operator)} ({who.role}); stored in {path}.")
+
+
+def _read_token(token_file: str | None) -> str:
+    if token_file is not None:
+        return connection.read_secret(token_file, "--token-file").strip()
+    if not sys.stdin.isatty():
+        raise errors.USAGE(
+            problem="There is no terminal to ask for the token on: use --token-file FILE, or - for stdin."
+        )
+    return str(click.prompt("Operator token", hide_input=True, err=True)).strip()

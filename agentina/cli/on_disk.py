@@ -1,0 +1,88 @@
+"""What can be told about an instance whose daemon does not run, from its files alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+import agentina
+from agentina import errors
+from agentina.host import config, identity
+from agentina.protocol import local
+from agentina.system import paths
+
+
+def read(instance: paths.InstancePaths, stopped: errors.AgentinaError) -> dict[str, Any]:
+    """The status of an instance without a daemon, in the same shape as the daemon's own.
+
+    Raises:
+        AgentinaError: ``INSTANCE_UNKNOWN`` when nothing was ever installed under this name.
+
+    """
+    problems = [_problem(stopped)]
+    url, slots = "", 0
+    try:
+        settings = config.load(instance)
+        url, slots = settings.control_plane, settings.max_concurrent_tasks
+    except errors.AgentinaError as error:
+        if error.entry is errors.INSTANCE_UNKNOWN:
+            raise
+        problems.append(_problem(error))
+    known = _identity(instance, problems)
+    license_ = _license(instance, known, problems)
+    status = local.InstanceStatus(
+        instance=instance.name,
+        version=agentina.__version__,
+        state="stopped",
+        state_reason="the daemon does not run",
+        healthy=False,
+        agent_id=known.agent_id if known else "",
+        organization=known.organization if known else "",
+        role=known.role if known else None,
+        labels=known.labels if known else {},
+        control_plane=url,
+        license=license_,
+        channel=license_.channel if license_ else "",
+        max_concurrent_tasks=slots,
+        problems=problems,
+    )
+    document = msgspec.to_builtins(status)
+    assert isinstance(document, dict)
+    return document
+
+
+def _identity(instance: paths.InstancePaths, problems: list[local.Problem]) -> identity.Identity | None:
+    try:
+        return identity.load(instance)
+    except errors.AgentinaError as error:
+        problems.append(_problem(error))
+    except OSError as error:
+        problems.append(_problem(errors.STATE_UNWRITABLE(path=str(instance.identity), problem=error.strerror)))
+    return None
+
+
+def _license(
+    instance: paths.InstancePaths, known: identity.Identity | None, problems: list[local.Problem]
+) -> local.LicenseView | None:
+    if known is None or not known.agent_id:
+        return None
+    try:
+        license_ = identity.load_license(instance, known)
+    except errors.AgentinaError as error:
+        problems.append(_problem(error))
+        return None
+    return local.LicenseView(
+        plan=license_.plan,
+        max_agents=license_.max_agents,
+        max_concurrent_tasks_per_agent=license_.max_concurrent_tasks_per_agent,
+        channel=license_.channel,
+        expires_ms=license_.expires_ms,
+        offline_grace_hours=license_.offline_grace_hours,
+        # How much of it is used up only a running daemon knows.
+        grace_left_seconds=license_.offline_grace_hours * 3600,
+    )
+
+
+def _problem(error: errors.AgentinaError) -> local.Problem:
+    return local.Problem(code=error.code, severity="error", message=error.message, remedy=error.remedy)

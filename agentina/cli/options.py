@@ -1,0 +1,111 @@
+"""Options that many commands share, and the one place where ``--root`` and ``--instance`` are understood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from agentina import errors
+from agentina.protocol import names, units
+from agentina.system import paths
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_ROOT = "agentina.root"
+
+
+def json_option(function: Function) -> Function:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")(function)
+
+
+def root_option(function: Function) -> Function:
+    """Add ``--root``; commands read it through :func:`layout`."""
+
+    def keep(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+        ctx.find_root().meta[_ROOT] = value or ctx.find_root().meta.get(_ROOT)
+
+    help_text = f"Directory that every path lies under (also {paths.ROOT_VARIABLE})."
+    return click.option("--root", metavar="DIR", expose_value=False, callback=keep, help=help_text)(function)
+
+
+def instance_option(function: Function) -> Function:
+    """Add ``--instance``."""
+
+    def check(_: click.Context, __: click.Parameter, value: str) -> str:
+        return names.check_instance(value)
+
+    return click.option(
+        "--instance", metavar="NAME", default="default", show_default=True, callback=check, help="Which agent here."
+    )(function)
+
+
+def layout() -> paths.Layout:
+    """Where everything is: ``--root``, else ``AGENTINA_ROOT``, else the system's own paths."""
+    return paths.Layout.find(click.get_current_context().find_root().meta.get(_ROOT))
+
+
+def examples(*lines: str) -> str:
+    """An epilog that shows how the command is used."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def key_values(pairs: tuple[str, ...], what: str) -> dict[str, str]:
+    """``KEY=VALUE`` arguments as a dictionary.
+
+    Raises:
+        AgentinaError: ``INPUT_INVALID``; the value is not repeated, for it may be a secret.
+
+    """
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise errors.INPUT_INVALID(where=what, problem=f"expected KEY=VALUE, got {key[:40]!r} without '='")
+        values[key] = value
+    return values
+
+
+def labels(pairs: tuple[str, ...]) -> dict[str, str]:
+    """``--label KEY=VALUE`` options, checked."""
+    values = key_values(pairs, "--label")
+    for key, value in values.items():
+        names.check_label(key, value)
+    return values
+
+
+def label_option(help_text: str) -> Callable[[Function], Function]:
+    """Add ``--label KEY=VALUE``, repeatable."""
+    return click.option("--label", "label_pairs", metavar="KEY=VALUE", multiple=True, help=help_text)
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # only newer versions of click have it generic
+    """``90``, ``30s``, ``10m``, ``1h30m``, ``14d`` as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        try:
+            return units.parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # see above
+    """``512MiB``, ``2G`` as bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            return units.parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)

@@ -1,0 +1,67 @@
+"""Ask the daemon of an instance through its Unix socket: one JSON line out, one JSON line back. Blocking.
+
+Answers are plain data in the shape of :class:`agentina.protocol.local.InstanceStatus`: `agentina status` must start
+fast, so this module loads neither structs nor asyncio.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any, Final
+
+from agentina import errors
+from agentina.system import paths
+
+#: Longest answer line read, in bytes (agentina.protocol.local.MAX_LINE).
+_MAX_LINE: Final = 8 << 20
+_PIECE: Final = 65_536
+
+
+def ask(instance: paths.InstancePaths, verb: str, *, reason: str = "", timeout_seconds: float = 5.0) -> dict[str, Any]:
+    """Carry out ``verb`` (``status``, ``drain``, ``resume``, ``refresh``) and return the status afterwards.
+
+    Raises:
+        AgentinaError: ``DAEMON_NOT_RUNNING`` when nobody listens or it does not answer in time, ``STATE_UNWRITABLE``
+            when this user may not, ``ANSWER_UNREADABLE``, or what the daemon refused with.
+
+    """
+    request = {"verb": verb, "reason": reason} if reason else {"verb": verb}
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout_seconds)
+            connection.connect(str(instance.socket))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            line = _read_line(connection)
+    except PermissionError as error:
+        raise errors.STATE_UNWRITABLE(path=str(instance.socket), problem="this user may not talk to it") from error
+    except OSError as error:
+        raise errors.DAEMON_NOT_RUNNING(instance=instance.name, path=str(instance.socket)) from error
+    return _status(line, instance)
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    received = bytearray()
+    while not received.endswith(b"\n") and len(received) <= _MAX_LINE:
+        piece = connection.recv(_PIECE)
+        if not piece:
+            break
+        received += piece
+    return bytes(received)
+
+
+def _status(line: bytes, instance: paths.InstancePaths) -> dict[str, Any]:
+    if not line:
+        raise errors.DAEMON_NOT_RUNNING(instance=instance.name, path=str(instance.socket))
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise errors.ANSWER_UNREADABLE(what="the daemon's line is not JSON or was cut off") from error
+    if isinstance(answer, dict) and answer.get("error"):
+        fault = answer["error"]
+        # Accepts the error itself and the body of an error answer, which wraps it.
+        raise errors.from_wire(fault if "error" in fault else {"error": fault}, status=400)
+    status = answer.get("status") if isinstance(answer, dict) else None
+    if not isinstance(status, dict):
+        raise errors.ANSWER_UNREADABLE(what="the daemon's answer holds no status")
+    return status
