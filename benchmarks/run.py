@@ -1,0 +1,262 @@
+"""``make bench``: speed and size in one run, as ratios to goals, to limits of this machine, and to peers.
+
+Absolute numbers depend on the machine; the ratios are what to compare between versions. ``python -m benchmarks.run NAME…``
+runs some of them: dispatch throughput burst supervision idle cli output polls peers.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks import lab as labs
+from benchmarks import measure
+from benchmarks.peers import buildbot, slurm
+
+#: Results by name, so that peers can be compared with what was measured before them.
+RESULTS: dict[str, float] = {}
+
+
+def show(name: str, value: float, unit: str, *, goal: float | None = None, better: str = "lower") -> None:
+    """Print one figure; with a goal also the ratio to it."""
+    RESULTS[name] = value
+    verdict = ""
+    if goal is not None:
+        ratio = value / goal
+        met = ratio <= 1 if better == "lower" else ratio >= 1
+        verdict = f"   {ratio:5.2f} x goal {goal:g} {unit}: {'met' if met else 'NOT met'}"
+    print(f"  {name:<58} {value:10.2f} {unit}{verdict}", flush=True)
+
+
+def dispatch() -> None:
+    """Submit call to first instruction, one job at a time."""
+    with labs.running(slots=8) as lab, marking() as marks:
+        measure.wait_quiet()
+        found = measure.latencies_ms(marks, lab.submit, count=200, gap_seconds=0.03)
+        show("dispatch latency p50", measure.percentile(found, 0.5), "ms", goal=5)
+        show("dispatch latency p99", measure.percentile(found, 0.99), "ms", goal=10)
+
+
+def throughput() -> None:
+    """Many trivial jobs, eight at a time, from first submit until the last has ended."""
+    count = 2000
+    with labs.running(slots=8) as lab, marking() as marks:
+        measure.wait_quiet()
+        for name in ("warm-1", "warm-2"):
+            lab.submit(marks.argv(name))
+        marks.wait({"warm-1", "warm-2"})
+        names = [f"job-{number}" for number in range(count)]
+        busy, mine, began = measure.machine_busy_seconds(), time.process_time(), time.monotonic()
+        last = [lab.submit(marks.argv(name)) for name in names][-1]
+        marks.wait(set(names))
+        wait_final(lab, last)
+        seconds = time.monotonic() - began
+        cpu = measure.machine_busy_seconds() - busy - (time.process_time() - mine)
+        show("trivial jobs per second, durable, end to end", count / seconds, "jobs/s", goal=600, better="higher")
+        show("CPU per trivial job, all processes but the submitter", 1000 * cpu / count, "ms", goal=2)
+
+
+def burst() -> None:
+    """A hundred one-second jobs at once."""
+    with labs.running(slots=100) as lab, marking() as marks:
+        measure.wait_quiet()
+        show("burst of 100 jobs until all run", measure.burst_seconds(marks, lab.submit, count=100), "s", goal=0.15)
+
+
+def supervision() -> None:
+    """What one running task costs besides itself."""
+    count = 50
+    with labs.running(slots=count) as lab:
+        before = {pid: measure.memory_kib(pid) for pid in lab.pids()}
+        for _ in range(count):
+            lab.submit(["/bin/sleep", "60"])
+        wait_running(lab, count)
+        new = [pid for pid in all_descendants(lab) if pid not in before and "sleep" not in command(pid)]
+        sizes = [measure.memory_kib(pid)["Private"] / 1024 for pid in new]
+        show("supervisors found", len(sizes), "", goal=count, better="higher")
+        show("private memory of one supervisor, mean", sum(sizes) / len(sizes), "MiB", goal=3)
+
+
+def idle() -> None:
+    """The daemon and the control plane with nothing to do, over TLS."""
+    with labs.running(slots=8, tls=True) as lab:
+        time.sleep(5)
+        daemon = lab.processes["daemon"].pid
+        seconds = 30.0
+        before = measure.cpu_seconds([daemon])
+        time.sleep(seconds)
+        spent = measure.cpu_seconds([daemon]) - before
+        helpers = [pid for pid in measure.descendants(daemon) if pid != daemon]
+        show("idle daemon RSS, TLS", measure.memory_kib(daemon)["Rss"] / 1024, "MiB", goal=45)
+        show("idle daemon private memory", measure.memory_kib(daemon)["Private"] / 1024, "MiB")
+        show("its nursery, PSS", sum(measure.memory_kib(pid)["Pss"] for pid in helpers) / 1024, "MiB")
+        show("idle daemon CPU between heartbeats", 100 * spent / seconds, "%", goal=0.02)
+        server = lab.processes["control-plane"].pid
+        show("idle control plane RSS", measure.memory_kib(server)["Rss"] / 1024, "MiB", goal=60)
+
+
+def cli() -> None:
+    """Start-up of `agentina status` against the interpreter's own."""
+    with labs.running(slots=1) as lab:
+        command = [str(Path(sys.executable).with_name("agentina")), "status"]
+        status = median_seconds(command, lab.environment)
+        bare = median_seconds([sys.executable, "-c", "pass"], lab.environment)
+        show("python3 -c pass", 1000 * bare, "ms")
+        show("agentina status", 1000 * status, "ms")
+        show("agentina status against python3 -c pass", status / bare, "x", goal=8)
+        show("agentina status against python3 -c pass, stretch", status / bare, "x", goal=4.5)
+
+
+def output() -> None:
+    """Output of a task until the control plane has all of it."""
+    size = 256 << 20
+    with labs.running(slots=1) as lab:
+        document = {"name": "output", "payload": {"argv": ["head", "-c", str(size), "/dev/zero"]}}
+        began = time.monotonic()
+        job = lab.client.submit_job({**document, "limits": {"output": size + 1}}).id
+        wait_final(lab, job)
+        show("task output to durable storage", size / (time.monotonic() - began) / 1e6, "MB/s")
+
+
+def polls() -> None:
+    """Five thousand agents with held polls over TLS, then their heartbeats."""
+    count = 5000
+    with labs.running(tls=True) as lab:
+        from agentina.protocol import api as messages  # noqa: PLC0415 - only here
+
+        lab.client.set_organization("default", messages.OrganizationUpdate(max_agents=count + 1))
+        tokens: list[messages.TokenSecret] = []
+        while len(tokens) < count:
+            tokens += lab.client.create_tokens(messages.TokenCreate(count=1000)).tokens
+        server = lab.processes["control-plane"].pid
+        before = measure.memory_kib(server)
+        arguments = [lab.url, str(lab.ca_file), str(count), "10"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.simulator", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            began = time.monotonic()
+            process.stdin.write("".join(f"{token.token}\n" for token in tokens).encode())
+            process.stdin.flush()
+            held = json.loads(process.stdout.readline())["held"]
+            show("agents activated and polls held, per second", held / (time.monotonic() - began), "1/s")
+            time.sleep(2)
+            after = measure.memory_kib(server)
+            show("agents with open long polls, TLS, one process", held, "", goal=5000, better="higher")
+            show(
+                "control plane memory per held agent", (after["Anonymous"] - before["Anonymous"]) / held, "KiB", goal=60
+            )
+            spent = measure.cpu_seconds([server])
+            time.sleep(10)
+            show("control plane CPU with all polls held", 100 * (measure.cpu_seconds([server]) - spent) / 10, "%")
+            spent = measure.cpu_seconds([server])
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+            rate = json.loads(process.stdout.readline())["heartbeats_per_second"]
+            spent = (measure.cpu_seconds([server]) - spent) / 10
+            show("heartbeats per second, sharing two cores with the agents", rate, "1/s")
+            show("heartbeats per second of control plane CPU", rate / spent, "1/s", goal=4500, better="higher")
+        began = time.monotonic()
+        lab.processes["control-plane"].terminate()
+        lab.processes["control-plane"].wait(30)
+        show("control plane stops with polls just dropped", time.monotonic() - began, "s", goal=5)
+
+
+def peers() -> None:
+    """The same jobs through Buildbot and Slurm."""
+    if "dispatch latency p50" not in RESULTS:
+        dispatch()
+    ours = RESULTS["dispatch latency p50"]
+    home = Path.home() / ".cache/agentina-bench"
+    home.mkdir(parents=True, exist_ok=True)
+    with marking() as marks:
+        with buildbot.running(buildbot.install(home), builders=8) as peer:
+            measure.wait_quiet()
+            found = measure.latencies_ms(marks, peer.submit, count=40, gap_seconds=0.1)
+            peer.wait_idle()
+        theirs = measure.percentile(found, 0.5)
+        show("buildbot dispatch latency p50", theirs, "ms")
+        show("times faster than buildbot", theirs / ours, "x", goal=50, better="higher")
+        if not slurm.available():
+            print("  slurm: skipped (needs root and Debian's slurm packages)")
+            return
+        with slurm.running() as batch:
+            measure.wait_quiet()
+            found = measure.latencies_ms(marks, batch.submit, count=60, gap_seconds=0.05)
+        theirs = measure.percentile(found, 0.5)
+        show("slurm srun dispatch latency p50", theirs, "ms")
+        show("times faster than slurm", theirs / ours, "x", goal=1, better="higher")
+
+
+ALL: dict[str, Callable[[], None]] = {
+    function.__name__: function
+    for function in (dispatch, throughput, burst, supervision, idle, cli, output, polls, peers)
+}
+
+
+class marking:  # noqa: N801 - reads as a context manager
+    """Marks that are removed at the end."""
+
+    def __enter__(self) -> measure.Marks:
+        self._marks = measure.Marks()
+        return self._marks
+
+    def __exit__(self, *_: object) -> None:
+        self._marks.close()
+
+
+def wait_final(lab: labs.Lab, job: str) -> None:
+    """Wait until the job has ended."""
+    after = 0
+    while True:
+        events = lab.client.get_events(job, after=after, wait=20)
+        after = max([after, *(event.number for event in events.events)])
+        if events.final:
+            return
+
+
+def wait_running(lab: labs.Lab, count: int) -> None:
+    """Wait until ``count`` jobs run."""
+    end = time.monotonic() + 60
+    while len(lab.client.list_jobs({"state": "running", "limit": count}).jobs) < count:
+        if time.monotonic() > end:
+            raise TimeoutError("the jobs did not start")
+        time.sleep(0.1)
+
+
+def all_descendants(lab: labs.Lab) -> Iterator[int]:
+    """Everything below the lab's processes."""
+    for process in lab.processes.values():
+        yield from measure.descendants(process.pid)
+
+
+def command(pid: int) -> str:
+    """Command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def median_seconds(argv: list[str], environment: dict[str, str], *, runs: int = 31) -> float:
+    """Median wall time of a command."""
+    seconds = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        subprocess.run(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        seconds.append(time.perf_counter() - began)
+    return measure.percentile(seconds, 0.5)
+
+
+def main() -> None:
+    """Run the named benchmarks, or all."""
+    wanted = sys.argv[1:] or list(ALL)
+    for name in wanted:
+        print(f"{name}: {(ALL[name].__doc__ or '').strip()}", flush=True)
+        ALL[name]()
+
+
+if __name__ == "__main__":
+    main()
