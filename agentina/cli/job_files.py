@@ -23,7 +23,16 @@ _STEP: Final = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; no aliases, no key twice."""
+    """Plain data only; no aliases, no key twice.
+
+    Words are read by the rules of YAML 1.2: PyYAML's older ones would make the key ``on`` of a retry policy the value
+    True, the word ``no`` False and ``2026-11-21`` a date.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's class attribute
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in {"bool", "timestamp"}]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
@@ -42,6 +51,9 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
 
 
 def read(source: str) -> tuple[Any, jobs.JobSpec]:

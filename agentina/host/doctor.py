@@ -253,10 +253,10 @@ def check_clock(told: str, before_ms: int, after_ms: int) -> Check:
 
 def check_policy(path: Path) -> Check:
     """The host owner's policy can be read."""
+    if not path.exists():
+        return ok("policy", f"There is no {path}: the defaults hold (`agentina policy show`).")
     from agentina.host import policy  # noqa: PLC0415 - install and doctor must work where the daemon does not
 
-    if not path.exists():
-        return ok("policy", f"No {path}: everything a licensed job asks for is accepted.")
     try:
         policy.load(path)
     except errors.AgentinaError as error:

@@ -144,7 +144,7 @@ def uninstall(
     _stop_daemon(instance, say, timeout_seconds)
     if running:
         say(f"Ending {len(running)} task(s) …")
-        _end_tasks(instance, timeout_seconds)
+        end_tasks(instance, timeout_seconds)
     if instance.config.exists():
         if not purge and instance.state.is_dir():
             _keep_settings(instance)
@@ -365,7 +365,7 @@ def _stop_daemon(instance: paths.InstancePaths, say: Say, timeout_seconds: float
     _wait_until(lambda: not files.is_locked(instance.lock), timeout_seconds, instance, f"running as process {pid}")
 
 
-def _end_tasks(instance: paths.InstancePaths, timeout_seconds: float) -> None:
+def end_tasks(instance: paths.InstancePaths, timeout_seconds: float) -> None:
     """Tell every live supervisor to end its task (SIGTERM to the lock's holder)."""
     from agentina.executors import process  # noqa: PLC0415 - only a forced uninstall needs it
     from agentina.executors.contract import StopReason  # noqa: PLC0415
