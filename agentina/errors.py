@@ -345,6 +345,12 @@ ARTIFACT_CORRUPT = _entry(
     cause="The content changed on disk or on the way.",
     remedy="The upload starts again from the beginning by itself.",
 )  # fmt: skip
+ARTIFACTS_TOO_LARGE = _entry(
+    "ARTIFACTS_TOO_LARGE", 422, Exit.FAILED,
+    message="The task left more than may be kept: {found}; the limit is {limit}.",
+    cause="The declared patterns, or the changes in the workspace, match more than the job's limits.artifacts allows.",
+    remedy="Declare narrower patterns, ignore generated files in .gitignore, or raise limits.artifacts.",
+)  # fmt: skip
 OFFSET_MISMATCH = _entry(
     "OFFSET_MISMATCH", 409, Exit.CONFLICT,
     message="The next expected offset is {expected}; the request says {found}.",

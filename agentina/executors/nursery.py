@@ -40,7 +40,7 @@ MAX_REQUEST = 16 << 20
 
 def main() -> None:
     """Serve until the daemon is gone."""
-    # A Ctrl-C at the daemon's terminal or a stop of the daemon is not for the tasks. Ended supervisors are not waited for.
+    # A Ctrl-C at the daemon's terminal or its stop is not for the tasks. Ended supervisors are not waited for.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))

@@ -262,8 +262,9 @@ class ProcessExecutor:
                     _log.warning("the nursery (process %d) ended; starting another", self._nursery.pid)
                     await self._nursery.close(kill=True)
                 self._nursery = _Nursery(self._lock)
-            await self._nursery.ready()
-            return self._nursery
+            current = self._nursery
+            await current.ready()
+            return current
 
     # --- watching ----------------------------------------------------------------------------------------------------
 
@@ -309,6 +310,15 @@ def _open_supervisor(directory: Path) -> int | None:
 
 def _started_before(task_id: str) -> errors.AgentinaError:
     return errors.STATE_CONFLICT(what=f"task {task_id}", state="started already", expected="a task never started")
+
+
+def _memory_file(content: bytes) -> int:
+    """A file without a name that holds ``content``."""
+    descriptor = os.memfd_create("agentina-request", os.MFD_CLOEXEC)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    return descriptor
 
 
 class _NurseryGoneError(Exception):
@@ -395,10 +405,7 @@ class _Nursery:
             if len(message) > nursery.MAX_REQUEST:
                 size, limit = len(message), nursery.MAX_REQUEST
                 raise errors.INPUT_TOO_LARGE(where="the task's command and environment", size=size, limit=limit)
-            memory = os.memfd_create("agentina-request", os.MFD_CLOEXEC)
-            descriptors.append(memory)
-            with open(memory, "wb", closefd=False) as file:
-                file.write(message)
+            descriptors.append(_memory_file(message))
             message = b"{}"
         try:
             async with self._sending:

@@ -170,6 +170,7 @@ async def run(
     timeout_seconds: float,
     output_limit: int = 1 << 20,
     output_file: int | None = None,
+    pass_descriptors: Sequence[int] = (),
 ) -> Completed:
     """Run a helper command to its end, without input, in a process group of its own.
 
@@ -182,6 +183,7 @@ async def run(
         timeout_seconds: Time after which it is killed.
         output_limit: Most bytes of output kept, in memory or in ``output_file``.
         output_file: Descriptor to write the output to, instead of keeping it in memory.
+        pass_descriptors: Descriptors it inherits, such as a lock to hold for as long as it lives.
 
     Raises:
         FileNotFoundError: There is no such program or directory.
@@ -196,6 +198,7 @@ async def run(
         env=dict(environment),
         cwd=directory,
         start_new_session=True,
+        pass_fds=pass_descriptors,
     )
     assert process.stdout is not None
     assert process.stderr is not None
