@@ -75,6 +75,7 @@ def parse(content: bytes, where: str) -> tuple[Any, jobs.JobSpec]:
     except UnicodeDecodeError as error:
         raise errors.INPUT_UNREADABLE(where=where, problem=f"byte {error.start} is not UTF-8") from error
     document, node = _decode(text, where)
+    _check_text(document, where)
     try:
         return document, jobs.parse_job(document)
     except errors.AgentinaError as error:
@@ -114,6 +115,16 @@ def _decode(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         raise errors.INPUT_UNREADABLE(where=place, problem=error.msg) from error
     except (yaml.YAMLError, ValueError) as error:
         raise errors.INPUT_UNREADABLE(where=where, problem=" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise errors.INPUT_UNREADABLE(where=where, problem="it is nested too deeply") from error
+
+
+def _check_text(document: Any, where: str) -> None:
+    """Refuse escapes of half a character (JSON and YAML can write a lone surrogate), which no UTF-8 can carry."""
+    try:
+        json.dumps(document, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError as error:
+        raise errors.INPUT_UNREADABLE(where=where, problem="a text in it holds half a character") from error
     except RecursionError as error:
         raise errors.INPUT_UNREADABLE(where=where, problem="it is nested too deeply") from error
 

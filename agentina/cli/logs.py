@@ -26,7 +26,7 @@ _NEWLINE: Final = 0x0A
 @click.option("--lines", "-n", type=click.IntRange(0, 100_000), default=100, show_default=True, help="How many.")
 @options.root_option
 def logs(instance: str, lines: int, *, follow: bool) -> None:
-    """Show the log of an instance's daemon (a job's output is `agentina job logs`)."""
+    """Show the daemon's log (for a job's output: `agentina job logs`)."""
     where = options.layout().instance(instance)
     if where.layout.is_system and services.runs_here() and not where.log.exists():
         command = ["journalctl", "--no-pager", "--unit", services.unit_of(instance), "--lines", str(lines)]

@@ -68,11 +68,12 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
-    # os._exit is not used: buffered output must reach a pipe. A reader that went away is no fault of ours.
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
     except BrokenPipeError:
+        # A reader that went away (`| head`): nothing more to write, and nothing to complain about at exit. click does
+        # the same for what breaks earlier, and ends with 1.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
@@ -85,8 +86,6 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         output.say("interrupted")
         return int(errors.Exit.INTERRUPTED)
-    except BrokenPipeError:
-        return int(errors.Exit.OK)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, a person gets a code and a remedy
         return _explain(error, as_json=as_json)
     return int(result) if isinstance(result, int) else int(errors.Exit.OK)

@@ -18,20 +18,22 @@ def policy() -> None:
 @options.root_option
 @options.json_option
 def check(source: str, *, as_json: bool) -> int:
-    """Say whether this host would run a job, and by which rule not. Ends with 0 or 3."""
+    """Say whether this host would run a job, and by which rules not. Ends with 0 or 3."""
     from agentina.cli import job_files
     from agentina.host import policy as host_policy
 
     _, spec = job_files.read(source)
     rules = host_policy.load(options.layout().policy_file)
-    refusal = host_policy.refusal(rules, spec)
+    reasons = host_policy.check(rules, spec)
     if as_json:
-        output.document({"accepted": refusal is None, "rule": refusal})
-    elif refusal is None:
+        output.document({"accepted": not reasons, "reasons": reasons})
+    elif not reasons:
         output.answer(f"This host would run {output.clean(spec.name)}.")
     else:
-        output.answer(f"This host would refuse {output.clean(spec.name)}: {output.clean(refusal)}")
-    return int(errors.Exit.OK if refusal is None else errors.Exit.REFUSED)
+        output.answer(f"This host would refuse {output.clean(spec.name)}:")
+        for reason in reasons:
+            output.answer(f"  {output.clean(reason)}")
+    return int(errors.Exit.REFUSED if reasons else errors.Exit.OK)
 
 
 @policy.command(epilog=options.examples("agentina policy show", "agentina policy show --json"))
@@ -55,4 +57,4 @@ def show(*, as_json: bool) -> None:
 def _shown(value: object) -> str:
     if isinstance(value, list):
         return output.clean(", ".join(map(str, value))) if value else "(none)"
-    return "(no limit)" if value is None else output.clean(value)
+    return "(no restriction)" if value is None else output.clean(value)

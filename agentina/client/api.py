@@ -374,7 +374,8 @@ class Client:
         return body
 
     def _unreachable(self, error: Exception) -> errors.AgentinaError:
-        if isinstance(error, http.client.HTTPException):
+        # A closed connection (RemoteDisconnected) is both; that the other side went away is what matters of it.
+        if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
             return errors.ANSWER_UNREADABLE(what=f"{type(error).__name__}: {error}"[:200])
         problem = "it did not answer in time" if isinstance(error, TimeoutError) else _words(error)
         return errors.CONTROL_PLANE_UNREACHABLE(url=str(self.address), problem=problem)

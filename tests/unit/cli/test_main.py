@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from agentina import errors
+from agentina.cli import lazy, main
+
+ROOT = click.Context(main.cli, info_name="agentina")
+
+
+def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(command)
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    for name in command.list_commands(context):
+        child = command.get_command(context, name)
+        assert child is not None
+        yield from commands(child, f"{path} {name}")
+
+
+ALL = dict(commands(main.cli, "agentina"))
+ANSWER_IS_TEXT = {"agentina logs", "agentina daemon", "agentina completion", "agentina job logs"}
+ANSWER_IS_JSON = {"agentina job schema", "agentina control-plane serve"}
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_every_command_has_help_and_an_example_of_itself(path: str) -> None:
+    command = ALL[path]
+    assert command.help
+    assert path in (command.epilog or ""), "an example that can be copied"
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_every_command_that_answers_has_json_and_root(path: str) -> None:
+    names = {name for option in ALL[path].params for name in option.opts}
+    if path not in ANSWER_IS_TEXT | ANSWER_IS_JSON:
+        assert "--json" in names
+    if path not in {"agentina completion", "agentina job schema"}:
+        assert "--root" in names
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"), [(name, entry) for section in main.SECTIONS for name, entry in section.commands.items()]
+)
+def test_list_of_commands_says_what_the_commands_say(name: str, entry: lazy.Lazy) -> None:
+    command = main.cli.get_command(ROOT, name)
+    assert command is not None
+    assert (command.help or "").splitlines()[0].startswith(entry.summary.rstrip("."))
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    code = (
+        "import sys; from agentina.cli import main\n"
+        f"main.run({list(arguments)!r}); print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_help_loads_no_command() -> None:
+    loaded = loaded_by("--help")
+    assert "agentina.cli.main" in loaded
+    assert not {name for name in loaded if name.startswith(("agentina.host", "agentina.control", "agentina.client"))}
+    assert not loaded & {"msgspec", "yaml", "asyncio", "nacl", "http.client", "ssl"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["statsu"], "'status'"),
+        (["job", "lits"], "'list'"),
+        (["status", "--jsn"], "--json"),
+        (["job", "show"], "JOB"),
+        (["status", "--instance"], "--instance"),
+    ],
+)
+def test_mistakes_are_explained(arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments) == errors.Exit.USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert hint in said.err
+    assert "code: USAGE" in said.err
+
+
+def test_error_with_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["job", "list", "--json"]) == errors.Exit.USAGE
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"]["code"] == "USAGE"
+    assert "remedy:" in said.err
+
+
+def test_json_of_the_job_is_not_json_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    main.run(["job", "run", "--", "tool", "--json"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (KeyboardInterrupt(), errors.Exit.INTERRUPTED),
+        (click.Abort(), errors.Exit.INTERRUPTED),
+        (errors.JOB_UNKNOWN(job="x"), errors.Exit.NOT_FOUND),
+        (RuntimeError("boom"), errors.Exit.INTERNAL),
+    ],
+)
+def test_exit_codes(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doctor = importlib.import_module("agentina.cli.doctor")
+
+    def ends(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(doctor.doctor, "callback", ends)
+    assert main.run(["doctor"]) == code
+    said = capsys.readouterr()
+    if code == errors.Exit.INTERNAL:
+        assert "boom" in said.err
+        assert "code: INTERNAL" in said.err
+
+
+def test_reader_that_goes_away_is_met_with_silence() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "agentina", "job", "schema"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.stderr == b""
