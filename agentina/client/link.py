@@ -1,0 +1,430 @@
+"""The daemon's connection to the control plane: HTTP/1.1 over asyncio streams, one small client, no more.
+
+It authenticates (an assertion, renewed in time and corrected by the control plane's clock), keeps connections alive,
+bounds every answer, and turns whatever goes wrong into an error of the catalogue. It retries nothing but a request
+that met a connection the other side had just closed; how often to try again is the caller's matter
+(:mod:`agentina.client.backoff`). h11 does the parsing; an HTTP library with everything would cost 15 MB of memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import re
+import ssl
+import urllib.parse
+from collections.abc import AsyncIterator
+from typing import Any, Final, NamedTuple, TypeVar
+
+import h11
+import msgspec
+
+from agentina import errors
+from agentina.protocol import signing
+from agentina.system import clock
+
+T = TypeVar("T")
+
+#: Seconds to wait for a connection, and for an answer where the caller names no time.
+CONNECT_SECONDS: Final = 10.0
+ANSWER_SECONDS: Final = 30.0
+#: Largest answer read where the caller names no bound, in bytes.
+MAX_ANSWER: Final = 4 << 20
+#: Idle connections kept; more are closed.
+MAX_IDLE: Final = 8
+#: Milliseconds before its end from which an assertion is renewed.
+RENEW_BEFORE_MS: Final = 60_000
+_READ_SIZE: Final = 65_536
+_PROXY_HEAD: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
+
+
+class Address(NamedTuple):
+    """Where the control plane is."""
+
+    url: str
+    host: str
+    port: int
+    tls: bool
+    #: Path in front of /v1, without a slash at the end.
+    prefix: str
+
+
+def parse_url(url: str) -> Address:
+    """Split and check the address of a control plane.
+
+    Raises:
+        AgentinaError: ``INPUT_INVALID``, or ``URL_INSECURE`` for plain http to anything but loopback.
+
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise errors.INPUT_INVALID(where="control_plane", problem=f"{url[:200]!r} is no address: {error}") from error
+    if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment or parts.username:
+        problem = f"{url[:200]!r}: expected https://HOST[:PORT] without user, query and fragment"
+        raise errors.INPUT_INVALID(where="control_plane", problem=problem)
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise errors.URL_INSECURE(url=url[:200])
+    tls = parts.scheme == "https"
+    return Address(url.rstrip("/"), host, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Signer:
+    """Makes assertions for one agent and keeps the current one until a minute before its end."""
+
+    def __init__(self, *, key: signing.SigningKey, agent_id: str, audience: str) -> None:
+        self._key = key
+        self._agent_id = agent_id
+        self._audience = audience
+        self._header = ""
+        self._expires_ms = 0
+        self._issued_ms = 0
+
+    def header(self, now_ms: int) -> str:
+        """The Authorization header at ``now_ms`` of the control plane's clock."""
+        # A header from the future appears when the control plane's clock was set back: it would be refused.
+        if not self._issued_ms <= now_ms < self._expires_ms - RENEW_BEFORE_MS:
+            self._header = signing.make_assertion(
+                self._key, agent_id=self._agent_id, audience=self._audience, now_ms=now_ms
+            )
+            self._issued_ms = now_ms
+            self._expires_ms = now_ms + signing.ASSERTION_LIFETIME_MS
+        return self._header
+
+    def drop(self) -> None:
+        """Forget the current assertion: the control plane found it outside its time."""
+        self._expires_ms = 0
+
+
+class _Answer(NamedTuple):
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a header (lower-case ``name``), or None."""
+        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
+
+
+class _Stale(Exception):  # noqa: N818 - never leaves this module
+    """The kept connection was closed by the other side before it answered a byte."""
+
+
+class _Connection:
+    """One HTTP/1.1 connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(our_role=h11.CLIENT)
+        self.used = False
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent."""
+        return self._http.our_state is h11.IDLE and not self._reader.at_eof() and not self._writer.is_closing()
+
+    def close(self) -> None:
+        """Give it up at once."""
+        self._writer.close()
+
+    async def exchange(self, request: h11.Request, body: bytes, *, limit: int) -> _Answer:
+        """Send one request and read its answer."""
+        head = self._http.send(request) or b""
+        data = self._http.send(h11.Data(data=body)) if body else b""
+        self._http.send(h11.EndOfMessage())
+        try:
+            # Small messages leave in one segment: two writes would be two system calls and, with TLS, two records.
+            self._writer.write(head + (data or b""))
+            await self._writer.drain()
+        except ConnectionError:
+            # The other side may have refused early and said why: what it sent is read below.
+            pass
+        answer = await self._read(limit)
+        self.used = True
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+        return answer
+
+    async def _read(self, limit: int) -> _Answer:
+        response: h11.Response | None = None
+        pieces: list[bytes] = []
+        size = 0
+        got_bytes = False
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                try:
+                    data = await self._reader.read(_READ_SIZE)
+                except ConnectionError:
+                    data = b""
+                if not data and not got_bytes:
+                    raise _Stale
+                got_bytes = True
+                self._http.receive_data(data)
+            elif isinstance(event, h11.Response):
+                response = event
+            elif isinstance(event, h11.Data):
+                size += len(event.data)
+                if size > limit:
+                    raise errors.ANSWER_UNREADABLE(what=f"more than {limit} bytes")
+                pieces.append(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                assert response is not None
+                return _Answer(response.status_code, list(response.headers), b"".join(pieces))
+            elif isinstance(event, h11.ConnectionClosed):
+                raise errors.ANSWER_UNREADABLE(what="the connection was closed before an answer")
+
+
+class Link:
+    """Requests to one control plane. Safe for many at once; every request has a connection of its own."""
+
+    def __init__(
+        self, url: str, *, signer: Signer | None = None, ca_file: str = "", clocks: clock.Clock | None = None
+    ) -> None:
+        self.address = parse_url(url)
+        self._signer = signer
+        self._ca_file = ca_file
+        self._clock: clock.Clock = clocks or clock.SystemClock()
+        self._context: ssl.SSLContext | None = None
+        self._idle: list[_Connection] = []
+        self._closed = False
+        #: Milliseconds to add to the boot clock for the control plane's time; None: it has not spoken yet.
+        self._offset_ms: float | None = None
+        default_port = 443 if self.address.tls else 80
+        host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
+        self._host_header = host if self.address.port == default_port else f"{host}:{self.address.port}"
+
+    @property
+    def knows_time(self) -> bool:
+        """Whether the control plane has told its time yet."""
+        return self._offset_ms is not None
+
+    def now_ms(self) -> int:
+        """The control plane's time, as far as it is known; the host's wall clock before the first answer.
+
+        It runs on the boot clock from the last answer on, so that somebody setting the host's clock changes nothing.
+        """
+        if self._offset_ms is None:
+            return self._clock.wall_ms()
+        return int(self._clock.boot() * 1000 + self._offset_ms)
+
+    async def post(
+        self,
+        path: str,
+        message: msgspec.Struct | bytes,
+        kind: type[T],
+        *,
+        seconds: float = ANSWER_SECONDS,
+        limit: int = MAX_ANSWER,
+    ) -> T:
+        """Send a JSON message (bytes are sent as they are) and read the answer as ``kind``.
+
+        Raises:
+            AgentinaError: what the control plane answered, ``CONTROL_PLANE_UNREACHABLE`` or ``ANSWER_UNREADABLE``.
+                ``context["retry_after"]`` has the seconds when it named some.
+
+        """
+        body = message if isinstance(message, bytes) else msgspec.json.encode(message)
+        return await self._call("POST", path, body, kind, seconds=seconds, limit=limit, media="application/json")
+
+    async def put(self, path: str, body: bytes, kind: type[T], *, seconds: float = ANSWER_SECONDS) -> T:
+        """Send raw bytes and read the answer as ``kind``; errors as for :meth:`post`."""
+        media = "application/octet-stream"
+        return await self._call("PUT", path, body, kind, seconds=seconds, limit=MAX_ANSWER, media=media)
+
+    async def close(self) -> None:
+        """Close every idle connection; later requests close theirs."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+        await asyncio.sleep(0)  # lets the transports run their connection_lost
+
+    async def _call(
+        self, method: str, path: str, body: bytes, kind: type[T], *, seconds: float, limit: int, media: str
+    ) -> T:
+        try:
+            return await self._once(method, path, body, kind, seconds=seconds, limit=limit, media=media)
+        except errors.AgentinaError as error:
+            if error.entry is not errors.ASSERTION_EXPIRED or self._signer is None:
+                raise
+            # The answer told the time; the next assertion is made with it.
+            self._learn(error.context.get("server_time_ms"))
+            self._signer.drop()
+        return await self._once(method, path, body, kind, seconds=seconds, limit=limit, media=media)
+
+    async def _once(
+        self, method: str, path: str, body: bytes, kind: type[T], *, seconds: float, limit: int, media: str
+    ) -> T:
+        headers = [
+            ("Host", self._host_header),
+            ("Content-Type", media),
+            ("Content-Length", str(len(body))),
+            ("Accept", "application/json"),
+        ]
+        if self._signer is not None:
+            headers.append(("Authorization", self._signer.header(self.now_ms())))
+        request = h11.Request(method=method, target=self.address.prefix + path, headers=headers)
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self._exchange(request, body, limit=limit)
+        except TimeoutError as error:
+            raise self._unreachable(f"no answer within {seconds:.0f} s") from error
+        except h11.RemoteProtocolError as error:
+            raise errors.ANSWER_UNREADABLE(what=f"not HTTP as expected ({error})") from error
+        except _Stale as error:
+            raise self._unreachable("it closed the connection without an answer") from error
+        except OSError as error:
+            raise self._unreachable(error.strerror or str(error) or type(error).__name__) from error
+        return self._interpret(answer, kind)
+
+    async def _exchange(self, request: h11.Request, body: bytes, *, limit: int) -> _Answer:
+        while True:
+            async with self._connection() as connection:
+                try:
+                    return await connection.exchange(request, body, limit=limit)
+                except _Stale:
+                    # A kept connection that the other side closed at the same moment: every request of the protocol
+                    # may be repeated, so it is sent again on another one. A fresh connection gets no second chance.
+                    if not connection.used:
+                        raise
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[_Connection]:
+        connection = self._take() or await self._connect()
+        try:
+            yield connection
+        except BaseException:
+            # Also when canceled: an answer that is still to come must not be read by the next request.
+            connection.close()
+            raise
+        if connection.reusable and not self._closed and len(self._idle) < MAX_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _take(self) -> _Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self) -> _Connection:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                reader, writer = await self._open()
+        except TimeoutError as error:
+            raise self._unreachable(f"no connection within {CONNECT_SECONDS:.0f} s") from error
+        return _Connection(reader, writer)
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port, tls = self.address.host, self.address.port, self.address.tls
+        proxy = proxy_for(self.address, dict(os.environ))
+        if proxy is None:
+            context = self._tls() if tls else None
+            return await asyncio.open_connection(host, port, ssl=context, server_hostname=host if tls else None)
+        reader, writer = await asyncio.open_connection(*proxy)
+        try:
+            target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            writer.write(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode("ascii"))
+            await self._await_tunnel(reader, f"{proxy[0]}:{proxy[1]}")
+            await writer.start_tls(self._tls(), server_hostname=host)
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
+
+    async def _await_tunnel(self, reader: asyncio.StreamReader, proxy: str) -> None:
+        """Read the proxy's answer to CONNECT; the stream's own limit of 64 KiB bounds it."""
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            raise self._unreachable(f"the proxy {proxy} did not answer to CONNECT") from error
+        status = _PROXY_HEAD.match(head)
+        if status is None or status[1] != b"200":
+            shown = status[1].decode() if status else "something that is not HTTP"
+            raise self._unreachable(f"the proxy {proxy} answered {shown} to CONNECT")
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            context = ssl.create_default_context()
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if self._ca_file:
+                context.load_verify_locations(self._ca_file)
+            self._context = context
+        return self._context
+
+    def _interpret(self, answer: _Answer, kind: type[T]) -> T:
+        told = answer.header(b"agentina-time")
+        if told is not None and told.isdecimal():
+            self._learn(int(told))
+        if 200 <= answer.status < 300:  # noqa: PLR2004 - RFC 9110: the successful ones
+            try:
+                return msgspec.json.decode(answer.body, type=kind)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise errors.ANSWER_UNREADABLE(what=f"{kind.__name__}: {error}") from error
+        refusal = errors.from_wire(_document(answer.body), status=answer.status)
+        asked = answer.header(b"retry-after")
+        if asked is not None and asked.isdecimal():
+            refusal.context["retry_after"] = float(asked[:9])
+        raise refusal
+
+    def _learn(self, server_ms: object) -> None:
+        """Note the control plane's time. The network's delay is neglected: assertions forgive 30 seconds."""
+        if isinstance(server_ms, int | float) and 0 < server_ms < 1 << 53:
+            self._offset_ms = server_ms - self._clock.boot() * 1000
+
+    def _unreachable(self, problem: str) -> errors.AgentinaError:
+        return errors.CONTROL_PLANE_UNREACHABLE(url=self.address.url, problem=problem)
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def retry_after(error: errors.AgentinaError) -> float | None:
+    """Seconds the peer asked to wait, if it did."""
+    value = error.context.get("retry_after")
+    return float(value) if isinstance(value, int | float) and value >= 0 else None
+
+
+def proxy_for(address: Address, environment: dict[str, str]) -> tuple[str, int] | None:
+    """The HTTP proxy that ``HTTPS_PROXY`` names for ``address``, unless ``NO_PROXY`` excepts it; https only.
+
+    Raises:
+        AgentinaError: ``INPUT_INVALID`` when the variable is no ``http://HOST:PORT``.
+
+    """
+    chosen = environment.get("HTTPS_PROXY") or environment.get("https_proxy") or ""
+    if not address.tls or not chosen or _is_loopback(address.host):
+        return None
+    excepted = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
+    for part in (word.strip().lstrip(".").lower() for word in excepted.split(",")):
+        if part and (part in {"*", address.host} or address.host.endswith("." + part)):
+            return None
+    try:
+        parts = urllib.parse.urlsplit(chosen if "://" in chosen else f"http://{chosen}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+        parts = urllib.parse.urlsplit("")
+    if parts.scheme != "http" or not host:
+        raise errors.INPUT_INVALID(where="HTTPS_PROXY", problem="expected http://HOST:PORT")
+    return host, port or 3128

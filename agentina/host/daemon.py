@@ -1,0 +1,377 @@
+"""The daemon of one instance: wires everything together, runs its loops, and ends quickly when asked to.
+
+Its end never ends a task: tasks are the executor's, and the next daemon finds them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+from agentina import __version__, errors
+from agentina.client import backoff, link
+from agentina.executors import contract
+from agentina.executors import registry as executors
+from agentina.host import (
+    config,
+    fingerprint,
+    follow,
+    grace,
+    heartbeat,
+    identity,
+    intake,
+    inventory,
+    janitor,
+    localapi,
+    logs,
+    operations,
+    outbox,
+    poll,
+    reports,
+    session,
+    standing,
+    status,
+    tasks,
+    uploads,
+)
+from agentina.protocol import local, signing, versions, wire
+from agentina.runners import registry as runners
+from agentina.system import clock, files, notify, paths
+from agentina.system import tasks as background
+
+#: Seconds the orderly end may take; tasks and reports are safe without it.
+_END_SECONDS: Final = 2.0
+#: Seconds between marks of the offline grace.
+_GRACE_SECONDS: Final = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+def run(instance: paths.InstancePaths) -> int:
+    """Run the daemon until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        AgentinaError: It cannot start: ``INSTANCE_UNKNOWN``, ``DAEMON_RUNNING``, ``STATE_CORRUPT``, an input's fault, …
+
+    """
+    settings = config.load(instance)
+    logs.set_up(instance=instance.name, level=settings.log_level)
+    who = identity.load(instance)
+    if who is None or not who.agent_id:
+        raise errors.INSTANCE_UNKNOWN(instance=instance.name, path=str(instance.identity))
+    with _only_daemon(instance):
+        asyncio.run(_run(instance, settings, who))
+    return errors.Exit.OK
+
+
+async def _run(instance: paths.InstancePaths, settings: config.HostConfig, who: identity.Identity) -> None:
+    _watch_children_by_pidfd()
+    daemon = Daemon(instance, settings, who)
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+    try:
+        await daemon.start()
+        notify.send("READY=1", f"STATUS=agent {who.agent_id}")
+        await ending.wait()
+        _log.info("the daemon ends; tasks go on", extra={"action": "daemon-ending"})
+        notify.send("STOPPING=1")
+    finally:
+        try:
+            async with asyncio.timeout(_END_SECONDS):
+                await daemon.close()
+        except TimeoutError:
+            _log.warning("the daemon ends before everything was put away; nothing is lost")
+
+
+class Daemon:
+    """All parts of one running instance."""
+
+    def __init__(
+        self,
+        instance: paths.InstancePaths,
+        settings: config.HostConfig,
+        who: identity.Identity,
+        *,
+        executor: contract.Executor | None = None,
+        clocks: clock.Clock | None = None,
+    ) -> None:
+        self._instance = instance
+        self._settings = settings
+        self._identity = who
+        self._clock = clocks or clock.SystemClock()
+        self._boot_id = clock.boot_id()
+        self._executor = executor or executors.choose(settings.executor, state_directory=instance.state)
+        signer = link.Signer(key=who.key, agent_id=who.agent_id, audience=who.control_plane_id)
+        self._link = link.Link(settings.control_plane, signer=signer, ca_file=settings.ca_file, clocks=self._clock)
+        self._lock = asyncio.Lock()
+        self._session = session.Session(self._link, clocks=self._clock)
+        self._loops: list[asyncio.Task[None]] = []
+        self._parts: list[Callable[[], Awaitable[None]]] = []
+
+    async def start(self) -> None:
+        """Take over what is on disk and begin to work.
+
+        Raises:
+            AgentinaError: The state directory or the executor cannot be used.
+
+        """
+        await self._executor.open()
+        self._parts.append(self._executor.close)
+        self._parts.append(self._link.close)
+        self._outbox = await outbox.Outbox.open(self._instance.outbox, clocks=self._clock)
+        self._parts.append(self._outbox.close)
+        self._make_workers()
+        self._adopt()
+        self._make_loops()
+        await self._local.open()
+        self._parts.append(self._local.close)
+        self._start_loops()
+
+    async def close(self) -> None:
+        """End the loops; the last part made goes first."""
+        await background.cancel(*self._loops)
+        for close in reversed(self._parts):
+            with contextlib.suppress(Exception):
+                await close()
+        self._parts.clear()
+
+    def reload(self) -> None:
+        """Read the policy again."""
+        self._standing.load_policy()
+        _log.info("the policy was read again", extra={"action": "policy-loaded"})
+        self._reconsider()
+
+    # --- wiring ------------------------------------------------------------------------------------------------------
+
+    def _make_workers(self) -> None:
+        transfers = uploads.Uploads(self._session)
+        work = operations.Operations(
+            executor=self._executor,
+            cache_directory=self._instance.layout.cache_directory,
+            transfers=transfers,
+            clocks=self._clock,
+            boot_id=self._boot_id,
+        )
+        self._tasks = tasks.Tasks(
+            self._instance.tasks,
+            reports=self._outbox,
+            executor=self._executor,
+            work=work,
+            clocks=self._clock,
+            boot_id=self._boot_id,
+        )
+        self._parts.append(self._tasks.close)
+        self._janitor = janitor.Janitor(
+            self._instance, keep_days=self._settings.keep_failed_days, disk_reserve=self._settings.disk_reserve
+        )
+        self._tasks.on_remove = self._janitor.remove
+        self._follower = follow.Follower(self._tasks, transfers, self._session)
+        self._grace = grace.Grace(self._instance.state / "grace", boot_id=self._boot_id, clocks=self._clock)
+        self._standing = standing.Standing(
+            self._instance,
+            self._settings,
+            self._identity,
+            sessions=self._session,
+            reports=self._outbox,
+            held=self._tasks,
+            offline=self._grace,
+            now_ms=self._link.now_ms,
+            clocks=self._clock,
+        )
+
+    def _adopt(self) -> None:
+        reader = inventory.Reader(
+            self._instance.tasks,
+            executor=self._executor,
+            trusted=self._identity.trusted_keys,
+            boot_id=self._boot_id,
+            clocks=self._clock,
+        )
+        found = reader.read(self._outbox.held, outbox_fresh=self._outbox.fresh)
+        self._standing.damage.extend(found.damage)
+        for path in found.leftovers:
+            self._janitor.remove(path, keep=False)
+        for adoption in found.adoptions:
+            if not adoption.held:
+                self._tasks.hold_again(adoption.entry)
+            self._tasks.adopt(adoption.entry, adoption.found, adoption.outcome)
+        if found.adoptions:
+            _log.info("%d tasks were found and go on", len(found.adoptions), extra={"action": "tasks-adopted"})
+        self._outbox.held.clear()
+
+    def _make_loops(self) -> None:
+        self._heartbeat = heartbeat.Heartbeat(
+            self._session,
+            self._tasks,
+            describe=self._standing.facts,
+            draining=lambda: self._standing.draining,
+            version=__version__,
+            clocks=self._clock,
+        )
+        self._poll = poll.Poll(
+            self._session,
+            self._tasks,
+            offer=self._standing.offer,
+            judge=self._judge,
+            lock=self._lock,
+            clocks=self._clock,
+        )
+        self._reports = reports.Sender(self._outbox, self._session, self._tasks)
+        view = status.StatusView(
+            self._instance,
+            self._settings,
+            self._identity,
+            sessions=self._session,
+            held=self._tasks,
+            reports=self._outbox,
+            stands=self._standing,
+            beats=self._heartbeat,
+            executor=self._executor,
+            clocks=self._clock,
+        )
+        self._local = localapi.LocalApi(self._instance.socket, status=view.build, act=self._act_locally)
+        self._tasks.on_change = self._reconsider
+        self._session.on_change = self._poll.reconsider
+        self._session.on_contact = self._grace.contact
+        self._session.on_directives = self._on_directives
+
+    def _start_loops(self) -> None:
+        self._reconsider()
+        for name, loop in (
+            ("session", lambda: self._session.keep_open(self._describe, self._opened, self._lock)),
+            ("heartbeat", self._heartbeat.run),
+            ("poll", self._poll.run),
+            ("reports", self._reports.run),
+            ("output", self._follower.run),
+            ("clean-up", self._janitor.run),
+            ("grace", self._keep_grace),
+            ("watchdog", _feed_watchdog),
+        ):
+            self._loops.append(background.start(_run_always(name, loop), name=name))
+
+    def _reconsider(self) -> None:
+        self._poll.reconsider()
+        self._follower.reconsider()
+
+    # --- session -----------------------------------------------------------------------------------------------------
+
+    def _describe(self) -> wire.SessionOpen:
+        return wire.SessionOpen(
+            version=__version__,
+            protocol=versions.PROTOCOL_VERSION,
+            hostname=socket.gethostname()[:256],
+            instance=self._instance.name,
+            boot_id=self._boot_id,
+            stream=self._outbox.stream,
+            tasks=self._tasks.held(),
+            executor=self._executor.name,
+            guarantees=self._executor.guarantees(),
+            fingerprint=fingerprint.read(),
+            max_concurrent_tasks=self._settings.max_concurrent_tasks,
+            runners=sorted(runners.RUNNERS),
+            facts={"system": platform.system(), "kernel": platform.release(), "architecture": platform.machine()},
+        )
+
+    def _opened(self, answer: wire.SessionOpened, sent: float) -> None:
+        stopped = {order.task_id for order in answer.stop} | set(answer.forget)
+        lease = answer.directives.lease_seconds
+        self._tasks.renew(self._tasks.ids - stopped, heartbeat.deadline(sent, lease))
+        self._tasks.stop(answer.stop)
+        self._tasks.forget(answer.forget)
+        if self._outbox.acknowledge(answer.applied):
+            self._tasks.applied(answer.applied)
+
+    def _on_directives(self, directives: wire.Directives) -> None:
+        if directives.license is not None:
+            self._standing.renew_license(directives.license)
+
+    def _judge(self, signed: signing.Signed, number: int, asked: int, acknowledged: int) -> intake.Verdict:
+        license_ = self._standing.license
+        situation = intake.Situation(
+            trusted=self._identity.trusted_keys,
+            agent_id=self._identity.agent_id,
+            session=number,
+            poll=asked,
+            acknowledged=acknowledged,
+            held=self._tasks.ids,
+            runners=runners.RUNNERS.keys(),
+            license_expires_ms=license_.expires_ms if license_ is not None else 0,
+            now_ms=self._link.now_ms(),
+            check_policy=self._standing.check_policy,
+            host=socket.gethostname(),
+        )
+        return intake.judge(signed, situation)
+
+    # --- the local socket --------------------------------------------------------------------------------------------
+
+    def _act_locally(self, request: local.LocalRequest) -> None:
+        if request.verb == "drain":
+            self._standing.drain(request.reason)
+        elif request.verb == "resume":
+            self._standing.resume()
+        _log.info("asked locally: %s", request.verb, extra={"action": f"local-{request.verb}"})
+        self._heartbeat.beat_now()
+        self._reconsider()
+
+    # --- duties ------------------------------------------------------------------------------------------------------
+
+    async def _keep_grace(self) -> None:
+        while True:
+            self._grace.write()
+            await asyncio.sleep(_GRACE_SECONDS)
+
+
+async def _run_always(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop; should a fault of ours end it, begin it again: the rest of the daemon depends on every one."""
+    pause = backoff.Backoff(first=1.0)
+    while True:
+        try:
+            await loop()
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("the %s loop failed and begins again", name, extra={"action": "loop-failed"})
+            await asyncio.sleep(pause.delay())
+        else:
+            return
+
+
+async def _feed_watchdog() -> None:
+    """Tell PID 1 that the event loop turns; nothing else counts, least of all the control plane."""
+    seconds = notify.watchdog_seconds()
+    while seconds is not None:
+        notify.send("WATCHDOG=1")
+        await asyncio.sleep(seconds / 3)
+
+
+@contextlib.contextmanager
+def _only_daemon(instance: paths.InstancePaths) -> Iterator[None]:
+    """Hold the instance's lock."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.exclusive_lock(instance.lock))
+        except BlockingIOError as error:
+            try:
+                pid = instance.lock.read_text("ascii").strip() or "unknown"
+            except (OSError, UnicodeDecodeError):
+                pid = "unknown"
+            raise errors.DAEMON_RUNNING(instance=instance.name, pid=pid) from error
+        except OSError as error:
+            raise files.from_os_error(error, instance.lock) from error
+        instance.lock.write_text(f"{os.getpid()}\n", "ascii")
+        yield
+
+
+def _watch_children_by_pidfd() -> None:
+    """Wait for git processes by pidfd: Python 3.11 would start a thread for each; later versions do this themselves."""
+    if hasattr(asyncio, "PidfdChildWatcher") and hasattr(os, "pidfd_open"):
+        with contextlib.suppress(NotImplementedError, AttributeError):
+            asyncio.set_child_watcher(asyncio.PidfdChildWatcher())

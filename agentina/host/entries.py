@@ -1,0 +1,83 @@
+"""What the daemon has in memory of one held task: a shadow of what is on disk and in the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+
+from agentina.host import records, state
+from agentina.protocol import jobs, wire
+
+
+@dataclasses.dataclass(kw_only=True, slots=True, eq=False)
+class Entry:
+    """One held task."""
+
+    task_id: str
+    directory: records.TaskDirectory
+    #: As written in job.json and the outbox; empty when both are damaged.
+    record: bytes
+    #: None when the record is damaged.
+    assignment: wire.Assignment | None
+    task: state.Task
+    #: CLOCK_BOOTTIME seconds at which the lease ends, as far as this daemon knows; None: not since it started.
+    deadline: float | None = None
+    pid: int = 0
+    started_ms: int | None = None
+    #: Offset the output goes on from; None: not yet asked the control plane.
+    sent: int | None = 0
+    #: Size of the output when it was looked at last.
+    seen: int = 0
+    #: The piece of output on its way, if one is.
+    sending: asyncio.Task[None] | None = None
+    #: Where it works, when that is not the usual place.
+    workspace: Path | None = None
+    #: Paths of what it left, by artifact name.
+    artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
+    secrets: list[bytes] = dataclasses.field(default_factory=list)
+    next: state.Do | None = None
+    driver: asyncio.Task[None] | None = None
+    #: The driver is inside an operation, so that canceling it cancels that.
+    operating: bool = False
+    #: The operation is to be broken off on purpose.
+    interrupted: bool = False
+    #: The outbox's number of the report that gives the task back.
+    returned_as: int = 0
+
+    @property
+    def job(self) -> jobs.JobSpec | None:
+        """What somebody asked for."""
+        return None if self.assignment is None else self.assignment.job
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory promised to it."""
+        return 0 if self.job is None else self.job.memory_bytes
+
+    async def wait_until_sent(self) -> None:
+        """Wait for the piece of output on its way."""
+        if self.sending is not None:
+            await asyncio.wait({self.sending})
+
+
+def secrets_of(job: jobs.JobSpec) -> list[bytes]:
+    """The values to mask in a job's output."""
+    return [value.encode() for value in jobs.masked_values(job)]
+
+
+def from_disk(
+    directory: records.TaskDirectory, record: bytes, assignment: wire.Assignment | None, *, deadline: float | None
+) -> Entry:
+    """The entry of a task found on disk; its phase is set when it is adopted."""
+    return Entry(
+        task_id=directory.path.name,
+        directory=directory,
+        record=record,
+        assignment=assignment,
+        # Nothing follows from this phase; it only takes no slot yet.
+        task=state.Task(state.Phase.GONE),
+        deadline=deadline,
+        sent=None,
+        secrets=[] if assignment is None else secrets_of(assignment.job),
+    )

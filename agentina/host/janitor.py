@@ -1,0 +1,96 @@
+"""Deletes what is no longer needed: forgotten task directories, and kept ones when their time or the disk is up.
+
+A directory is renamed out of ``tasks`` first, so that a crash leaves it whole or gone for the next daemon. The work is
+done in a thread, many directories at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Final
+
+from agentina.system import files, paths, pressure
+
+#: Seconds between looks at the kept directories.
+_LOOK_SECONDS: Final = 3600.0
+_DAY: Final = 86_400.0
+
+_log = logging.getLogger(__name__)
+
+
+class Janitor:
+    """Deletes for one instance."""
+
+    def __init__(self, instance: paths.InstancePaths, *, keep_days: float, disk_reserve: int) -> None:
+        self._tasks = instance.tasks
+        self._kept = instance.state / "tasks-kept"
+        self._trash = instance.state / "trash"
+        self._keep_seconds = keep_days * _DAY
+        self._disk_reserve = disk_reserve
+        self._queue: list[tuple[Path, bool]] = []
+        self._wake = asyncio.Event()
+
+    def remove(self, directory: Path, keep: bool) -> None:  # noqa: FBT001 - a callback's signature
+        """Have a task directory deleted; ``keep`` it for a look for the configured days."""
+        self._queue.append((directory, keep and self._keep_seconds > 0))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Delete what is asked for, and look at the kept ones each hour. Runs until canceled."""
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            else:
+                self._wake.clear()
+            batch, self._queue = self._queue, []
+            try:
+                await asyncio.to_thread(self._clean, batch)
+            except OSError as error:
+                _log.warning("cleaning up failed and is tried again: %s", error, extra={"action": "clean-up"})
+
+    def _clean(self, batch: list[tuple[Path, bool]]) -> None:
+        self._trash.mkdir(mode=0o700, exist_ok=True)
+        for directory, keep in batch:
+            try:
+                self._put_away(directory, keep=keep)
+            except OSError as error:
+                _log.warning("%s cannot be removed: %s", directory, error, extra={"action": "clean-up"})
+        for path in self._trash.iterdir():
+            files.remove_tree(path)
+        if not batch:
+            self._look_at_kept()
+
+    def _put_away(self, directory: Path, *, keep: bool) -> None:
+        if not directory.is_dir():
+            return
+        if not keep:
+            directory.replace(self._trash / f"{directory.name}.{time.monotonic_ns()}")
+            return
+        # The record holds the job's environment, and with it secrets: what is kept for a look has none.
+        (directory / "job.json").unlink(missing_ok=True)
+        self._kept.mkdir(mode=0o700, exist_ok=True)
+        target = self._kept / directory.name
+        if target.exists():
+            target.replace(self._trash / f"{target.name}.{time.monotonic_ns()}")
+        directory.replace(target)
+        if self._is_disk_low():
+            files.remove_tree(target / "workspace")
+
+    def _look_at_kept(self) -> None:
+        now = time.time()
+        for path in sorted(self._kept.glob("*"), key=lambda path: path.stat().st_mtime):
+            age = now - path.stat().st_mtime
+            if age > self._keep_seconds:
+                files.remove_tree(path)
+            elif self._is_disk_low():
+                files.remove_tree(path / "workspace")
+
+    def _is_disk_low(self) -> bool:
+        disk = pressure.disk(self._tasks)
+        return disk.total > 0 and disk.free < 2 * self._disk_reserve

@@ -1,0 +1,263 @@
+"""The long steps of a task: prepare, start, watch, collect, upload. Each ends in an event for the state machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from agentina import errors
+from agentina.executors import contract
+from agentina.host import entries, outcomes, records, state, uploads
+from agentina.protocol import jobs, wire
+from agentina.protocol.states import Reason, State
+from agentina.runners import registry
+from agentina.system import clock, files
+
+#: What every process gets besides its job's own variables.
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Errors of this host, not of the job: another host may do better.
+_HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code}
+
+_log = logging.getLogger(__name__)
+
+
+class Prepared(Protocol):
+    """A workspace that is ready."""
+
+    path: Path
+    commit: str
+
+
+class Workspaces(Protocol):
+    """What makes workspaces from repositories and finds what was left in them."""
+
+    async def prepare(self, job: jobs.JobSpec, directory: Path) -> Prepared:
+        """Make the workspace in the task's directory."""
+        ...
+
+    async def collect(self, job: jobs.JobSpec, directory: Path, commit: str) -> list[tuple[wire.ArtifactInfo, Path]]:
+        """The patch and the declared artifacts."""
+        ...
+
+
+class Operations:
+    """Performs operations for all tasks of an instance."""
+
+    def __init__(
+        self,
+        *,
+        executor: contract.Executor,
+        cache_directory: Path,
+        transfers: uploads.Uploads,
+        clocks: clock.Clock,
+        boot_id: str,
+    ) -> None:
+        self._executor = executor
+        self._cache = cache_directory
+        self._transfers = transfers
+        self._clock = clocks
+        self._boot_id = boot_id
+        self._git: Workspaces | None = None
+
+    async def perform(self, entry: entries.Entry, operation: state.Do) -> state.Event:
+        """Perform one operation; its end as an event."""
+        if operation is state.Do.PREPARE:
+            return await self._prepare(entry)
+        if operation is state.Do.START:
+            return await self._start(entry)
+        if operation is state.Do.WATCH:
+            await self._executor.wait(entry.directory.path)
+            return state.Ended()
+        if operation is state.Do.COLLECT:
+            return await self._collect(entry)
+        assert operation is state.Do.UPLOAD, operation
+        return await self._upload(entry)
+
+    def _workspaces(self) -> Workspaces:
+        if self._git is None:
+            # Only jobs with a repository or artifacts pay for the import.
+            from agentina.host import workspaces  # noqa: PLC0415
+
+            self._git = workspaces.Workspaces(self._cache)
+        return self._git
+
+    async def _prepare(self, entry: entries.Entry) -> state.Event:
+        job = entry.job
+        assert job is not None
+        try:
+            workspace = entry.directory.workspace
+            if workspace.exists():
+                # An earlier attempt was cut off: from scratch.
+                await asyncio.to_thread(files.remove_tree, workspace)
+            if job.workspace.git is None:
+                _make_directory(workspace)
+            else:
+                prepared = await self._workspaces().prepare(job, entry.directory.path)
+                entry.workspace = prepared.path
+                _write_commit(entry.directory, prepared.commit)
+        except errors.AgentinaError as error:
+            if error.code in _HOST_FAULTS:
+                return state.Unable(str(error))
+            return state.Failed(outcomes.from_error(error, State.FAILED, Reason.WORKSPACE_FAILED))
+        return state.Prepared()
+
+    async def _start(self, entry: entries.Entry) -> state.Event:
+        deadline = entry.deadline
+        if deadline is None or self._clock.boot() >= deadline:
+            return state.Unable("its lease ran out before it could start")
+        try:
+            launch = self._launch(entry, deadline)
+            running = await self._executor.start(launch)
+        except errors.AgentinaError as error:
+            if error.code == errors.STATE_CONFLICT.code:
+                return state.StartedBefore()
+            return state.Failed(outcomes.from_error(error, State.FAILED, Reason.START_FAILED))
+        if entry.deadline is not None and entry.deadline > deadline:
+            self._executor.renew(entry.directory.path, entry.deadline)
+        return state.Started(running.pid)
+
+    def _launch(self, entry: entries.Entry, deadline: float) -> contract.Launch:
+        job = entry.job
+        assert job is not None
+        assert entry.assignment is not None
+        workspace = entry.workspace or entry.directory.workspace
+        plan = registry.RUNNERS[job.runner].plan(job, workspace=workspace)
+        return contract.Launch(
+            task_id=entry.task_id,
+            directory=entry.directory.path,
+            argv=plan.argv,
+            environment={
+                "PATH": _PATH,
+                "LANG": "C.UTF-8",
+                "HOME": str(workspace),
+                "AGENTINA_TASK_ID": entry.task_id,
+                "AGENTINA_JOB_ID": entry.assignment.job_id,
+                **plan.environment,
+                **jobs.environment_values(job),
+            },
+            workspace=workspace,
+            verify=plan.verify,
+            memory_bytes=job.memory_bytes,
+            cpus=job.cpus,
+            pids=job.resources.pids,
+            disk_bytes=job.resources.disk,
+            output_bytes=job.limits.output,
+            timeout_seconds=job.limits.timeout,
+            grace_seconds=job.limits.grace,
+            lease_deadline=deadline,
+        )
+
+    async def _collect(self, entry: entries.Entry) -> state.Event:
+        collection = entry.directory.read_collection()
+        if collection is not None:
+            return state.Collected(collection.outcome)
+        job = entry.job
+        result = self._executor.read_result(entry.directory.path)
+        if result is None or job is None:
+            return state.Collected(self._vanished(entry))
+        outcome = outcomes.from_result(result, job)
+        if entry.task.stop is not None and outcome.reason is Reason.CANCELED_BY_OPERATOR:
+            outcome = _with_stop(outcome, entry.task.stop)
+        if job.workspace.git is None and not job.artifacts:
+            return state.Collected(outcome)
+        return state.Collected(await self._gather(entry, job, outcome))
+
+    async def _gather(self, entry: entries.Entry, job: jobs.JobSpec, outcome: wire.Outcome) -> wire.Outcome:
+        """Find patch and artifacts; keep the collection on disk."""
+        commit = _read_commit(entry.directory)
+        found: list[tuple[wire.ArtifactInfo, Path]] = []
+        trouble: errors.AgentinaError | None = None
+        try:
+            found = await self._workspaces().collect(job, entry.directory.path, commit)
+        except errors.AgentinaError as error:
+            _log.warning("task %s: %s", entry.task_id, error, extra={"task": entry.task_id, "code": error.code})
+            trouble = error
+        artifacts = [artifact for artifact, _ in found]
+        outcome = outcomes.with_collection(outcome, artifacts=artifacts, commit=commit, trouble=trouble)
+        paths = {artifact.name: str(path) for artifact, path in found}
+        entry.artifacts = paths
+        try:
+            entry.directory.write_collection(records.Collection(outcome=outcome, paths=paths))
+        except errors.AgentinaError as error:
+            # No room for it now: after a restart it is collected again.
+            _log.warning("task %s: %s", entry.task_id, error, extra={"task": entry.task_id, "code": error.code})
+        return outcome
+
+    def _vanished(self, entry: entries.Entry) -> wire.Outcome:
+        """The outcome of a task that was started, does not run and left no result."""
+        try:
+            record = msgspec.json.decode(entry.record, type=records.Record)
+        except msgspec.MsgspecError:
+            return outcomes.lost(Reason.RECORD_DAMAGED)
+        restarted = record.boot_id != self._boot_id
+        return outcomes.lost(Reason.HOST_RESTARTED if restarted else Reason.SUPERVISOR_DIED)
+
+    async def _upload(self, entry: entries.Entry) -> state.Event:
+        outcome = entry.task.outcome
+        assert outcome is not None
+        try:
+            size = await self._upload_output(entry)
+            outcome = msgspec.structs.replace(outcome, output_bytes=size)
+            outcome = await self._upload_artifacts(entry, outcome)
+        except uploads.Unwanted:
+            _log.info("task %s is not known to the control plane", entry.task_id, extra={"task": entry.task_id})
+        return state.Uploaded(outcome)
+
+    async def _upload_output(self, entry: entries.Entry) -> int:
+        # A piece of the live output may still be on its way; its answer says where to go on.
+        await entry.wait_until_sent()
+        if not entry.sent and entry.directory.output_size() == 0:
+            return 0
+        if entry.job is None:
+            # Its record is damaged, so nobody knows which secrets to mask: the output stays here.
+            return 0
+        path = entry.directory.output
+        entry.sent = await self._transfers.send_output(entry.task_id, path, entry.secrets, entry.sent)
+        return entry.sent
+
+    async def _upload_artifacts(self, entry: entries.Entry, outcome: wire.Outcome) -> wire.Outcome:
+        if not outcome.artifacts:
+            return outcome
+        if not entry.artifacts:
+            collection = entry.directory.read_collection()
+            entry.artifacts = {} if collection is None else collection.paths
+        sent: list[wire.ArtifactInfo] = []
+        trouble: errors.AgentinaError | None = None
+        for artifact in outcome.artifacts:
+            try:
+                await self._transfers.send_artifact(entry.task_id, artifact, Path(entry.artifacts[artifact.name]))
+                sent.append(artifact)
+            except KeyError:
+                trouble = errors.ARTIFACT_UNKNOWN(job=entry.task_id, name=artifact.name)
+            except errors.AgentinaError as error:
+                trouble = error
+        return outcomes.with_collection(outcome, artifacts=sent, commit=outcome.commit, trouble=trouble)
+
+
+def _with_stop(outcome: wire.Outcome, asked: state.StopAsked) -> wire.Outcome:
+    """Name the control plane's own reason for the end."""
+    stopped = state.stopped_outcome(asked.reason, asked.detail)
+    detail = asked.detail or outcome.detail
+    return msgspec.structs.replace(outcome, state=stopped.state, reason=stopped.reason, detail=detail)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise files.from_os_error(error, path) from error
+
+
+def _write_commit(directory: records.TaskDirectory, commit: str) -> None:
+    files.write_atomic(directory.path / "commit", commit.encode(), durable=False)
+
+
+def _read_commit(directory: records.TaskDirectory) -> str:
+    try:
+        return files.read_bounded(directory.path / "commit", limit=256).decode("ascii", "replace")
+    except (OSError, errors.AgentinaError):
+        return ""

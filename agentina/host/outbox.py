@@ -1,0 +1,449 @@
+"""What the host has to say, and which tasks it accepted: durable before anybody acts on it.
+
+One SQLite file, ``outbox/outbox.db`` (WAL, synchronous=FULL), with the numbered reports that the control plane has not
+acknowledged yet, and a row for every accepted task with its signed assignment. A task has a row exactly from its
+durable acceptance until it is forgotten; that row, not the directory, is the fence for "never accepted".
+
+Commits happen in a thread of their own, and everything that arrives while one is on its way shares the next (group
+commit). A report is offered to the sender only when it is durable, so a number never stands for two contents.
+
+A full disk delays commits until there is room. A damaged file is set aside and a new one begun under a new stream
+name; ``on_renewed`` is then called to say everything about the present tasks again, which the protocol allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import logging
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from agentina import errors
+from agentina.protocol import wire
+from agentina.system import clock, files, tasks
+
+#: Seconds between attempts to commit while the disk refuses.
+RETRY_SECONDS: Final = 1.0
+#: Seconds a change that nobody waits for may take to reach the disk.
+LAZY_SECONDS: Final = 0.5
+#: Reports waiting above which no new work should be taken.
+MANY_WAITING: Final = 10_000
+
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    # AUTOINCREMENT remembers the highest number in sqlite_sequence after acknowledged reports are deleted.
+    """CREATE TABLE IF NOT EXISTS reports
+       (number INTEGER PRIMARY KEY AUTOINCREMENT, task_id TEXT NOT NULL, body BLOB NOT NULL) STRICT""",
+    """CREATE TABLE IF NOT EXISTS held
+       (task_id TEXT PRIMARY KEY, record BLOB NOT NULL, final BLOB NOT NULL DEFAULT x'') STRICT""",
+)
+_LAST: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'reports'"
+_NEW_STREAM: Final = (
+    "DELETE FROM reports",
+    "DELETE FROM sqlite_sequence WHERE name = 'reports'",
+)
+_STREAM: Final = "INSERT OR REPLACE INTO meta (key, value) VALUES ('stream', ?)"
+_REPORT: Final = "INSERT INTO reports (number, task_id, body) VALUES (?, ?, ?)"
+_ACKNOWLEDGE: Final = "DELETE FROM reports WHERE number <= ?"
+_HOLD: Final = "INSERT OR REPLACE INTO held (task_id, record, final) VALUES (?, ?, x'')"
+_FINAL: Final = "UPDATE held SET final = ? WHERE task_id = ?"
+_RELEASE: Final = "DELETE FROM held WHERE task_id = ?"
+
+_log = logging.getLogger(__name__)
+
+
+class Waiting(NamedTuple):
+    """A durable report on its way; ``body`` is its JSON."""
+
+    number: int
+    task_id: str
+    body: bytes
+
+
+class HeldRow(NamedTuple):
+    """An accepted task as the outbox remembers it."""
+
+    record: bytes
+    #: Its final report as JSON; empty while there is none.
+    final: bytes
+
+
+class _Batch:
+    """Statements that share a commit, and what becomes true with it."""
+
+    def __init__(self, stream: str) -> None:
+        #: Reports of another stream than the present one are never offered to the sender.
+        self.stream = stream
+        self.statements: list[tuple[str, tuple[Any, ...]]] = []
+        self.reports: list[Waiting] = []
+        self.durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def fulfil(self) -> None:
+        """Tell everybody who waits that it is durable."""
+        if not self.durable.done():
+            self.durable.set_result(None)
+
+
+class Outbox:
+    """Open with :meth:`open`. Everything but the commits runs on the event loop."""
+
+    def __init__(self, path: Path, *, clocks: clock.Clock) -> None:
+        self._path = path
+        self._clock = clocks
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="outbox")
+        self._database: sqlite3.Connection | None = None
+        self._batch: _Batch | None = None
+        self._wake = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._lazy: asyncio.TimerHandle | None = None
+        self._committer: asyncio.Task[None] | None = None
+        self._waiting: collections.deque[Waiting] = collections.deque()
+        #: Set while durable reports wait for the sender.
+        self.pending = asyncio.Event()
+        #: Name of the numbering.
+        self.stream = ""
+        #: Number given last.
+        self.last = 0
+        #: Accepted tasks found at opening.
+        self.held: dict[str, HeldRow] = {}
+        #: Whether :meth:`open` had to begin a new file; directories are then the only truth.
+        self.fresh = False
+        #: What keeps commits from happening now, or None.
+        self.trouble: errors.AgentinaError | None = None
+        #: A damaged file that was set aside.
+        self.damage: errors.AgentinaError | None = None
+        #: Called when a new stream began while running.
+        self.on_renewed: Callable[[], None] = lambda: None
+
+    @classmethod
+    async def open(cls, directory: Path, *, clocks: clock.Clock | None = None) -> Outbox:
+        """Open or make the outbox in ``directory``.
+
+        Raises:
+            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``.
+
+        """
+        outbox = cls(directory / "outbox.db", clocks=clocks or clock.SystemClock())
+        await outbox._in_thread(outbox._open_checked)
+        if outbox._waiting:
+            outbox.pending.set()
+        outbox._committer = tasks.start(outbox._commit_always(), name="outbox")
+        return outbox
+
+    async def close(self) -> None:
+        """Commit what waits, unless the disk refuses, and close."""
+        self._closing.set()
+        self._wake.set()
+        if self._committer is not None:
+            await self._committer
+        await self._in_thread(self._close_database)
+        self._thread.shutdown(wait=False)
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def report(
+        self,
+        task_id: str,
+        kind: str,
+        *,
+        outcome: wire.Outcome | None = None,
+        detail: str = "",
+        pid: int | None = None,
+    ) -> asyncio.Future[None]:
+        """Number a report and write it; the future is done when it is durable. Shared: never cancel it."""
+        self.last += 1
+        report = wire.Report(
+            number=self.last,
+            at_ms=self._clock.wall_ms(),
+            task_id=task_id,
+            kind=kind,  # type: ignore[arg-type]  # the state machine's words; tested against the type
+            outcome=outcome,
+            detail=detail[:4096],
+            pid=pid,
+        )
+        body = msgspec.json.encode(report)
+        batch = self._open_batch()
+        batch.reports.append(Waiting(self.last, task_id, body))
+        batch.statements.append((_REPORT, (self.last, task_id, body)))
+        if kind in {"finished", "returned"}:
+            batch.statements.append((_FINAL, (body, task_id)))
+        self._wake.set()
+        return batch.durable
+
+    def hold(self, task_id: str, record: bytes) -> None:
+        """Remember an accepted task, in the same commit as the report that follows."""
+        self._open_batch().statements.append((_HOLD, (task_id, record)))
+
+    def release(self, task_id: str) -> asyncio.Future[None]:
+        """Forget an accepted task. Not urgent: durable within :data:`LAZY_SECONDS`."""
+        return self._write_lazily((_RELEASE, (task_id,)))
+
+    def acknowledge(self, number: int) -> bool:
+        """Note that reports up to ``number`` are applied.
+
+        False: the control plane knows later reports than were ever written here, so this file is an old copy, and a
+        new stream was begun.
+        """
+        if number > self.last:
+            self.renew(f"the control plane has reports up to {number}, this file up to {self.last}")
+            return False
+        if self._waiting and self._waiting[0].number <= number:
+            while self._waiting and self._waiting[0].number <= number:
+                self._waiting.popleft()
+            self._write_lazily((_ACKNOWLEDGE, (number,)))
+        if not self._waiting:
+            self.pending.clear()
+        return True
+
+    def renew(self, problem: str) -> None:
+        """Begin a new stream in the same file; everything about present tasks is said again."""
+        _log.warning("the outbox begins a new stream: %s", problem, extra={"action": "outbox-renewed"})
+        earlier, self._batch = self._batch, None
+        self._begin_stream()
+        self._waiting.clear()
+        self.pending.clear()
+        batch = self._open_batch()
+        batch.statements += [*((sql, ()) for sql in _NEW_STREAM), (_STREAM, (self.stream,))]
+        if earlier is not None:
+            batch.statements += [entry for entry in earlier.statements if entry[0] not in {_REPORT, _ACKNOWLEDGE}]
+            _follow(earlier, batch)
+        self.on_renewed()
+        self._wake.set()
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Durable reports not acknowledged yet."""
+        return len(self._waiting)
+
+    def first(self, *, most: int, most_bytes: int) -> list[Waiting]:
+        """The first waiting reports: at most ``most``, and at most ``most_bytes`` unless a single one is larger."""
+        chosen: list[Waiting] = []
+        size = 0
+        for report in self._waiting:
+            size += len(report.body) + 1
+            if len(chosen) == most or (chosen and size > most_bytes):
+                break
+            chosen.append(report)
+        return chosen
+
+    def tasks_waiting(self) -> set[str]:
+        """Ids of the tasks that unacknowledged reports speak of."""
+        return {report.task_id for report in self._waiting}
+
+    def reduce_first(self, problem: str) -> None:
+        """Replace the first waiting report, which the control plane does not accept, by the least it can be."""
+        number, task_id, body = self._waiting[0]
+        report = msgspec.json.decode(body, type=wire.Report)
+        least = wire.Report(number=number, at_ms=report.at_ms, task_id=task_id, kind="note", detail=problem[:500])
+        if report.outcome is not None and report.outcome.error_code != errors.INTERNAL.code:
+            outcome = wire.Outcome(
+                state=report.outcome.state,
+                reason=report.outcome.reason,
+                detail=f"The full outcome was not accepted: {problem}"[:500],
+                error_code=errors.INTERNAL.code,
+            )
+            least = msgspec.structs.replace(least, kind="finished", outcome=outcome, detail="")
+        reduced = msgspec.json.encode(least)
+        self._waiting[0] = Waiting(number, task_id, reduced)
+        self._write_lazily(("UPDATE reports SET body = ? WHERE number = ?", (reduced, number)))
+
+    # --- committing --------------------------------------------------------------------------------------------------
+
+    def _open_batch(self) -> _Batch:
+        if self._batch is None:
+            self._batch = _Batch(self.stream)
+        return self._batch
+
+    def _write_lazily(self, statement: tuple[str, tuple[Any, ...]]) -> asyncio.Future[None]:
+        batch = self._open_batch()
+        batch.statements.append(statement)
+        if self._lazy is None and not self._wake.is_set():
+            self._lazy = asyncio.get_running_loop().call_later(LAZY_SECONDS, self._wake.set)
+        return batch.durable
+
+    async def _commit_always(self) -> None:
+        while not self._closing.is_set() or self._batch is not None:
+            if not self._closing.is_set():
+                await self._wake.wait()
+            self._wake.clear()
+            if self._lazy is not None:
+                self._lazy.cancel()
+                self._lazy = None
+            batch, self._batch = self._batch, None
+            if batch is not None:
+                await self._commit_surely(batch)
+
+    async def _commit_surely(self, batch: _Batch) -> None:
+        """Commit ``batch``, waiting for room on the disk and replacing a damaged file as needed."""
+        while True:
+            try:
+                if self._database is None:
+                    await self._replace_file(batch)
+                    return
+                await self._in_thread(self._commit, batch.statements)
+                break
+            except sqlite3.Error as error:
+                if _is_damage(error):
+                    await self._in_thread(self._set_aside, str(error))
+                    continue
+                self._note_trouble(error)
+            except (OSError, errors.AgentinaError) as error:
+                self._note_trouble(error)
+            if self._closing.is_set():
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)
+        self._clear_trouble()
+        if batch.stream == self.stream and batch.reports:
+            self._waiting.extend(batch.reports)
+            self.pending.set()
+        batch.fulfil()
+
+    async def _replace_file(self, failed: _Batch) -> None:
+        """Begin a new file in place of the one set aside. What ``failed`` said is said again by ``on_renewed``."""
+        await self._in_thread(self._open_new)
+        self._clear_trouble()
+        self._waiting.clear()
+        self.pending.clear()
+        waiting = [failed] if self._batch is None else [failed, self._batch]
+        self._batch = None
+        batch = self._open_batch()
+        for earlier in waiting:
+            _follow(earlier, batch)
+        self.on_renewed()
+        self._wake.set()
+
+    def _clear_trouble(self) -> None:
+        if self.trouble is not None:
+            _log.info("the outbox can be written again", extra={"action": "outbox-recovered"})
+            self.trouble = None
+
+    def _note_trouble(self, error: Exception) -> None:
+        trouble = error if isinstance(error, errors.AgentinaError) else _explain(error, self._path)
+        if self.trouble is None or self.trouble.code != trouble.code:
+            _log.error("%s", trouble, extra={"action": "outbox-waits", "code": trouble.code})
+        self.trouble = trouble
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    # --- in the thread -----------------------------------------------------------------------------------------------
+
+    def _commit(self, statements: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
+        assert self._database is not None
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            for sql, parameters in statements:
+                self._database.execute(sql, parameters)
+            self._database.execute("COMMIT")
+        except sqlite3.Error:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.execute("ROLLBACK")
+            raise
+
+    def _open_checked(self) -> None:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._open_existing()
+        except OSError as error:
+            raise files.from_os_error(error, self._path) from error
+        except sqlite3.Error as error:
+            self._close_database()
+            if not _is_damage(error):
+                raise _explain(error, self._path) from error
+            self._set_aside(str(error))
+            self._open_new()
+
+    def _open_existing(self) -> None:
+        database = self._connect()
+        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise _Damaged(str(verdict))
+        self._create()
+        meta = dict(database.execute("SELECT key, value FROM meta"))
+        self._waiting.extend(
+            Waiting(number, task_id, bytes(body))
+            for number, task_id, body in database.execute("SELECT number, task_id, body FROM reports ORDER BY number")
+        )
+        self.held = {
+            task_id: HeldRow(bytes(record), bytes(final))
+            for task_id, record, final in database.execute("SELECT task_id, record, final FROM held")
+        }
+        if "stream" not in meta:
+            self.fresh = True
+            self._begin_stream()
+            self._commit([(_STREAM, (self.stream,))])
+            return
+        self.stream = meta["stream"]
+        (self.last,) = database.execute(_LAST).fetchone() or (0,)
+
+    def _open_new(self) -> None:
+        self._connect()
+        self._create()
+        self.fresh = True
+        self.held = {}
+        self._begin_stream()
+        self._commit([(_STREAM, (self.stream,))])
+
+    def _connect(self) -> sqlite3.Connection:
+        self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
+        self._path.chmod(0o600)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.execute("PRAGMA cache_size = -1024")
+        return self._database
+
+    def _create(self) -> None:
+        self._commit([(sql, ()) for sql in _SCHEMA])
+
+    def _begin_stream(self) -> None:
+        self.stream = secrets.token_hex(16)
+        self.last = 0
+
+    def _set_aside(self, problem: str) -> None:
+        self._close_database()
+        stamp = clock.show_time(self._clock.wall_ms()).replace(":", "")
+        aside = files.set_aside(self._path, stamp=stamp)
+        for suffix in ("-wal", "-shm"):
+            # A journal belongs to its database: beside another one it would be applied to it.
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self._path}{suffix}").replace(f"{aside}{suffix}")
+        self.damage = errors.STATE_CORRUPT(path=str(self._path), problem=problem, aside=str(aside))
+        _log.error("%s", self.damage, extra={"action": "outbox-damaged", "code": self.damage.code})
+
+    def _close_database(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+
+class _Damaged(sqlite3.DatabaseError):
+    """quick_check found damage."""
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    damaged = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+    return isinstance(error, _Damaged) or (getattr(error, "sqlite_errorcode", 0) & 0xFF) in damaged
+
+
+def _explain(error: Exception, path: Path) -> errors.AgentinaError:
+    if isinstance(error, OSError):
+        return files.from_os_error(error, path)
+    if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
+        return errors.DISK_FULL(path=str(path))
+    return errors.STATE_UNWRITABLE(path=str(path), problem=str(error))
+
+
+def _follow(earlier: _Batch, later: _Batch) -> None:
+    """Fulfil ``earlier`` when ``later`` is durable."""
+    later.durable.add_done_callback(lambda _: earlier.fulfil())

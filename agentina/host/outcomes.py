@@ -1,0 +1,112 @@
+"""From an executor's result to the outcome that is reported. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from agentina import errors
+from agentina.executors import contract
+from agentina.protocol import states, units, wire
+from agentina.protocol.jobs import JobSpec
+from agentina.protocol.states import Reason, State
+
+_STOPPED: Final[dict[contract.StopReason, tuple[State, Reason]]] = {
+    contract.StopReason.CANCELED: (State.CANCELED, Reason.CANCELED_BY_OPERATOR),
+    contract.StopReason.TIME_LIMIT: (State.TIMED_OUT, Reason.TIME_LIMIT),
+    contract.StopReason.MEMORY_LIMIT: (State.OUT_OF_MEMORY, Reason.MEMORY_LIMIT),
+    contract.StopReason.PROCESS_LIMIT: (State.FAILED, Reason.PROCESS_LIMIT),
+    contract.StopReason.OUTPUT_LIMIT: (State.FAILED, Reason.OUTPUT_LIMIT),
+    contract.StopReason.DISK_LIMIT: (State.FAILED, Reason.DISK_LIMIT),
+    contract.StopReason.LEASE_EXPIRED: (State.LOST, Reason.LEASE_EXPIRED),
+    contract.StopReason.HOST_SHUTDOWN: (State.LOST, Reason.HOST_RESTARTED),
+}
+
+
+def from_result(result: contract.Result, job: JobSpec) -> wire.Outcome:
+    """The outcome of a task that left a result, before output and artifacts are known."""
+    state, reason = _classify(result)
+    return wire.Outcome(
+        state=state,
+        reason=reason,
+        detail=_describe(result, reason, job)[:4096],
+        exit_code=result.exit_code,
+        signal=result.signal,
+        oom=result.oom,
+        usage=result.usage,
+        output_truncated=result.output_truncated,
+        error_code=errors.TASK_START_FAILED.code if reason is Reason.START_FAILED else "",
+    )
+
+
+def _classify(result: contract.Result) -> tuple[State, Reason]:
+    if result.phase == "start" or result.start_error:
+        return State.FAILED, Reason.START_FAILED
+    if result.stopped is not contract.StopReason.NONE:
+        return _STOPPED[result.stopped]
+    if result.oom == "full":
+        return State.OUT_OF_MEMORY, Reason.MEMORY_LIMIT
+    if result.signal is not None or result.exit_code is None:
+        return State.FAILED, Reason.KILLED_BY_SIGNAL
+    if result.exit_code == 0:
+        return State.SUCCEEDED, Reason.EXIT_ZERO
+    return State.FAILED, Reason.VERIFY_FAILED if result.phase == "verify" else Reason.EXIT_NONZERO
+
+
+def _describe(result: contract.Result, reason: Reason, job: JobSpec) -> str:
+    """A sentence with the particulars a person needs to act."""
+    particulars = {
+        Reason.START_FAILED: result.start_error,
+        Reason.TIME_LIMIT: f"limit {units.show_duration(job.limits.timeout)}",
+        Reason.MEMORY_LIMIT: f"limit {units.show_size(job.memory_bytes)}",
+        Reason.PROCESS_LIMIT: f"limit {job.resources.pids}",
+        Reason.OUTPUT_LIMIT: f"limit {units.show_size(job.limits.output)}",
+        Reason.DISK_LIMIT: f"limit {units.show_size(job.resources.disk)}",
+        Reason.KILLED_BY_SIGNAL: result.signal or "",
+        Reason.EXIT_NONZERO: f"exit code {result.exit_code}",
+        Reason.VERIFY_FAILED: f"exit code {result.exit_code}" if result.exit_code is not None else "",
+    }.get(reason, "")
+    sentence = "It " + states.REASONS[reason] + (f" ({particulars})" if particulars else "") + "."
+    return f"{sentence} {result.detail}" if result.detail else sentence
+
+
+def lost(reason: Reason, particulars: str = "") -> wire.Outcome:
+    """The outcome of a task of which nobody can say how it ended."""
+    sentence = "Lost: " + states.REASONS[reason] + (f" ({particulars})" if particulars else "") + "."
+    return wire.Outcome(state=State.LOST, reason=reason, detail=sentence)
+
+
+def from_error(error: errors.AgentinaError, state: State, reason: Reason) -> wire.Outcome:
+    """The outcome of a task that an error of agentina's ended."""
+    return wire.Outcome(
+        state=state,
+        reason=reason,
+        detail=f"{error.message} {error.remedy}"[:4096],
+        error_code=error.code,
+        error_context={key: str(value)[:500] for key, value in error.context.items()},
+    )
+
+
+def with_collection(
+    outcome: wire.Outcome,
+    *,
+    artifacts: list[wire.ArtifactInfo],
+    commit: str,
+    trouble: errors.AgentinaError | None = None,
+) -> wire.Outcome:
+    """``outcome`` with what the task left; when collecting failed, a success is none any more."""
+    outcome = msgspec.structs.replace(outcome, artifacts=artifacts, commit=commit)
+    if trouble is None:
+        return outcome
+    if outcome.state is not State.SUCCEEDED:
+        return msgspec.structs.replace(outcome, detail=f"{outcome.detail} {trouble.message}"[:4096])
+    failed = from_error(trouble, State.FAILED, Reason.ARTIFACT_LIMIT)
+    return msgspec.structs.replace(
+        outcome,
+        state=failed.state,
+        reason=failed.reason,
+        detail=failed.detail,
+        error_code=failed.error_code,
+        error_context=failed.error_context,
+    )

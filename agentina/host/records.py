@@ -1,0 +1,126 @@
+"""One task's directory: which files are in it, and the record of its acceptance.
+
+``job.json`` holds the signed assignment, so that a damaged or edited one is noticed; the same bytes are in the outbox,
+which has them durably. ``outcome.json`` is written when collecting left more than ``result.json`` tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import msgspec
+
+from agentina import errors
+from agentina.protocol import names, signing, wire
+from agentina.system import files
+
+#: Largest job.json and outcome.json read, in bytes: a job document and what signing adds, escaped twice at worst.
+MAX_RECORD = 8 << 20
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a task from its acceptance on. ``repr`` hides the job: its environment may hold secrets."""
+
+    assignment: signing.Signed
+    #: The boot in which it was accepted; the deadline below counts in it.
+    boot_id: str
+    accepted_ms: int
+    #: CLOCK_BOOTTIME seconds after which it must not be started without a renewed lease.
+    lease_deadline: float
+
+    def __repr__(self) -> str:
+        return f"Record(accepted_ms={self.accepted_ms})"
+
+
+class Collection(msgspec.Struct, frozen=True, kw_only=True):
+    """``outcome.json``: the outcome before upload, and where its artifacts are."""
+
+    outcome: wire.Outcome
+    #: Artifact name to path, absolute.
+    paths: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TaskDirectory:
+    """The paths in one task's directory."""
+
+    path: Path
+
+    @property
+    def job(self) -> Path:
+        """The record."""
+        return self.path / "job.json"
+
+    @property
+    def outcome(self) -> Path:
+        """The collection, once there is one."""
+        return self.path / "outcome.json"
+
+    @property
+    def output(self) -> Path:
+        """What the process wrote."""
+        return self.path / "output.log"
+
+    @property
+    def workspace(self) -> Path:
+        """Where it works when the job names no repository."""
+        return self.path / "workspace"
+
+    def create(self, record: bytes) -> None:
+        """Make the directory with its record. Not durable by itself: the outbox keeps the same bytes durably.
+
+        Raises:
+            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``; nothing is left then.
+
+        """
+        try:
+            try:
+                self.path.mkdir(mode=0o700)
+            except FileExistsError:
+                # Left by an acceptance that never became durable; the caller knows that no such task is held.
+                files.remove_tree(self.path)
+                self.path.mkdir(mode=0o700)
+            files.write_atomic(self.job, record, durable=False)
+        except OSError as error:
+            raise files.from_os_error(error, self.path) from error
+        except errors.AgentinaError:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+            raise
+
+    def read_collection(self) -> Collection | None:
+        """What was collected, or None when there is nothing readable; collecting again is harmless."""
+        try:
+            return msgspec.json.decode(files.read_bounded(self.outcome, limit=MAX_RECORD), type=Collection)
+        except (OSError, errors.AgentinaError, msgspec.MsgspecError):
+            return None
+
+    def write_collection(self, collection: Collection) -> None:
+        """Keep what was collected over a restart of the daemon."""
+        files.write_atomic(self.outcome, msgspec.json.encode(collection), durable=False)
+
+    def output_size(self) -> int:
+        """Bytes of output on disk; 0 when there is no file (a task may delete it)."""
+        try:
+            return self.output.stat().st_size
+        except OSError:
+            return 0
+
+
+def read_record(content: bytes, task_id: str, trusted: dict[str, signing.PublicKey]) -> tuple[Record, wire.Assignment]:
+    """The record in ``content``, verified: it must be ``task_id``'s, signed by the control plane.
+
+    Raises:
+        AgentinaError: ``SIGNATURE_INVALID``, or ``INPUT_INVALID`` when it is not readable.
+
+    """
+    try:
+        record = msgspec.json.decode(content, type=Record)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise errors.INPUT_INVALID(where="job.json", problem=str(error)) from error
+    assignment = signing.verify_struct(record.assignment, "assignment", trusted, wire.Assignment)
+    if assignment.task_id != task_id or not names.is_task_id(task_id):
+        raise errors.INPUT_INVALID(where="job.json", problem=f"it belongs to task {assignment.task_id[:80]!r}")
+    return record, assignment

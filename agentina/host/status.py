@@ -1,0 +1,128 @@
+"""Builds what `agentina status` shows, from the daemon's own objects. No I/O."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from agentina import __version__
+from agentina.executors import contract
+from agentina.host import config, entries, heartbeat, identity, outbox, session, standing, state, tasks
+from agentina.protocol import local, wire
+from agentina.protocol.states import Reason, State
+from agentina.system import clock, paths
+
+_REASONS = {
+    State.ASSIGNED: Reason.ASSIGNED,
+    State.PREPARING: Reason.PREPARING,
+    State.RUNNING: Reason.RUNNING,
+    State.FINISHING: Reason.FINISHING,
+}
+
+
+class StatusView:
+    """Sees everything, changes nothing."""
+
+    def __init__(
+        self,
+        instance: paths.InstancePaths,
+        settings: config.HostConfig,
+        who: identity.Identity,
+        *,
+        sessions: session.Session,
+        held: tasks.Tasks,
+        reports: outbox.Outbox,
+        stands: standing.Standing,
+        beats: heartbeat.Heartbeat,
+        executor: contract.Executor,
+        clocks: clock.Clock,
+    ) -> None:
+        self._instance = instance
+        self._settings = settings
+        self._identity = who
+        self._session = sessions
+        self._tasks = held
+        self._outbox = reports
+        self._standing = stands
+        self._heartbeat = beats
+        self._executor = executor
+        self._clock = clocks
+        self._started_ms = clocks.wall_ms()
+
+    def build(self) -> local.InstanceStatus:
+        """The present status."""
+        offer = self._standing.offer()
+        problems = self._standing.problems()
+        shown, why = self._state()
+        failure = self._session.failure
+        license_ = self._standing.license
+        return local.InstanceStatus(
+            instance=self._instance.name,
+            version=__version__,
+            state=shown,
+            state_reason=why,
+            healthy=shown in {"online", "draining"} and not any(p.severity == "error" for p in problems),
+            agent_id=self._identity.agent_id,
+            organization=self._identity.organization,
+            role=self._identity.role,
+            labels=self._identity.labels,
+            control_plane=self._settings.control_plane,
+            session=self._session.number,
+            pid=os.getpid(),
+            started_ms=self._started_ms,
+            last_heartbeat_ms=self._heartbeat.last_ms or self._session.last_answer_ms,
+            last_error="" if failure is None else str(failure),
+            license=None if license_ is None else self._license(license_),
+            channel="" if license_ is None else license_.channel,
+            update_available=self._session.directives.update_available,
+            tasks=[self._task(entry) for entry in self._tasks.all],
+            max_concurrent_tasks=self._settings.max_concurrent_tasks,
+            slots_free=offer.slots,
+            admission=offer.why,
+            executor=self._executor.name,
+            guarantees=self._executor.guarantees(),
+            host=self._standing.facts(),
+            reports_waiting=self._outbox.waiting,
+            problems=problems,
+        )
+
+    def _state(self) -> tuple[Literal["online", "offline", "draining", "quarantined"], str]:
+        directives = self._session.directives
+        if directives.quarantine:
+            return "quarantined", directives.quarantine
+        if self._session.refusal is not None:
+            return "quarantined", self._session.refusal.message
+        if not self._session.is_open or self._session.failure is not None:
+            failure = self._session.failure
+            return "offline", "connecting to the control plane" if failure is None else failure.message
+        if self._standing.draining:
+            return "draining", self._standing.drain_reason or "asked by the control plane"
+        return "online", ""
+
+    def _license(self, license_: wire.License) -> local.LicenseView:
+        return local.LicenseView(
+            plan=license_.plan,
+            max_agents=license_.max_agents,
+            max_concurrent_tasks_per_agent=license_.max_concurrent_tasks_per_agent,
+            channel=license_.channel,
+            expires_ms=license_.expires_ms,
+            offline_grace_hours=license_.offline_grace_hours,
+            grace_left_seconds=self._standing.grace_left_seconds,
+        )
+
+    def _task(self, entry: entries.Entry) -> local.LocalTask:
+        shown, outcome = entry.task.shown, entry.task.outcome
+        running = entry.task.phase is state.Phase.RUNNING
+        left = None if entry.deadline is None or not running else entry.deadline - self._clock.boot()
+        return local.LocalTask(
+            task_id=entry.task_id,
+            name="" if entry.job is None else entry.job.name,
+            state=shown,
+            reason=outcome.reason if outcome is not None else _REASONS.get(shown, Reason.PREPARING),
+            detail="" if outcome is None else outcome.detail,
+            pid=entry.pid if running else 0,
+            started_ms=entry.started_ms,
+            memory_limit_bytes=entry.memory_bytes,
+            output_bytes=entry.directory.output_size(),
+            lease_seconds=left,
+        )

@@ -1,0 +1,336 @@
+"""The tasks this instance holds: acts on what :mod:`agentina.host.state` decides.
+
+Each task has one driver, an asyncio task that performs its operations one after the other and feeds their ends back as
+events; stops, leases and forgets come in from outside at any time. What is in memory here is only a shadow: every fact
+that matters is on disk or in the kernel, and :mod:`agentina.host.inventory` finds it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agentina import errors
+from agentina.executors import contract
+from agentina.host import entries, intake, operations, outbox, outcomes, records, state
+from agentina.protocol import wire
+from agentina.protocol.states import Reason, State
+from agentina.system import clock, tasks
+
+_STOP_REASONS: Final = {
+    Reason.LEASE_EXPIRED: contract.StopReason.LEASE_EXPIRED,
+    Reason.HOST_RESTARTED: contract.StopReason.HOST_SHUTDOWN,
+}
+
+_log = logging.getLogger(__name__)
+
+
+class Tasks:
+    """All held tasks. Everything runs on the event loop."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        reports: outbox.Outbox,
+        executor: contract.Executor,
+        work: operations.Operations,
+        clocks: clock.Clock,
+        boot_id: str,
+    ) -> None:
+        self._directory = directory
+        self._outbox = reports
+        self._executor = executor
+        self._work = work
+        self._clock = clocks
+        self._boot_id = boot_id
+        self._entries: dict[str, entries.Entry] = {}
+        self._phases: collections.Counter[state.Phase] = collections.Counter()
+        self._promised = 0
+        self._closing = False
+        #: Called when a slot or memory became free, or a task went on to another phase.
+        self.on_change: Callable[[], None] = lambda: None
+        #: Removes a directory: path, whether to keep it for a look.
+        self.on_remove: Callable[[Path, bool], None] = lambda *_: None
+        reports.on_renewed = self._say_everything_again
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def all(self) -> Iterable[entries.Entry]:
+        """Every held task."""
+        return self._entries.values()
+
+    @property
+    def ids(self) -> set[str]:
+        """Ids of every held task."""
+        return set(self._entries)
+
+    @property
+    def occupied(self) -> int:
+        """Slots in use."""
+        return sum(self._phases[phase] for phase in state.OCCUPYING)
+
+    @property
+    def promised_bytes(self) -> int:
+        """Memory limits of the tasks in slots, together."""
+        return self._promised
+
+    @property
+    def uploading(self) -> int:
+        """Tasks whose output or artifacts are on their way."""
+        return self._phases[state.Phase.UPLOADING]
+
+    @property
+    def has_running(self) -> bool:
+        """Whether any process runs."""
+        return self._phases[state.Phase.RUNNING] > 0
+
+    def running(self) -> list[entries.Entry]:
+        """Tasks whose process runs."""
+        return [entry for entry in self._entries.values() if entry.task.phase is state.Phase.RUNNING]
+
+    def held(self) -> list[wire.Held]:
+        """What session and heartbeat tell: every task here, and those only unacknowledged reports speak of."""
+        listed = [
+            wire.Held(task_id=entry.task_id, state=entry.task.shown, output_bytes=entry.sent or 0)
+            for entry in self._entries.values()
+        ]
+        others = self._outbox.tasks_waiting() - self._entries.keys()
+        listed.extend(wire.Held(task_id=task_id, state=State.REFUSED) for task_id in sorted(others))
+        return listed[: wire.MAX_HELD]
+
+    # --- coming in ---------------------------------------------------------------------------------------------------
+
+    def accept(self, taken: intake.Taken, deadline: float) -> asyncio.Future[None]:
+        """Write a task down; the future is done when that is durable, and the task then goes on by itself."""
+        assignment = taken.assignment
+        record = msgspec.json.encode(
+            records.Record(
+                assignment=taken.signed,
+                boot_id=self._boot_id,
+                accepted_ms=self._clock.wall_ms(),
+                lease_deadline=deadline,
+            )
+        )
+        directory = records.TaskDirectory(self._directory / assignment.task_id)
+        try:
+            directory.create(record)
+        except errors.AgentinaError as error:
+            _log.error("task %s is given back: %s", assignment.task_id, error, extra=_fields(assignment, error.code))
+            return self._outbox.report(assignment.task_id, "returned", detail=str(error))
+        entry = entries.Entry(
+            task_id=assignment.task_id,
+            directory=directory,
+            record=record,
+            assignment=assignment,
+            task=state.Task(state.Phase.ACCEPTING),
+            deadline=deadline,
+            secrets=entries.secrets_of(assignment.job),
+        )
+        self._add(entry)
+        self._outbox.hold(entry.task_id, record)
+        durable = self._outbox.report(entry.task_id, "accepted")
+        durable.add_done_callback(lambda _: self.feed(entry, state.Accepted()))
+        _log.info("task %s accepted: %s", entry.task_id, assignment.job.name, extra=_fields(assignment))
+        return durable
+
+    def refuse(self, refused: intake.Refused) -> asyncio.Future[None]:
+        """Report that an assignment is not taken."""
+        _log.warning(
+            "task %s refused: %s", refused.task_id, refused.error,
+            extra={"action": "task-refused", "task": refused.task_id, "code": refused.error.code},
+        )  # fmt: skip
+        return self._outbox.report(refused.task_id, "finished", outcome=refused.outcome)
+
+    def adopt(self, entry: entries.Entry, found: state.Found, outcome: wire.Outcome | None) -> None:
+        """Go on with a task found on disk."""
+        self._add(entry)
+        before = entry.task
+        entry.task, commands = state.resume(found, outcome)
+        if found is state.Found.RUNNING:
+            # The report may have been lost with the daemon that started it; a second one changes nothing.
+            self._outbox.report(entry.task_id, "running", pid=entry.pid)
+        self._account(before.phase, entry)
+        self._act(entry, commands)
+
+    def hold_again(self, entry: entries.Entry) -> None:
+        """Write an adopted task into an outbox that does not know it."""
+        self._outbox.hold(entry.task_id, entry.record)
+        self._outbox.report(entry.task_id, "accepted")
+
+    # --- orders ------------------------------------------------------------------------------------------------------
+
+    def stop(self, orders: Iterable[wire.StopTask]) -> None:
+        """End tasks the control plane wants ended."""
+        for order in orders:
+            entry = self._entries.get(order.task_id)
+            if entry is not None:
+                _log.info(
+                    "task %s is told to end: %s", order.task_id, order.detail or order.reason.value,
+                    extra={"action": "task-stop", "task": order.task_id},
+                )  # fmt: skip
+                self.feed(entry, state.StopAsked(order.reason, order.detail))
+
+    def forget(self, task_ids: Iterable[str]) -> None:
+        """Let go of tasks the control plane has in full."""
+        for task_id in task_ids:
+            entry = self._entries.get(task_id)
+            if entry is not None:
+                self.feed(entry, state.Forgotten())
+
+    def renew(self, task_ids: Iterable[str], deadline: float) -> None:
+        """Move leases; ``deadline`` in CLOCK_BOOTTIME seconds."""
+        for task_id in task_ids:
+            entry = self._entries.get(task_id)
+            if entry is None or (entry.deadline is not None and entry.deadline >= deadline):
+                continue
+            entry.deadline = deadline
+            if entry.task.phase is state.Phase.RUNNING:
+                self._executor.renew(entry.directory.path, deadline)
+
+    def applied(self, number: int) -> None:
+        """Reports up to ``number`` are applied: tasks given back with one of them need no ``forget``."""
+        given_back = [entry for entry in self._entries.values() if 0 < entry.returned_as <= number]
+        for entry in given_back:
+            self.feed(entry, state.Forgotten())
+
+    async def close(self) -> None:
+        """Stop acting; tasks go on without this daemon."""
+        self._closing = True
+        await tasks.cancel(*(entry.driver for entry in self._entries.values()))
+
+    # --- acting ------------------------------------------------------------------------------------------------------
+
+    def feed(self, entry: entries.Entry, event: state.Event) -> None:
+        """Give an event to a task and do what follows."""
+        if self._closing:
+            return
+        before = entry.task.phase
+        entry.task, commands = state.advance(entry.task, event)
+        self._account(before, entry)
+        self._act(entry, commands)
+        if entry.task.phase is not before:
+            self.on_change()
+
+    def _act(self, entry: entries.Entry, commands: list[state.Command]) -> None:
+        for command in commands:
+            if isinstance(command, state.Say):
+                self._say(entry, command)
+            elif command is state.Do.STOP:
+                self._stop_process(entry)
+            elif command is state.Do.INTERRUPT:
+                entry.interrupted = True
+                if entry.operating and entry.driver is not None:
+                    entry.driver.cancel()
+            elif command is state.Do.REMOVE:
+                self._remove(entry)
+            else:
+                entry.next = command
+        if entry.next is not None and entry.driver is None:
+            entry.driver = tasks.start(self._drive(entry), name=f"task {entry.task_id}")
+
+    async def _drive(self, entry: entries.Entry) -> None:
+        """Perform one operation after the other; each one's end is the event that decides on the next."""
+        while entry.next is not None:
+            operation, entry.next = entry.next, None
+            # An interruption may have come before the operation began.
+            event = state.Interrupted() if entry.interrupted else await self._perform(entry, operation)
+            entry.interrupted = False
+            if isinstance(event, state.Started):
+                self._note_start(entry, event)
+            self.feed(entry, event)
+        entry.driver = None
+
+    async def _perform(self, entry: entries.Entry, operation: state.Do) -> state.Event:
+        entry.operating = True
+        try:
+            return await self._work.perform(entry, operation)
+        except asyncio.CancelledError:
+            if not entry.interrupted or self._closing:
+                raise
+            return state.Interrupted()
+        except Exception:  # noqa: BLE001 - a fault of ours in one task must not stop the others, nor leave it endless
+            _log.exception("task %s: %s failed", entry.task_id, operation.value, extra={"task": entry.task_id})
+            return _after_fault(operation)
+        finally:
+            entry.operating = False
+
+    def _note_start(self, entry: entries.Entry, event: state.Started) -> None:
+        entry.pid = event.pid
+        entry.started_ms = self._clock.wall_ms()
+
+    def _say(self, entry: entries.Entry, say: state.Say) -> None:
+        self._outbox.report(entry.task_id, say.kind, outcome=say.outcome, detail=say.detail, pid=say.pid)
+        if say.kind == "returned":
+            entry.returned_as = self._outbox.last
+        outcome = say.outcome
+        if outcome is not None:
+            _log.info(
+                "task %s ended: %s: %s", entry.task_id, outcome.state.value, outcome.detail,
+                extra={"action": "task-finished", "task": entry.task_id, "code": outcome.error_code or None},
+            )  # fmt: skip
+
+    def _stop_process(self, entry: entries.Entry) -> None:
+        asked = entry.task.stop
+        reason = contract.StopReason.CANCELED if asked is None else _STOP_REASONS.get(asked.reason)
+        self._executor.stop(entry.directory.path, reason or contract.StopReason.CANCELED)
+
+    def _remove(self, entry: entries.Entry) -> None:
+        del self._entries[entry.task_id]
+        keep = entry.task.outcome is not None and entry.task.outcome.state is not State.SUCCEEDED
+        released = self._outbox.release(entry.task_id)
+        # First forgotten in the outbox, then deleted: the other way round a crash between would look like damage.
+        released.add_done_callback(lambda _: self.on_remove(entry.directory.path, keep))
+
+    def _add(self, entry: entries.Entry) -> None:
+        assert entry.task_id not in self._entries, entry.task_id
+        self._entries[entry.task_id] = entry
+        self._phases[entry.task.phase] += 1
+        if entry.task.phase in state.OCCUPYING:
+            self._promised += entry.memory_bytes
+
+    def _account(self, before: state.Phase, entry: entries.Entry) -> None:
+        """Keep count of phases and promised memory."""
+        after = entry.task.phase
+        self._phases[before] -= 1
+        self._phases[after] += 1
+        change = (after in state.OCCUPYING) - (before in state.OCCUPYING)
+        self._promised += change * entry.memory_bytes
+
+    def _say_everything_again(self) -> None:
+        """The outbox began a new stream: say the present state of every task (reports are idempotent)."""
+        for entry in self._entries.values():
+            self.hold_again(entry)
+            phase = entry.task.phase
+            if phase is state.Phase.RUNNING:
+                self._outbox.report(entry.task_id, "running", pid=entry.pid)
+            elif phase in {state.Phase.COLLECTING, state.Phase.UPLOADING}:
+                self._outbox.report(entry.task_id, "finishing")
+            elif phase is state.Phase.REPORTED:
+                kind = "returned" if entry.task.returned else "finished"
+                self._say(entry, state.Say(kind, outcome=entry.task.outcome, detail="said again"))
+
+
+def _after_fault(operation: state.Do) -> state.Event:
+    """The event after an operation failed in a way nobody foresaw."""
+    detail = "a fault of agentina; see the daemon's log"
+    if operation is state.Do.PREPARE:
+        return state.Unable(detail)
+    if operation is state.Do.START:
+        # It may have been started: it is watched like an adopted one, which finds out.
+        return state.StartedBefore()
+    if operation is state.Do.WATCH:
+        return state.Ended()
+    outcome = outcomes.lost(Reason.RECORD_DAMAGED, detail)
+    return state.Collected(outcome) if operation is state.Do.COLLECT else state.Uploaded(outcome)
+
+
+def _fields(assignment: wire.Assignment, code: str | None = None) -> dict[str, str | None]:
+    return {"action": "task-accepted", "task": assignment.task_id, "job": assignment.job_id, "code": code}
