@@ -260,3 +260,17 @@ class WhoAmI(_Message, frozen=True, kw_only=True):
     role: Literal["admin", "operator", "viewer"]
     control_plane_id: str
     version: str
+
+
+class ArtifactList(_Message, frozen=True, kw_only=True):
+    """``GET /v1/jobs/{job}/artifacts``: what the newest task that left any left."""
+
+    artifacts: list[ArtifactInfo]
+
+
+class AuditVerified(_Message, frozen=True, kw_only=True):
+    """``GET /v1/audit/verify``."""
+
+    intact: bool
+    #: Number of the first record that does not follow from the one before.
+    first_broken: int | None = None

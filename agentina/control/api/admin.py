@@ -1,0 +1,190 @@
+"""Routes of the operator API about agents, tokens, organizations and audit, and the public ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import agentina
+from agentina import errors
+from agentina.control.api import routing
+from agentina.control.services import administration, views
+from agentina.control.store import agents, audit, engine, jobs, registry
+from agentina.protocol import api, names
+
+_MAX_PAGE = 1000
+
+
+async def create_tokens(call: routing.Call) -> api.TokensCreated:
+    return await administration.create_tokens(call.control, call.body, actor=call.actor)
+
+
+async def list_tokens(call: routing.Call) -> api.TokenList:
+    now_ms = call.control.clock.wall_ms()
+    rows = call.control.store.read(lambda tx: registry.tokens(tx, limit=_MAX_PAGE))
+    return api.TokenList(tokens=[views.token(row, now_ms) for row in rows])
+
+
+async def revoke_token(call: routing.Call) -> api.TokenView:
+    row = await administration.revoke_token(call.control, call.parameters["token"], actor=call.actor)
+    return views.token(row, call.control.clock.wall_ms())
+
+
+async def list_agents(call: routing.Call) -> api.AgentList:
+    return api.AgentList(agents=[views.agent_view(call.control, agent) for agent in call.control.fleet.agents.values()])
+
+
+async def show_agent(call: routing.Call) -> api.AgentView:
+    return views.agent_view(call.control, administration.find_agent(call.control, call.parameters["agent"]))
+
+
+def _act(act: str) -> routing.Handler:
+    async def handler(call: routing.Call) -> api.AgentView:
+        reason = call.body.reason if call.body is not None else ""
+        agent = await administration.act_on_agent(
+            call.control, call.parameters["agent"], act, reason=reason, actor=call.actor
+        )
+        return views.agent_view(call.control, agent)
+
+    return handler
+
+
+async def remove_agent(call: routing.Call) -> None:
+    await administration.remove_agent(call.control, call.parameters["agent"], actor=call.actor)
+
+
+async def list_audit(call: routing.Call) -> api.AuditList:
+    after, limit = call.query["after"], call.query["limit"]
+    rows = call.control.store.read(lambda tx: audit.records(tx, after=after, limit=limit + 1))
+    page = [views.audit_entry(row) for row in rows[:limit]]
+    return api.AuditList(entries=page, next=page[-1].number if len(rows) > limit else None)
+
+
+async def verify_audit(call: routing.Call) -> api.AuditVerified:
+    broken = call.control.store.read(audit.first_broken)
+    return api.AuditVerified(intact=broken is None, first_broken=broken)
+
+
+async def show_organization(call: routing.Call) -> api.OrganizationView:
+    name = names.check_organization(call.parameters["name"])
+    row = call.control.store.read(lambda tx: registry.organization(tx, name))
+    if row is None:
+        raise errors.NOT_FOUND(what="organization", name=name)
+    return _organization(call, row)
+
+
+async def update_organization(call: routing.Call) -> api.OrganizationView:
+    name = call.parameters["name"]
+    return _organization(
+        call, await administration.update_organization(call.control, name, call.body, actor=call.actor)
+    )
+
+
+def _organization(call: routing.Call, row: engine.Row) -> api.OrganizationView:
+    return views.organization(row, call.control.store.read(lambda tx: agents.count(tx, row["id"])))
+
+
+async def whoami(call: routing.Call) -> api.WhoAmI:
+    assert call.operator is not None
+    role: Any = call.operator.role
+    return api.WhoAmI(
+        operator=call.operator.name, role=role, control_plane_id=call.control.identity.control_plane_id,
+        version=agentina.__version__,
+    )  # fmt: skip
+
+
+async def healthz(_: routing.Call) -> routing.Reply:
+    return routing.Reply(body=b"ok\n", content_type=b"text/plain")
+
+
+async def readyz(call: routing.Call) -> routing.Reply:
+    call.control.check_running()
+    await call.control.store.check()
+    return routing.Reply(body=b"ready\n", content_type=b"text/plain")
+
+
+async def metrics(call: routing.Call) -> routing.Reply:
+    control, now = call.control, call.control.clock.boot()
+    control.metrics.pending.clear()
+    for row in control.store.read(jobs.pending):
+        control.metrics.pending.labels(row["organization"], row["role"]).set(row["pending"])
+    online = [agent for agent in control.fleet.agents.values() if control.fleet.is_online(agent, now)]
+    other = sum(agent.version != agentina.__version__ for agent in online)
+    control.metrics.online.set(len(online) / max(len(control.fleet.agents), 1))
+    control.metrics.skew.set(other / max(len(online), 1))
+    control.metrics.held_polls.set(sum(1 for _ in control.fleet.holding_polls()))
+    return routing.Reply(body=control.metrics.render(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
+
+
+def routes() -> list[routing.Route]:
+    """The table's part."""
+    page = (
+        routing.Query(name="after", kind=int, default=0),
+        routing.Query(name="limit", kind=int, default=100, minimum=1, maximum=_MAX_PAGE),
+    )
+    acts = [
+        routing.Route(
+            method="POST", path=f"/v1/agents/{{agent}}/{act}", handler=_act(act), summary=summary, auth="operator",
+            request=api.AgentAct | None, answer=api.AgentView,
+        )
+        for act, summary in (
+            ("drain", "Give no more work"), ("resume", "Give work again"), ("quarantine", "Set an agent aside"),
+        )
+    ]  # fmt: skip
+    return [
+        routing.Route(
+            method="POST", path="/v1/tokens", handler=create_tokens, summary="Make activation tokens",
+            auth="operator", request=api.TokenCreate, answer=api.TokensCreated, status=201,
+        ),
+        routing.Route(
+            method="GET", path="/v1/tokens", handler=list_tokens, summary="List activation tokens", auth="viewer",
+            answer=api.TokenList,
+        ),
+        routing.Route(
+            method="DELETE", path="/v1/tokens/{token}", handler=revoke_token, summary="Revoke an unused token",
+            auth="operator", answer=api.TokenView,
+        ),
+        routing.Route(
+            method="GET", path="/v1/agents", handler=list_agents, summary="List agents", auth="viewer",
+            answer=api.AgentList,
+        ),
+        routing.Route(
+            method="GET", path="/v1/agents/{agent}", handler=show_agent, summary="One agent", auth="viewer",
+            answer=api.AgentView,
+        ),
+        *acts,
+        routing.Route(
+            method="DELETE", path="/v1/agents/{agent}", handler=remove_agent, summary="Remove an agent",
+            auth="operator", status=204,
+        ),
+        routing.Route(
+            method="GET", path="/v1/audit", handler=list_audit, summary="Audit records", auth="viewer",
+            answer=api.AuditList, query=page,
+        ),
+        routing.Route(
+            method="GET", path="/v1/audit/verify", handler=verify_audit, summary="Check the audit's hash chain",
+            auth="viewer", answer=api.AuditVerified,
+        ),
+        routing.Route(
+            method="GET", path="/v1/organizations/{name}", handler=show_organization, summary="One organization",
+            auth="viewer", answer=api.OrganizationView,
+        ),
+        routing.Route(
+            method="PUT", path="/v1/organizations/{name}", handler=update_organization,
+            summary="Create or change an organization", auth="admin", request=api.OrganizationUpdate,
+            answer=api.OrganizationView,
+        ),
+        routing.Route(
+            method="GET", path="/v1/whoami", handler=whoami, summary="Who the token belongs to", auth="viewer",
+            answer=api.WhoAmI,
+        ),
+        routing.Route(
+            method="GET", path="/healthz", handler=healthz, summary="The process runs", auth="public", answer=str
+        ),
+        routing.Route(
+            method="GET", path="/readyz", handler=readyz, summary="It can do its work", auth="public", answer=str
+        ),
+        routing.Route(
+            method="GET", path="/metrics", handler=metrics, summary="Figures for Prometheus", auth="public",
+            answer=str,
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,10 @@
+"""The route table: every address of the control plane."""
+
+from __future__ import annotations
+
+from agentina.control.api import admin, agent, jobs, routing
+
+
+def table() -> list[routing.Route]:
+    """All routes."""
+    return [*agent.routes(), *jobs.routes(), *admin.routes()]

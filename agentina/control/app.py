@@ -1,0 +1,166 @@
+"""Wiring and life of a control plane process. Only the command line and tests import this.
+
+::
+
+    app.serve(config.Settings(data=Path("/var/lib/agentina-control")), app.Announcements())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import uvloop
+
+from agentina import errors
+from agentina.control import config, ids, keys, plane, server
+from agentina.control.api import dispatch, routes
+from agentina.control.services import duties
+from agentina.control.store import audit, engine, registry
+from agentina.system import clock as clocks
+from agentina.system import files, tasks
+
+_log = logging.getLogger(__name__)
+
+
+def _nothing(_: str) -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Announcements:
+    """What the process has to say to whoever started it. It prints nothing itself."""
+
+    #: The URL it listens on, once it does.
+    address: Callable[[str], None] = _nothing
+    #: The first operator's token, on the very first start only.
+    operator_token: Callable[[str], None] = _nothing
+
+
+def serve(settings: config.Settings, announce: Announcements, *, clock: clocks.Clock | None = None) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        AgentinaError: ``STATE_CONFLICT`` (another process uses the data, or the database is newer), ``INPUT_INVALID``,
+            ``STATE_UNWRITABLE``, ``STORAGE_FULL``.
+        OSError: The address cannot be listened on, or the certificate cannot be read.
+
+    """
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with running(settings, announce, clock=clock):
+            await stop.wait()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: config.Settings, announce: Announcements, *, clock: clocks.Clock | None = None
+) -> AsyncIterator[plane.Plane]:
+    """A control plane that serves while the block runs. Raises like :func:`serve`."""
+    with _locked(settings):
+        control = await _open(settings, announce, clock or clocks.SystemClock())
+        background = duties.Duties(control)
+        try:
+            application = dispatch.Application(control, routes.table())
+            async with _serving(control, application, announce):
+                running_duties = tasks.start(background.run(), name="duties")
+                try:
+                    yield control
+                finally:
+                    control.stop()
+                    await tasks.cancel(running_duties)
+        finally:
+            with contextlib.suppress(errors.AgentinaError):
+                await background.flush_heartbeats()
+            control.blobs.close()
+            await control.store.close()
+
+
+@contextlib.contextmanager
+def _locked(settings: config.Settings) -> Iterator[None]:
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.exclusive_lock(settings.data / "lock"))
+        except BlockingIOError as error:
+            raise errors.STATE_CONFLICT(
+                what=f"The data directory {settings.data}", state="used by another control plane process",
+                expected="one process for each data directory",
+            ) from error  # fmt: skip
+        yield
+
+
+async def _open(settings: config.Settings, announce: Announcements, clock: clocks.Clock) -> plane.Plane:
+    os.umask(0o077)
+    identity = keys.load_or_create(settings.data)
+    store = engine.Store(settings.data / "control.db", now_ms=clock.wall_ms())
+    try:
+        control = plane.Plane(settings, store=store, identity=identity, clock=clock)
+        await _ensure_first_operator(control, announce)
+        control.load()
+    except BaseException:
+        await store.close()
+        raise
+    return control
+
+
+async def _ensure_first_operator(control: plane.Plane, announce: Announcements) -> None:
+    """On the first start make the default organization and an administrator, whose token is announced once."""
+    token = ids.new_secret("aop")
+    now_ms = control.clock.wall_ms()
+
+    def operation(tx: engine.Transaction) -> bool:
+        if registry.operators(tx):
+            return False
+        registry.save_organization(tx, registry.Organization(name="default"), now_ms=now_ms)
+        registry.add_operator(tx, name="admin", role="admin", token_sha256=ids.digest(token), now_ms=now_ms)
+        audit.append(tx, actor="control-plane", action="operator.create", subject="admin", now_ms=now_ms)
+        return True
+
+    if await control.store.write(operation):
+        if control.settings.token_file is not None:
+            files.write_atomic(control.settings.token_file, token.encode() + b"\n")
+        announce.operator_token(token)
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    control: plane.Plane, application: dispatch.Application, announce: Announcements
+) -> AsyncIterator[None]:
+    listener, url = server.listen(control.settings)
+    http = server.make(application, control.settings)
+    serving = tasks.start(http.serve(sockets=[listener]), name="http")
+    try:
+        while not http.started and not serving.done():
+            await asyncio.sleep(0)
+        if serving.done():
+            await serving
+        announce.address(url)
+        _notify_systemd("READY=1")
+        yield
+    finally:
+        _notify_systemd("STOPPING=1")
+        http.should_exit = True
+        await asyncio.wait([serving])
+        listener.close()
+
+
+def _notify_systemd(message: str) -> None:
+    """Tell systemd (sd_notify(3)); without it nothing happens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)

@@ -1,0 +1,258 @@
+"""The agents and what they hold, in memory: leases, who waits for work, orders to deliver.
+
+The database has what must survive; this is built from it at the start and changed only after a commit. Leases are on
+the boot clock, so nobody setting the clock stretches or shortens one; after a start every live lease gets a full term
+(protocol.md, leases).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from agentina.protocol import signing, wire
+from agentina.protocol.states import State
+
+#: An agent not heard of for this many heartbeats is offline.
+HEARTBEATS_MISSED: Final = 3
+
+
+class Held:
+    """A task an agent holds, with its lease."""
+
+    __slots__ = (
+        "agent", "deadline", "is_taken", "job", "job_id", "memory_bytes", "poll", "spec", "state", "stop", "stop_poll", "task",
+        "task_id",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, agent: Agent, task: int, task_id: str, job: int, job_id: str, memory_bytes: int, poll: int,
+        state: State, deadline: float, spec: str | None = None,
+    ) -> None:  # fmt: skip
+        self.agent = agent
+        self.task = task
+        self.task_id = task_id
+        self.job = job
+        self.job_id = job_id
+        self.memory_bytes = memory_bytes
+        #: The last poll whose answer carried the assignment.
+        self.poll = poll
+        self.state = state
+        #: Boot clock seconds at which it is given up.
+        self.deadline = deadline
+        #: The job's stored specification, until the host has taken the assignment over.
+        self.spec = spec
+        #: The host is known to have it: it is not sent again.
+        self.is_taken = state is not State.ASSIGNED
+        self.stop: wire.StopTask | None = None
+        #: The poll whose answer carried the stop; 0: none did yet.
+        self.stop_poll = 0
+
+
+class Agent:
+    """An activated agent."""
+
+    __slots__ = (
+        "assertions", "channel", "classes", "created_ms", "executor", "facts", "guarantees", "heartbeat_ms", "held",
+        "host", "hostname", "id", "instance", "is_changed", "key", "labels", "last_seen", "license_issued_ms",
+        "license_repeats", "license_tasks", "max_agents", "max_concurrent_tasks", "offline_grace_hours", "orders",
+        "organization", "organization_id", "plan", "poll", "poll_memory", "poll_slots", "public_id", "role", "runners",
+        "session", "state", "state_reason", "version", "waiter",
+    )  # fmt: skip
+
+    def __init__(self, agent_id: int, public_id: str, key: signing.PublicKey) -> None:
+        self.id = agent_id
+        self.public_id = public_id
+        self.key = key
+        self.organization_id = 0
+        self.organization = ""
+        self.plan = ""
+        self.max_agents = 0
+        #: The license's limit of tasks at once.
+        self.license_tasks = 1
+        self.channel = ""
+        self.offline_grace_hours = 0.0
+        self.license_issued_ms = 0
+        #: Heartbeat answers that still carry the renewed license, in case one is lost.
+        self.license_repeats = 0
+        self.hostname = ""
+        self.instance = ""
+        self.role: str | None = None
+        self.labels: dict[str, str] = {}
+        self.runners: list[str] = []
+        self.max_concurrent_tasks = 1
+        self.state = "active"
+        self.state_reason = ""
+        self.session = 0
+        self.version = ""
+        self.executor = ""
+        self.guarantees: dict[str, str] = {}
+        self.facts: dict[str, str] = {}
+        self.host: wire.HostFacts | None = None
+        self.created_ms = 0
+        self.heartbeat_ms: int | None = None
+        #: Boot clock seconds of the last sign of life; -inf: none since the control plane's start.
+        self.last_seen = float("-inf")
+        #: Heartbeat facts not yet in the database.
+        self.is_changed = False
+        self.held: dict[str, Held] = {}
+        #: Ids of the job classes it can serve.
+        self.classes: set[int] = set()
+        #: Digests of assertions found valid, with the wall time (ms) until which they are.
+        self.assertions: dict[bytes, int] = {}
+        # The newest poll, and what it has room for.
+        self.poll = 0
+        self.poll_slots = 0
+        self.poll_memory = 0
+        #: Resolved to make the held poll look again.
+        self.waiter: asyncio.Future[None] | None = None
+        #: A directive changed: the held poll answers at once.
+        self.orders = False
+
+    @property
+    def name(self) -> str:
+        """Host and instance, for people."""
+        return f"{self.hostname}/{self.instance}"
+
+    def wake(self) -> None:
+        """Make the held poll, if any, look again."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+
+class JobClass(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes jobs equal for scheduling."""
+
+    id: int
+    organization_id: int
+    #: Empty: any role.
+    role: str
+    labels: dict[str, str]
+    runner: str
+
+    def is_served_by(self, agent: Agent) -> bool:
+        """Whether the agent can run jobs of this class."""
+        return (
+            self.organization_id == agent.organization_id
+            and self.role in {"", agent.role}
+            and self.runner in agent.runners
+            and self.labels.items() <= agent.labels.items()
+        )
+
+
+class Fleet:
+    """All agents."""
+
+    def __init__(self, *, lease_seconds: float, heartbeat_seconds: float) -> None:
+        self.lease_seconds = lease_seconds
+        self.heartbeat_seconds = heartbeat_seconds
+        self.agents: dict[int, Agent] = {}
+        self.held: dict[str, Held] = {}
+        self.classes: dict[int, JobClass] = {}
+        self._by_public_id: dict[str, Agent] = {}
+        self._by_assertion: dict[bytes, Agent] = {}
+        #: Agents whose poll waits for work, the longest waiting first.
+        self._waiting: dict[int, Agent] = {}
+
+    # --- agents ------------------------------------------------------------------------------------------------------
+
+    def add(self, agent: Agent) -> None:
+        """A new agent, or one read at the start."""
+        self.agents[agent.id] = agent
+        self._by_public_id[agent.public_id] = agent
+        self.classify(agent)
+
+    def remove(self, agent: Agent) -> None:
+        """The agent is unknown from now on. Its leases run out by themselves: its tasks may still be alive."""
+        self.agents.pop(agent.id, None)
+        self._by_public_id.pop(agent.public_id, None)
+        self._waiting.pop(agent.id, None)
+        for digest in agent.assertions:
+            self._by_assertion.pop(digest, None)
+        agent.wake()
+
+    def find(self, public_id: str) -> Agent | None:
+        """The agent with this id."""
+        return self._by_public_id.get(public_id)
+
+    def is_online(self, agent: Agent, now: float) -> bool:
+        """Whether it was heard of within three heartbeats."""
+        return now - agent.last_seen <= HEARTBEATS_MISSED * self.heartbeat_seconds
+
+    def classify(self, agent: Agent) -> None:
+        """Find out which classes the agent can serve."""
+        agent.classes = {number for number, known in self.classes.items() if known.is_served_by(agent)}
+
+    def add_class(self, known: JobClass) -> None:
+        """A class came up with the first job of its kind."""
+        if known.id in self.classes:
+            return
+        self.classes[known.id] = known
+        for agent in self.agents.values():
+            if known.is_served_by(agent):
+                agent.classes.add(known.id)
+
+    # --- assertions --------------------------------------------------------------------------------------------------
+
+    def by_assertion(self, digest: bytes, now_ms: int) -> Agent | None:
+        """The agent whose assertion was verified before and still holds."""
+        agent = self._by_assertion.get(digest)
+        if agent is None or agent.assertions[digest] < now_ms:
+            return None
+        return agent
+
+    def remember_assertion(self, agent: Agent, digest: bytes, until_ms: int) -> None:
+        """Remember a verdict. Two for each agent are kept: the current one and the one before."""
+        while len(agent.assertions) > 1:
+            oldest = next(iter(agent.assertions))
+            del agent.assertions[oldest]
+            self._by_assertion.pop(oldest, None)
+        agent.assertions[digest] = until_ms
+        self._by_assertion[digest] = agent
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    def hold(self, held: Held) -> None:
+        """An agent holds a task from now on."""
+        self.held[held.task_id] = held
+        held.agent.held[held.task_id] = held
+
+    def release(self, task_id: str) -> None:
+        """The task has ended."""
+        held = self.held.pop(task_id, None)
+        if held is not None:
+            held.agent.held.pop(task_id, None)
+
+    def expired(self, now: float) -> list[Held]:
+        """Tasks whose lease has run out."""
+        return [held for held in self.held.values() if held.deadline <= now]
+
+    def next_deadline(self) -> float | None:
+        """When the next lease runs out unless renewed."""
+        return min((held.deadline for held in self.held.values()), default=None)
+
+    # --- waiting for work --------------------------------------------------------------------------------------------
+
+    def wait_for_work(self, agent: Agent) -> None:
+        """The agent's poll is held and takes work."""
+        self._waiting[agent.id] = agent
+
+    def leave_queue(self, agent: Agent) -> None:
+        """The agent's poll looks by itself now."""
+        self._waiting.pop(agent.id, None)
+
+    def wake_one(self, class_id: int, memory_bytes: int) -> bool:
+        """Wake the longest waiting agent that can take a job of this class and size."""
+        for agent in self._waiting.values():
+            if class_id in agent.classes and memory_bytes <= agent.poll_memory:
+                del self._waiting[agent.id]
+                agent.wake()
+                return True
+        return False
+
+    def holding_polls(self) -> Iterator[Agent]:
+        """Agents whose poll is held."""
+        return (agent for agent in self.agents.values() if agent.waiter is not None)

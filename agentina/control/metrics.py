@@ -1,0 +1,59 @@
+"""Figures for Prometheus. Names are a contract (DESIGN, section 8); counters begin at zero with each start."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import prometheus_client
+from prometheus_client import registry
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600, 3600, 14_400)
+_BYTES: Final = tuple(float(1 << shift) for shift in range(22, 38, 2))
+
+
+class Metrics:
+    """The control plane's own registry, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry.CollectorRegistry(auto_describe=True)
+        self.tasks = prometheus_client.Counter(
+            "agent_tasks", "Tasks that ended.", ["role", "status", "priority"], registry=self.registry
+        )
+        self.session_duration = prometheus_client.Histogram(
+            "agent_session_duration_seconds", "Time from start to end of a task.", ["role"],
+            buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.jobs = prometheus_client.Counter(
+            "jobs_completed", "Jobs that reached a final state.", ["status"], registry=self.registry
+        )
+        self.start_latency = prometheus_client.Histogram(
+            "task_start_latency_seconds", "Time from runnable to the start of the process.",
+            buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.memory_peak = prometheus_client.Histogram(
+            "task_memory_peak_bytes", "Highest memory use of a task.", ["role"],
+            buckets=_BYTES, registry=self.registry,
+        )  # fmt: skip
+        self.pending = prometheus_client.Gauge(
+            "queue_pending", "Jobs ready to run that no agent has taken.", ["organization", "role"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.online = prometheus_client.Gauge(
+            "agents_online_ratio", "Share of agents heard of within three heartbeats.", registry=self.registry
+        )
+        self.skew = prometheus_client.Gauge(
+            "agents_version_skew", "Share of online agents on another version than the control plane.",
+            registry=self.registry,
+        )  # fmt: skip
+        self.held_polls = prometheus_client.Gauge("agent_polls_held", "Long polls open now.", registry=self.registry)
+
+    def render(self) -> bytes:
+        """The text exposition."""
+        return prometheus_client.generate_latest(self.registry)
+
+
+def priority_band(priority: int) -> str:
+    """Few label values instead of a hundred."""
+    if priority < 34:  # noqa: PLR2004 - thirds of 0 to 100
+        return "low"
+    return "normal" if priority < 67 else "high"  # noqa: PLR2004

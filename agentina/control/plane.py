@@ -1,0 +1,160 @@
+"""Everything one control plane process has, put together once and handed to services and routes."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from agentina import errors
+from agentina.control import bells, blobs, config, fleet, keys, metrics
+from agentina.control.services import changes
+from agentina.control.store import agents, engine, jobs, tasks
+from agentina.protocol import signing, wire
+from agentina.protocol.states import Reason, State
+from agentina.system import clock as clocks
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class Plane:
+    """The parts of a running control plane."""
+
+    def __init__(
+        self, settings: config.Settings, *, store: engine.Store, identity: keys.Keys, clock: clocks.Clock
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.identity = identity
+        self.clock = clock
+        self.blobs = blobs.Blobs(settings.data / "blobs")
+        self.fleet = fleet.Fleet(lease_seconds=settings.lease_seconds, heartbeat_seconds=settings.heartbeat_seconds)
+        self.bells = bells.Bells(limit=settings.max_held_requests)
+        self.metrics = metrics.Metrics()
+        #: Set once the process stops: no new work, held requests end.
+        self.is_stopping = False
+        #: Jobs in backoff: (boot clock seconds, row id), a heap.
+        self.backoffs: list[tuple[float, int]] = []
+        #: Set when a duty has something to do earlier than it thought.
+        self.duties_bell = asyncio.Event()
+
+    def load(self) -> None:
+        """Fill memory from the database. Every live lease gets a full term."""
+        now, now_ms = self.clock.boot(), self.clock.wall_ms()
+        self.store.read(lambda tx: self._load(tx, now, now_ms))
+
+    def _load(self, tx: engine.Transaction, now: float, now_ms: int) -> None:
+        for row in jobs.classes(tx):
+            self.fleet.add_class(job_class(row))
+        for row in agents.present(tx):
+            self.fleet.add(agent_from_row(row))
+        for row in tasks.held(tx):
+            owner = self.fleet.agents.get(row["agent_id"])
+            if owner is None:
+                owner = agent_from_row(agents.by_id(tx, row["agent_id"]))
+            held = fleet.Held(
+                agent=owner, task=row["id"], task_id=f"{row['job']}.{row['number']}", job=row["job_id"],
+                job_id=row["job"], memory_bytes=row["memory_bytes"], poll=row["poll"], state=State(row["state"]),
+                deadline=now + self.settings.lease_seconds,
+            )  # fmt: skip
+            if row["stop_reason"] is not None:
+                held.stop = wire.StopTask(task_id=held.task_id, reason=Reason(row["stop_reason"]))
+            self.fleet.hold(held)
+        for row in jobs.backing_off(tx):
+            # A wall clock that was set back must not stretch the wait by more than a retry policy may ask for.
+            delay = min(max(row["runnable_ms"] - now_ms, 0) / 1000, 3600.0)
+            heapq.heappush(self.backoffs, (now + delay, row["id"]))
+
+    async def write(self, operation: Callable[[engine.Transaction, changes.Changes], T]) -> T:
+        """Run an operation and, once it is durable, carry out what it changed for memory."""
+        effects = changes.Changes()
+        result = await self.store.write(lambda tx: operation(tx, effects))
+        self.carry_out(effects)
+        return result
+
+    def carry_out(self, effects: changes.Changes) -> None:
+        """Let memory follow a committed operation."""
+        for task_id, state in effects.progressed:
+            held = self.fleet.held.get(task_id)
+            if held is not None:
+                held.state = state
+                held.is_taken, held.spec = True, None
+        for ended in effects.ended_tasks:
+            self._count_end(ended)
+            self.fleet.release(ended.task_id)
+        for stop in effects.stops:
+            held = self.fleet.held.get(stop.task_id)
+            if held is not None and held.stop is None:
+                held.stop = stop
+                held.agent.wake()
+        for state in effects.ended_jobs:
+            self.metrics.jobs.labels(state.value).inc()
+        for seconds in effects.start_latencies:
+            self.metrics.start_latency.observe(seconds)
+        for job, delay in effects.delayed:
+            heapq.heappush(self.backoffs, (self.clock.boot() + delay, job))
+            self.duties_bell.set()
+        for class_id, memory_bytes in effects.ready:
+            self.fleet.wake_one(class_id, memory_bytes)
+        for job_id in effects.jobs:
+            self.bells.ring(job_id)
+
+    def stop(self) -> None:
+        """Begin to stop: every held request ends now."""
+        self.is_stopping = True
+        self.bells.close()
+        for agent in list(self.fleet.holding_polls()):
+            agent.wake()
+
+    def sign(self, purpose: str, payload: bytes) -> signing.Signed:
+        """Sign with the control plane's key."""
+        return self.identity.signing_key.sign(purpose, payload)
+
+    def check_running(self) -> None:
+        """Raise ``SHUTTING_DOWN`` once the process stops."""
+        if self.is_stopping:
+            raise errors.SHUTTING_DOWN()
+
+    def _count_end(self, ended: changes.EndedTask) -> None:
+        self.metrics.tasks.labels(ended.role, ended.state.value, metrics.priority_band(ended.priority)).inc()
+        if ended.duration is not None:
+            self.metrics.session_duration.labels(ended.role).observe(ended.duration)
+        if ended.memory_peak_bytes is not None:
+            self.metrics.memory_peak.labels(ended.role).observe(ended.memory_peak_bytes)
+
+
+def job_class(row: engine.Row) -> fleet.JobClass:
+    """The class of a row of ``classes``."""
+    return fleet.JobClass(
+        id=row["id"], organization_id=row["organization_id"], role=row["role"],
+        labels=msgspec.json.decode(row["labels"]), runner=row["runner"],
+    )  # fmt: skip
+
+
+def agent_from_row(row: engine.Row) -> fleet.Agent:
+    """The agent of a row of ``agents``."""
+    agent = fleet.Agent(row["id"], row["public_id"], signing.parse_public_key(row["public_key"]))
+    agent.created_ms = row["created_ms"]
+    agent.heartbeat_ms = row["last_heartbeat_ms"]
+    agent.license_issued_ms = row["license_issued_ms"]
+    agent.host = msgspec.json.decode(row["host"], type=wire.HostFacts) if row["host"] else None
+    refresh_agent(agent, row)
+    return agent
+
+
+def refresh_agent(agent: fleet.Agent, row: engine.Row) -> None:
+    """Take over what operations change in the row of an agent."""
+    for name in (
+        "organization_id", "organization", "plan", "max_agents", "license_tasks", "channel", "offline_grace_hours",
+        "hostname", "instance", "role", "max_concurrent_tasks", "state", "state_reason", "session", "version",
+        "executor",
+    ):  # fmt: skip
+        setattr(agent, name, row[name])
+    for name in ("labels", "guarantees", "runners", "facts"):
+        setattr(agent, name, msgspec.json.decode(row[name]))

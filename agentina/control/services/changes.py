@@ -1,0 +1,43 @@
+"""What an operation changed that memory must follow: collected while it runs, carried out after its commit.
+
+An operation that fails takes its changes with it, so memory never gets ahead of the database.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from agentina.protocol import wire
+from agentina.protocol.states import State
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EndedTask:
+    """A task that reached a final state."""
+
+    task_id: str
+    role: str
+    state: State
+    priority: int
+    #: Seconds from start to end; None: it never started.
+    duration: float | None
+    memory_peak_bytes: int | None
+
+
+@dataclasses.dataclass(slots=True)
+class Changes:
+    """Collected by operations; :meth:`agentina.control.plane.Plane.carry_out` applies them."""
+
+    #: Public ids of jobs somebody may be following.
+    jobs: set[str] = dataclasses.field(default_factory=set)
+    #: Class and memory of each job that became ready.
+    ready: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    #: Row id of each job that became queued with a delay, and the delay in seconds.
+    delayed: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    #: Tasks that moved forward.
+    progressed: list[tuple[str, State]] = dataclasses.field(default_factory=list)
+    ended_tasks: list[EndedTask] = dataclasses.field(default_factory=list)
+    ended_jobs: list[State] = dataclasses.field(default_factory=list)
+    stops: list[wire.StopTask] = dataclasses.field(default_factory=list)
+    #: Seconds from runnable to started.
+    start_latencies: list[float] = dataclasses.field(default_factory=list)

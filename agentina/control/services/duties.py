@@ -1,0 +1,129 @@
+"""Background duties: give up expired leases, end backoffs, keep heartbeat facts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+from typing import Final
+
+import msgspec
+
+from agentina import errors
+from agentina.control import fleet, plane
+from agentina.control.services import changes, outcomes
+from agentina.control.store import agents, engine, jobs, tasks
+from agentina.protocol import wire
+from agentina.protocol.states import Reason, State
+
+#: Longest sleep in seconds: timers stand still while a machine is suspended, leases do not.
+_LONGEST_SLEEP: Final = 5.0
+#: Shortest sleep in seconds, so that nothing spins when the disk refuses what a duty wants to write.
+_SHORTEST_SLEEP: Final = 0.05
+#: Rows in one operation of a duty; requests come in between.
+_CHUNK: Final = 200
+
+_log = logging.getLogger(__name__)
+
+
+class Duties:
+    """The duties of one process."""
+
+    def __init__(self, control: plane.Plane) -> None:
+        self._control = control
+        self._next_flush = control.clock.boot() + control.settings.flush_seconds
+
+    async def run(self) -> None:
+        """Do what is due, for ever; a duty that fails is tried again."""
+        while True:
+            for duty in (self.sweep_leases, self.end_backoffs, self._flush_if_due):
+                try:
+                    await duty()
+                except errors.AgentinaError as error:
+                    _log.warning("a background duty failed and is tried again: %s", error)
+                except Exception:
+                    _log.exception("a background duty failed and is tried again")
+            self._control.duties_bell.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._control.duties_bell.wait(), self._pause())
+            await asyncio.sleep(_SHORTEST_SLEEP)
+
+    def _pause(self) -> float:
+        now = self._control.clock.boot()
+        due = [now + _LONGEST_SLEEP, self._next_flush]
+        deadline = self._control.fleet.next_deadline()
+        if deadline is not None:
+            due.append(deadline)
+        if self._control.backoffs:
+            due.append(self._control.backoffs[0][0])
+        return max(min(due) - now, 0.0)
+
+    async def sweep_leases(self) -> None:
+        """Conclude tasks whose agents were not heard of in time."""
+        now_ms = self._control.clock.wall_ms()
+        expired = self._control.fleet.expired(self._control.clock.boot())
+        for start in range(0, len(expired), _CHUNK):
+            chunk = expired[start : start + _CHUNK]
+
+            def operation(tx: engine.Transaction, effects: changes.Changes, chunk: list[fleet.Held] = chunk) -> None:
+                for held in chunk:
+                    self._give_up(tx, effects, held, now_ms)
+
+            await self._control.write(operation)
+            for held in chunk:
+                self._control.fleet.release(held.task_id)
+
+    def _give_up(self, tx: engine.Transaction, effects: changes.Changes, held: fleet.Held, now_ms: int) -> None:
+        task = tasks.by_id(tx, held.task)
+        if task["ended_ms"] is not None:
+            return
+        is_removed = self._control.fleet.find(held.agent.public_id) is None
+        outcome = wire.Outcome(
+            state=State.LOST,
+            reason=Reason.AGENT_REMOVED if is_removed else Reason.LEASE_EXPIRED,
+            detail=f"{held.agent.name} was not heard of for {self._control.settings.lease_seconds:.0f} s",
+        )
+        outcomes.end_task(tx, effects, task, outcome, now_ms=now_ms)
+
+    async def end_backoffs(self) -> None:
+        """Make jobs ready whose backoff is over."""
+        heap, now = self._control.backoffs, self._control.clock.boot()
+        while heap and heap[0][0] <= now:
+            due = [heapq.heappop(heap) for _ in range(min(len(heap), _CHUNK)) if heap[0][0] <= now]
+
+            def operation(tx: engine.Transaction, effects: changes.Changes, due: list[tuple[float, int]] = due) -> None:
+                for _, job in due:
+                    row = jobs.end_backoff(tx, job)
+                    if row is not None:
+                        effects.ready.append((row["class_id"], row["memory_bytes"]))
+
+            try:
+                await self._control.write(operation)
+            except errors.AgentinaError:
+                for item in due:
+                    heapq.heappush(heap, item)
+                raise
+
+    async def _flush_if_due(self) -> None:
+        now = self._control.clock.boot()
+        if now >= self._next_flush:
+            self._next_flush = now + self._control.settings.flush_seconds
+            await self.flush_heartbeats()
+
+    async def flush_heartbeats(self) -> None:
+        """Write what heartbeats said since the last time."""
+        changed = [agent for agent in self._control.fleet.agents.values() if agent.is_changed]
+        for start in range(0, len(changed), _CHUNK):
+            chunk = changed[start : start + _CHUNK]
+
+            def operation(tx: engine.Transaction, chunk: list[fleet.Agent] = chunk) -> None:
+                for agent in chunk:
+                    host = "" if agent.host is None else msgspec.json.encode(agent.host).decode()
+                    agents.flush_heartbeat(
+                        tx, agent.id, at_ms=agent.heartbeat_ms, host=host, license_ms=agent.license_issued_ms
+                    )
+
+            await self._control.store.write(operation)
+            for agent in chunk:
+                agent.is_changed = False

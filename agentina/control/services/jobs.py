@@ -1,0 +1,185 @@
+"""What operators do with jobs: submit, cancel, retry."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Final
+
+import msgspec
+
+from agentina import errors
+from agentina.control import ids, plane
+from agentina.control.services import changes, lifecycle, outcomes
+from agentina.control.store import audit, engine, jobs, registry, tasks
+from agentina.protocol import api, wire
+from agentina.protocol import jobs as protocol_jobs
+from agentina.protocol.states import FINAL, REASONS, Reason, State
+
+_FINAL_VALUES: Final = frozenset(state.value for state in FINAL)
+_CANCELED: Final = lifecycle.Verdict(state=State.CANCELED, reason=Reason.CANCELED_BY_OPERATOR)
+_UNMET: Final = lifecycle.Verdict(state=State.CANCELED, reason=Reason.NEED_NOT_MET)
+#: Longest idempotency key.
+MAX_KEY: Final = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """A job to submit, by whom and for which organization."""
+
+    spec: protocol_jobs.JobSpec
+    organization: str
+    #: The idempotency key; None: every request makes a job.
+    key: str | None
+
+
+async def submit(control: plane.Plane, submission: Submission) -> api.JobCreated:
+    """Store a job durably and wake an agent that can take it.
+
+    Raises:
+        AgentinaError: ``NOT_FOUND`` (organization), ``JOB_NEED_UNKNOWN``, ``JOB_KEY_REUSED``, ``INPUT_INVALID`` (key).
+
+    """
+    control.check_running()
+    if submission.key is not None and not (0 < len(submission.key) <= MAX_KEY and submission.key.isprintable()):
+        raise errors.INPUT_INVALID(where="Idempotency-Key", problem=f"expected 1 to {MAX_KEY} printable characters")
+    text = msgspec.json.encode(submission.spec).decode()
+    now_ms = control.clock.wall_ms()
+    created, job_class = await control.write(lambda tx, effects: _submit(tx, effects, submission, text, now_ms))
+    if job_class is not None and job_class["id"] not in control.fleet.classes:
+        control.fleet.add_class(plane.job_class(job_class))
+        # Whoever could take it was not known to serve this class when the commit's wake-up went round.
+        control.fleet.wake_one(job_class["id"], submission.spec.memory_bytes)
+    return created
+
+
+def _submit(
+    tx: engine.Transaction, effects: changes.Changes, submission: Submission, text: str, now_ms: int
+) -> tuple[api.JobCreated, engine.Row | None]:
+    spec = submission.spec
+    organization = registry.organization(tx, submission.organization)
+    if organization is None:
+        raise errors.NOT_FOUND(what="organization", name=submission.organization)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    if submission.key is not None:
+        known = jobs.by_submission(tx, organization["id"], submission.key)
+        if known is not None and known["submission_sha256"] != sha256:
+            raise errors.JOB_KEY_REUSED(job=known["public_id"])
+        if known is not None:
+            return api.JobCreated(id=known["public_id"], created=False), None
+    needed = _needed(tx, organization["id"], spec)
+    job_class = jobs.ensure_class(
+        tx, organization["id"], spec.role or "", msgspec.json.encode(spec.labels, order="sorted").decode(), spec.runner
+    )
+    new = jobs.NewJob(
+        public_id=ids.new_job_id(now_ms), organization_id=organization["id"], class_id=job_class["id"], name=spec.name,
+        role=spec.role, spec=text, priority=spec.priority, memory_bytes=spec.memory_bytes,
+        submission_key=submission.key, submission_sha256=sha256 if submission.key is not None else None,
+    )  # fmt: skip
+    left = sum(row["state"] != State.SUCCEEDED.value for row in needed)
+    job = jobs.insert(tx, new, needs_left=left, now_ms=now_ms)
+    jobs.add_event(tx, job, "submitted", state=State.QUEUED, now_ms=now_ms)
+    for row in needed:
+        jobs.add_need(tx, job, row["id"])
+    _after_queued(tx, effects, job, needed, now_ms=now_ms)
+    return api.JobCreated(id=new.public_id), job_class
+
+
+def _needed(tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSpec) -> list[engine.Row]:
+    rows = []
+    for public_id in dict.fromkeys(spec.needs):
+        row = jobs.by_public_id(tx, public_id)
+        if row is None or row["organization_id"] != organization:
+            raise errors.JOB_NEED_UNKNOWN(job=public_id[:40])
+        rows.append(row)
+    return rows
+
+
+def _after_queued(
+    tx: engine.Transaction, effects: changes.Changes, job: int, needed: list[engine.Row], *, now_ms: int
+) -> None:
+    """Announce a queued job, or cancel it at once when something it needs has already ended badly."""
+    row = jobs.by_id(tx, job)
+    effects.jobs.add(row["public_id"])
+    for need in needed:
+        if need["state"] in _FINAL_VALUES and need["state"] != State.SUCCEEDED.value:
+            unmet = f"{need['public_id']} ended as '{need['state']}'"
+            text = f"canceled: {REASONS[Reason.NEED_NOT_MET]} ({unmet})"
+            jobs.add_event(tx, job, text, state=State.CANCELED, now_ms=now_ms)
+            outcomes.end_job(tx, effects, row, _UNMET, unmet, now_ms=now_ms)
+            return
+    if row["ready"]:
+        effects.ready.append((row["class_id"], row["memory_bytes"]))
+
+
+async def cancel(control: plane.Plane, public_id: str, *, actor: str) -> str:
+    """End a job: a waiting one now, one that an agent holds as soon as its process is gone. The id is returned.
+
+    Raises:
+        AgentinaError: ``JOB_UNKNOWN``, ``JOB_FINISHED``.
+
+    """
+    now_ms = control.clock.wall_ms()
+
+    def operation(tx: engine.Transaction, effects: changes.Changes) -> str:
+        job = _job(tx, public_id)
+        if job["state"] in _FINAL_VALUES:
+            raise errors.JOB_FINISHED(job=public_id, state=job["state"])
+        if job["cancel_requested"]:
+            return public_id
+        audit.append(tx, actor=actor, action="job.cancel", subject=public_id, now_ms=now_ms)
+        jobs.set_cancel_requested(tx, job["id"])
+        if job["state"] == State.QUEUED.value:
+            jobs.add_event(tx, job["id"], f"canceled by {actor}", state=State.CANCELED, now_ms=now_ms)
+            outcomes.end_job(tx, effects, job, _CANCELED, f"by {actor}", now_ms=now_ms)
+            return public_id
+        task = tasks.find(tx, public_id, job["tasks"])
+        assert task is not None
+        tasks.set_stop(tx, task["id"], Reason.CANCELED_BY_OPERATOR)
+        jobs.add_event(tx, job["id"], f"{actor} canceled it; the agent is told", task=job["tasks"], now_ms=now_ms)
+        stop = wire.StopTask(task_id=outcomes.task_id(task), reason=Reason.CANCELED_BY_OPERATOR, detail=f"by {actor}")
+        effects.stops.append(stop)
+        effects.jobs.add(public_id)
+        return public_id
+
+    return await control.write(operation)
+
+
+async def retry(control: plane.Plane, public_id: str, *, actor: str) -> str:
+    """Queue an ended job again with a fresh budget of attempts. The id is returned.
+
+    Raises:
+        AgentinaError: ``JOB_UNKNOWN``, ``JOB_NOT_FINISHED``, ``STATE_CONFLICT`` (a job it needs has not succeeded).
+
+    """
+    now_ms = control.clock.wall_ms()
+
+    def operation(tx: engine.Transaction, effects: changes.Changes) -> str:
+        job = _job(tx, public_id)
+        if job["state"] not in _FINAL_VALUES:
+            raise errors.JOB_NOT_FINISHED(job=public_id, state=job["state"])
+        needed = jobs.needs(tx, job["id"])
+        left = 0
+        for need in needed:
+            if need["state"] == State.SUCCEEDED.value:
+                continue
+            if need["state"] in _FINAL_VALUES:
+                raise errors.STATE_CONFLICT(
+                    what=f"Job {need['public_id']}, which it needs,", state=f"'{need['state']}'",
+                    expected="'succeeded' or queued again; retry that one first",
+                )  # fmt: skip
+            left += 1
+        audit.append(tx, actor=actor, action="job.retry", subject=public_id, now_ms=now_ms)
+        jobs.reopen(tx, job["id"], needs_left=left, now_ms=now_ms)
+        jobs.add_event(tx, job["id"], f"queued again by {actor}", state=State.QUEUED, now_ms=now_ms)
+        _after_queued(tx, effects, job["id"], [], now_ms=now_ms)
+        return public_id
+
+    return await control.write(operation)
+
+
+def _job(tx: engine.Transaction, public_id: str) -> engine.Row:
+    job = jobs.by_public_id(tx, public_id)
+    if job is None:
+        raise errors.JOB_UNKNOWN(job=public_id[:40])
+    return job

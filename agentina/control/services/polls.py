@@ -1,0 +1,244 @@
+"""The long poll: hand out work and orders, again until acknowledged, and hold the request while there is nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+import msgspec
+
+from agentina import errors
+from agentina.control import fleet, plane
+from agentina.control.services import changes, sessions
+from agentina.control.store import engine, jobs, tasks
+from agentina.protocol import signing, wire
+from agentina.protocol.states import State
+
+#: What a held request does when its connection breaks: the callback it registers is called.
+OnLost = Callable[[Callable[[], None]], None]
+
+
+class _Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """:class:`wire.Assignment` with the specification as stored: it is signed without being decoded."""
+
+    task_id: str
+    job_id: str
+    epoch: int
+    agent_id: str
+    session: int
+    poll: int
+    organization: str
+    issued_ms: int
+    lease_seconds: float
+    job: msgspec.Raw
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Claimed:
+    """A job turned into a task by the claim's transaction."""
+
+    task: int
+    number: int
+    row: engine.Row
+
+
+async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_lost: OnLost) -> wire.PollAnswer:
+    """Answer with work or orders, or with nothing when the time is over."""
+    sessions.check(agent, message.session)
+    agent.last_seen = control.clock.boot()
+    if message.number < agent.poll:
+        # A copy of an earlier request that was under way for long; the present one must not suffer from it.
+        return wire.PollAnswer(number=message.number, server_time_ms=control.clock.wall_ms())
+    agent.poll, agent.poll_slots, agent.poll_memory = message.number, message.slots, message.memory_bytes
+    _acknowledge(agent, message.acknowledged)
+    # One poll at a time: an older one still held gets its (empty) answer.
+    agent.wake()
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + message.wait_seconds
+    while True:
+        # Looked at again after a claim that came too late: a job that arrived meanwhile has woken nobody else.
+        while _takes_work(agent) and agent.poll == message.number and _is_work_waiting(control, agent):
+            if await _claim(control, agent, message):
+                break
+        answer = _collect(control, agent, message)
+        if answer is not None:
+            return answer
+        remaining = deadline - loop.time()
+        if remaining <= 0 or not await _wait(control, agent, remaining, on_lost):
+            return _empty(control, agent, message)
+
+
+def _acknowledge(agent: fleet.Agent, number: int) -> None:
+    for held in agent.held.values():
+        if held.poll <= number:
+            held.is_taken, held.spec = True, None
+
+
+def _takes_work(agent: fleet.Agent) -> bool:
+    return agent.state == "active" and _room(agent) > 0
+
+
+def _room(agent: fleet.Agent) -> int:
+    """How many tasks may be given: what the host offers, the license allows, and one answer carries."""
+    return min(agent.poll_slots, agent.license_tasks - len(agent.held), wire.MAX_ASSIGNMENTS)
+
+
+def _is_work_waiting(control: plane.Plane, agent: fleet.Agent) -> bool:
+    return control.store.read(
+        lambda tx: any(jobs.is_any_ready(tx, class_id, agent.poll_memory) for class_id in agent.classes)
+    )
+
+
+async def _wait(control: plane.Plane, agent: fleet.Agent, seconds: float, on_lost: OnLost) -> bool:
+    """Hold the request; False: its time is over or nobody listens any more."""
+    control.check_running()
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    is_over = False
+
+    def give_up() -> None:
+        nonlocal is_over
+        is_over = True
+        if not waiter.done():
+            waiter.set_result(None)
+
+    timer = loop.call_later(seconds, give_up)
+    on_lost(give_up)
+    agent.waiter = waiter
+    if _takes_work(agent):
+        control.fleet.wait_for_work(agent)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        if agent.waiter is waiter:
+            agent.waiter = None
+            control.fleet.leave_queue(agent)
+    return not is_over
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def _collect(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> wire.PollAnswer | None:
+    """Everything the host has not acknowledged yet; None: there is nothing."""
+    control.check_running()
+    if control.fleet.find(agent.public_id) is None:
+        raise errors.AGENT_UNKNOWN()
+    sessions.check(agent, message.session)
+    if agent.poll != message.number:
+        # A newer poll came meanwhile; whatever was claimed for this one is delivered there.
+        agent.wake()
+        return _empty(control, agent, message)
+    unsent = [held for held in agent.held.values() if not held.is_taken][: wire.MAX_ASSIGNMENTS]
+    stops = [
+        held for held in agent.held.values()
+        if held.stop is not None and (held.stop_poll == 0 or held.stop_poll > message.acknowledged)
+    ]  # fmt: skip
+    if not (unsent or stops or agent.orders):
+        return None
+    agent.orders = False
+    for held in stops:
+        held.stop_poll = message.number
+    return wire.PollAnswer(
+        number=message.number, server_time_ms=control.clock.wall_ms(),
+        assignments=[_sign(control, agent, held, message.number) for held in unsent],
+        stop=[held.stop for held in stops if held.stop is not None],
+        directives=sessions.directives(control, agent),
+    )  # fmt: skip
+
+
+def _empty(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> wire.PollAnswer:
+    return wire.PollAnswer(
+        number=message.number, server_time_ms=control.clock.wall_ms(), directives=sessions.directives(control, agent)
+    )
+
+
+def _sign(control: plane.Plane, agent: fleet.Agent, held: fleet.Held, number: int) -> signing.Signed:
+    spec = held.spec
+    if spec is None:
+        held.spec = spec = control.store.read(lambda tx: tasks.spec(tx, held.job))
+    held.poll = number
+    # The host counts the lease from before it sent this poll; the control plane begins a new term now.
+    held.deadline = control.clock.boot() + control.settings.lease_seconds
+    content = _Assignment(
+        task_id=held.task_id, job_id=held.job_id, epoch=int(held.task_id.rpartition(".")[2]),
+        agent_id=agent.public_id, session=agent.session, poll=number, organization=agent.organization,
+        issued_ms=control.clock.wall_ms(), lease_seconds=control.settings.lease_seconds,
+        job=msgspec.Raw(spec.encode()),
+    )  # fmt: skip
+    return control.sign("assignment", msgspec.json.encode(content))
+
+
+# --- claims ------------------------------------------------------------------------------------------------------
+
+
+async def _claim(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> bool:
+    """Turn waiting jobs into tasks of this agent; whether there were any."""
+    now_ms = control.clock.wall_ms()
+
+    def claim(tx: engine.Transaction, effects: changes.Changes) -> list[_Claimed]:
+        if sessions.check_standing(tx, agent, message.session) != "active" or agent.poll != message.number:
+            return []
+        chosen, left = _choose(tx, agent)
+        effects.ready.extend(left)
+        return [_assign(tx, effects, agent, row, message, now_ms) for row in chosen]
+
+    effects = changes.Changes()
+    claimed = await control.store.write(lambda tx: claim(tx, effects))
+    deadline = control.clock.boot() + control.settings.lease_seconds
+    for item in claimed:
+        control.fleet.hold(
+            fleet.Held(
+                agent=agent,
+                task=item.task,
+                task_id=f"{item.row['public_id']}.{item.number}",
+                job=item.row["id"],
+                job_id=item.row["public_id"],
+                memory_bytes=item.row["memory_bytes"],
+                poll=message.number,
+                state=State.ASSIGNED,
+                deadline=deadline,
+                spec=item.row["spec"],
+            )  # fmt: skip
+        )
+    agent.poll_slots = max(agent.poll_slots - len(claimed), 0)
+    control.carry_out(effects)
+    return bool(claimed)
+
+
+def _choose(tx: engine.Transaction, agent: fleet.Agent) -> tuple[list[engine.Row], list[tuple[int, int]]]:
+    """The jobs to take, by priority and age, and one of those left behind, to wake the next agent for."""
+    room, memory = _room(agent), agent.poll_memory
+    if room <= 0:
+        return [], []
+    rows = [row for class_id in agent.classes for row in jobs.ready(tx, class_id, memory, room + 1)]
+    rows.sort(key=_by_priority_and_age)
+    chosen: list[engine.Row] = []
+    left: dict[int, int] = {}
+    for row in rows:
+        if len(chosen) < room and row["memory_bytes"] <= memory:
+            chosen.append(row)
+            memory -= row["memory_bytes"]
+        else:
+            left.setdefault(row["class_id"], row["memory_bytes"])
+    return chosen, list(left.items())
+
+
+def _by_priority_and_age(row: engine.Row) -> tuple[int, int]:
+    return -row["priority"], row["id"]
+
+
+def _assign(
+    tx: engine.Transaction, effects: changes.Changes, agent: fleet.Agent, row: engine.Row, message: wire.Poll,
+    now_ms: int,
+) -> _Claimed:  # fmt: skip
+    number = row["tasks"] + 1
+    jobs.set_assigned(tx, row["id"], number)
+    task = tasks.insert(
+        tx, job=row["id"], number=number, agent=agent.id, session=message.session, poll=message.number, now_ms=now_ms
+    )
+    jobs.add_event(tx, row["id"], f"given to {agent.name}", state=State.ASSIGNED, task=number, now_ms=now_ms)
+    effects.jobs.add(row["public_id"])
+    return _Claimed(task, number, row)

@@ -1,0 +1,185 @@
+"""Sessions and heartbeats: who speaks for an agent, what it holds, and which of it goes on (protocol.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import msgspec
+
+from agentina import errors
+from agentina.control import fleet, ids, plane
+from agentina.control.services import activation, changes, licenses, outcomes
+from agentina.control.store import agents, engine, tasks
+from agentina.protocol import names, wire
+from agentina.protocol.states import FINAL, Reason, State
+
+_ASSIGNED: Final = State.ASSIGNED.value
+_FINAL_VALUES: Final = frozenset(state.value for state in FINAL)
+
+
+def check(agent: fleet.Agent, session: int) -> None:
+    """Raise ``SESSION_SUPERSEDED`` unless ``session`` is the agent's current one."""
+    if session != agent.session:
+        raise errors.SESSION_SUPERSEDED(session=session, current=agent.session)
+
+
+def check_standing(tx: engine.Transaction, agent: fleet.Agent, session: int) -> str:
+    """The same from the database, for operations that must not act for a session that ends in the same moment.
+
+    The agent's state (``active``, ...) is returned. Raises ``AGENT_UNKNOWN`` when it was removed.
+    """
+    standing = agents.standing(tx, agent.id)
+    if standing is None:
+        raise errors.AGENT_UNKNOWN()
+    if standing[0] != session:
+        raise errors.SESSION_SUPERSEDED(session=session, current=standing[0])
+    return standing[1]
+
+
+def directives(control: plane.Plane, agent: fleet.Agent, *, renew: bool = False) -> wire.Directives:
+    """What is wanted of the agent now."""
+    return wire.Directives(
+        drain=agent.state == "draining",
+        quarantine=(agent.state_reason or "no reason given") if agent.state == "quarantined" else "",
+        heartbeat_seconds=control.settings.heartbeat_seconds,
+        lease_seconds=control.settings.lease_seconds,
+        license=licenses.renew_if_due(control, agent) if renew else None,
+    )
+
+
+@dataclasses.dataclass(slots=True)
+class _Unheld:
+    """What to say about tasks a host lists that it does not hold in the control plane's eyes."""
+
+    stop: list[wire.StopTask] = dataclasses.field(default_factory=list)
+    forget: list[str] = dataclasses.field(default_factory=list)
+
+
+async def open_session(control: plane.Plane, agent: fleet.Agent, message: wire.SessionOpen) -> wire.SessionOpened:
+    """A daemon takes over; everything it holds and does not hold is concluded in one transaction."""
+    activation.check_protocol(message.protocol)
+    listed = {held.task_id: held for held in message.tasks}
+    now_ms = control.clock.wall_ms()
+
+    def conclude(tx: engine.Transaction, effects: changes.Changes) -> tuple[engine.Row, int, _Unheld]:
+        if agents.standing(tx, agent.id) is None:
+            raise errors.AGENT_UNKNOWN()
+        agents.open_session(tx, agent.id, _facts(message), now_ms=now_ms)
+        kept = _conclude_held(tx, effects, agent, listed, now_ms)
+        unheld = _Unheld()
+        for task_id, held in listed.items():
+            if task_id not in kept:
+                judge_unheld(tx, control, agent, held, unheld)
+        return agents.by_id(tx, agent.id), agents.applied(tx, agent.id, message.stream), unheld
+
+    row, applied, unheld = await control.write(conclude)
+    plane.refresh_agent(agent, row)
+    control.fleet.classify(agent)
+    agent.heartbeat_ms, agent.last_seen = now_ms, control.clock.boot()
+    agent.poll = 0
+    # A poll of the session before is answered now; it finds that it was superseded.
+    agent.wake()
+    stops = list(unheld.stop)
+    for held in agent.held.values():
+        held.deadline = agent.last_seen + control.settings.lease_seconds
+        held.is_taken, held.spec = True, None
+        if held.stop is not None:
+            stops.append(held.stop)
+    return wire.SessionOpened(
+        session=agent.session, server_time_ms=control.clock.wall_ms(), applied=applied, stop=stops,
+        forget=unheld.forget, directives=directives(control, agent, renew=True), organization=agent.organization,
+        role=agent.role, labels=agent.labels,
+    )  # fmt: skip
+
+
+def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat) -> wire.HeartbeatAnswer:
+    """Renew the leases of what is listed. Nothing is written; a duty keeps the facts now and then."""
+    check(agent, message.session)
+    now = control.clock.boot()
+    agent.last_seen, agent.heartbeat_ms = now, control.clock.wall_ms()
+    agent.host, agent.is_changed = message.host, True
+    renewed: list[str] = []
+    unheld_listed: list[wire.Held] = []
+    for listed in message.tasks:
+        held = agent.held.get(listed.task_id)
+        # A lease that has run out is not renewed, even if nobody has swept it yet: the task may be given away.
+        if held is not None and held.deadline > now:
+            held.deadline = now + control.settings.lease_seconds
+            held.is_taken, held.spec = True, None
+            renewed.append(listed.task_id)
+        elif held is None:
+            unheld_listed.append(listed)
+    unheld = _Unheld()
+    if unheld_listed:
+        control.store.read(lambda tx: [judge_unheld(tx, control, agent, listed, unheld) for listed in unheld_listed])
+    stops = [held.stop for held in agent.held.values() if held.stop is not None]
+    return wire.HeartbeatAnswer(
+        server_time_ms=agent.heartbeat_ms, renewed=renewed, stop=stops + unheld.stop, forget=unheld.forget,
+        directives=directives(control, agent, renew=True),
+    )  # fmt: skip
+
+
+def judge_unheld(
+    tx: engine.Transaction, control: plane.Plane, agent: fleet.Agent, listed: wire.Held, unheld: _Unheld
+) -> None:
+    """Decide about one listed task that is final here, another agent's, or unknown."""
+    task = tasks.find(tx, *ids.split_task_id(listed.task_id)) if names.is_task_id(listed.task_id) else None
+    is_ended = listed.state in FINAL
+    if task is None or task["agent_id"] != agent.id:
+        if is_ended:
+            unheld.forget.append(listed.task_id)
+        else:
+            unheld.stop.append(
+                wire.StopTask(task_id=listed.task_id, reason=Reason.RECORD_DAMAGED, detail="not known here as yours")
+            )
+    elif is_ended:
+        if is_complete(control, task):
+            unheld.forget.append(listed.task_id)
+    elif not task["host_ended"] and task["state"] in _FINAL_VALUES:
+        unheld.stop.append(wire.StopTask(task_id=listed.task_id, reason=Reason(task["reason"]), detail=task["detail"]))
+
+
+def is_complete(control: plane.Plane, task: engine.Row) -> bool:
+    """Whether the control plane has the end and all output of a task, so that the host may delete it."""
+    if not task["host_ended"] or task["outcome"] is None:
+        return False
+    outcome = msgspec.json.decode(task["outcome"], type=wire.Outcome)
+    return control.blobs.output_size(outcomes.task_id(task)) >= outcome.output_bytes
+
+
+def _conclude_held(
+    tx: engine.Transaction, effects: changes.Changes, agent: fleet.Agent, listed: dict[str, wire.Held], now_ms: int
+) -> set[str]:
+    """Conclude what the control plane thinks the agent holds; the ids of what goes on are returned."""
+    kept = set()
+    for task in tasks.held_by(tx, agent.id):
+        task_id = outcomes.task_id(task)
+        if task_id in listed:
+            kept.add(task_id)
+        elif task["state"] == _ASSIGNED:
+            outcomes.return_task(tx, effects, task, "its host never took it over", now_ms=now_ms)
+        else:
+            lost = wire.Outcome(
+                state=State.LOST, reason=Reason.RECORD_DAMAGED, detail="its host has no record of it any more"
+            )
+            outcomes.end_task(tx, effects, task, lost, now_ms=now_ms)
+    return kept
+
+
+def _facts(message: wire.SessionOpen) -> agents.SessionFacts:
+    return agents.SessionFacts(
+        boot_id=message.boot_id, version=message.version, executor=message.executor,
+        guarantees=_json(_bounded(message.guarantees)), runners=_json(message.runners[:64] or ["command"]),
+        facts=_json(_bounded(message.facts)), fingerprint=_json(message.fingerprint),
+        max_concurrent_tasks=message.max_concurrent_tasks,
+    )  # fmt: skip
+
+
+def _bounded(facts: dict[str, str]) -> dict[str, str]:
+    """Facts are for people: 64 of them, a thousand characters each, are plenty."""
+    return {key[:64]: value[:1000] for key, value in list(facts.items())[:64]}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

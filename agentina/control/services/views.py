@@ -1,0 +1,153 @@
+"""What operators are shown: rows and memory as the structs of the operator API. Environment values are hidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from agentina import errors
+from agentina.control import fleet, plane
+from agentina.control.services import blockers
+from agentina.control.store import engine, jobs, tasks
+from agentina.protocol import api, wire
+from agentina.protocol import jobs as protocol_jobs
+from agentina.protocol.states import Reason, State
+
+#: Lines of the timeline in `job show`; `events` has them all.
+_MAX_EVENTS = 500
+
+
+def job_summary(row: engine.Row) -> api.JobSummary:
+    """One line of a list."""
+    agent = None if row["agent_id"] is None else f"{row['agent_hostname']}/{row['agent_instance']}"
+    return api.JobSummary(
+        id=row["public_id"], name=row["name"], organization=row["organization"], state=State(row["state"]),
+        reason=Reason(row["reason"]), detail=row["detail"], role=row["role"], priority=row["priority"],
+        created_ms=row["created_ms"], started_ms=row["started_ms"], ended_ms=row["ended_ms"],
+        attempts=row["attempts"], agent_id=row["agent_id"], agent=agent,
+    )  # fmt: skip
+
+
+def job_view(control: plane.Plane, public_id: str) -> api.JobView:
+    """Everything about one job.
+
+    Raises:
+        AgentinaError: ``JOB_UNKNOWN``.
+
+    """
+
+    def read(tx: engine.Transaction) -> api.JobView:
+        job = jobs.by_public_id(tx, public_id)
+        if job is None:
+            raise errors.JOB_UNKNOWN(job=public_id[:40])
+        spec = msgspec.json.decode(job["spec"], type=protocol_jobs.JobSpec)
+        return api.JobView(
+            job=job_summary(jobs.summary(tx, job["id"])),
+            spec=protocol_jobs.without_values(spec),
+            tasks=[task_view(control, public_id, row) for row in tasks.of_job(tx, job["id"])],
+            events=[job_event(public_id, row) for row in jobs.events(tx, job["id"], after=0, limit=_MAX_EVENTS)],
+            artifacts=[artifact(row) for row in tasks.artifacts_of_job(tx, job["id"])],
+            blockers=_blockers(control, tx, job) if job["state"] == State.QUEUED.value else [],
+            dead_letter=bool(job["dead_letter"]),
+        )
+
+    return control.store.read(read)
+
+
+def _blockers(control: plane.Plane, tx: engine.Transaction, job: engine.Row) -> list[str]:
+    now = control.clock.boot()
+    waits = blockers.Waits(
+        needs=[row["public_id"] for row in jobs.needs(tx, job["id"]) if row["state"] != State.SUCCEEDED.value],
+        backoff_seconds=0 if job["ready"] else max(job["runnable_ms"] - control.clock.wall_ms(), 0) / 1000,
+        memory_bytes=job["memory_bytes"],
+    )
+    candidates = [
+        blockers.Candidate(
+            organization_id=agent.organization_id,
+            role=agent.role,
+            labels=agent.labels,
+            runners=agent.runners,
+            state=agent.state,
+            is_online=control.fleet.is_online(agent, now),
+            held=len(agent.held),
+            max_tasks=min(agent.max_concurrent_tasks, agent.license_tasks),
+            slots=agent.poll_slots,
+            memory_bytes=agent.poll_memory,
+        )  # fmt: skip
+        for agent in control.fleet.agents.values()
+    ]
+    return blockers.explain(waits, control.fleet.classes[job["class_id"]], candidates)
+
+
+def task_view(control: plane.Plane, job: str, row: engine.Row) -> api.TaskView:
+    """One task."""
+    task_id = f"{job}.{row['number']}"
+    return api.TaskView(
+        id=task_id, number=row["number"], agent_id=row["agent"], agent=f"{row['hostname']}/{row['instance']}",
+        state=State(row["state"]), reason=Reason(row["reason"]), detail=row["detail"], assigned_ms=row["assigned_ms"],
+        started_ms=row["started_ms"], ended_ms=row["ended_ms"], pid=row["pid"],
+        output_bytes=control.blobs.output_size(task_id),
+        outcome=None if row["outcome"] is None else msgspec.json.decode(row["outcome"], type=wire.Outcome),
+    )  # fmt: skip
+
+
+def job_event(job: str, row: engine.Row) -> api.JobEvent:
+    """One line of a timeline."""
+    return api.JobEvent(
+        number=row["number"], at_ms=row["at_ms"], task_id=None if row["task"] is None else f"{job}.{row['task']}",
+        state=None if row["state"] is None else State(row["state"]), text=row["text"],
+    )  # fmt: skip
+
+
+def artifact(row: engine.Row) -> wire.ArtifactInfo:
+    """One artifact."""
+    return wire.ArtifactInfo(name=row["name"], size=row["size"], sha256=row["sha256"], kind=row["kind"])
+
+
+def token(row: engine.Row, now_ms: int) -> api.TokenView:
+    """A token without its text."""
+    return api.TokenView(
+        id=row["public_id"], organization=row["organization"], role=row["role"],
+        labels=msgspec.json.decode(row["labels"]), state=_token_state(row, now_ms), created_ms=row["created_ms"],
+        expires_ms=row["expires_ms"], used_ms=row["used_ms"], used_by=row["used_by"], agent_id=row["agent"],
+        refused=row["refused"],
+    )  # fmt: skip
+
+
+def _token_state(row: engine.Row, now_ms: int) -> Any:
+    if row["used_ms"] is not None:
+        return "used"
+    if row["revoked_ms"] is not None:
+        return "revoked"
+    return "expired" if row["expires_ms"] <= now_ms else "unused"
+
+
+def agent_view(control: plane.Plane, agent: fleet.Agent) -> api.AgentView:
+    """An agent."""
+    state: Any = agent.state
+    return api.AgentView(
+        id=agent.public_id, organization=agent.organization, hostname=agent.hostname, instance=agent.instance,
+        role=agent.role, labels=agent.labels, state=state, state_reason=agent.state_reason,
+        online=control.fleet.is_online(agent, control.clock.boot()), last_heartbeat_ms=agent.heartbeat_ms,
+        version=agent.version, executor=agent.executor, guarantees=agent.guarantees,
+        max_concurrent_tasks=min(agent.max_concurrent_tasks, agent.license_tasks), tasks=sorted(agent.held),
+        session=agent.session, created_ms=agent.created_ms, host=agent.host, facts=agent.facts,
+    )  # fmt: skip
+
+
+def organization(row: engine.Row, agents: int) -> api.OrganizationView:
+    """A tenant."""
+    return api.OrganizationView(
+        name=row["name"], plan=row["plan"], max_agents=row["max_agents"],
+        max_concurrent_tasks_per_agent=row["max_concurrent_tasks_per_agent"], channel=row["channel"],
+        offline_grace_hours=row["offline_grace_hours"], agents=agents,
+    )  # fmt: skip
+
+
+def audit_entry(row: engine.Row) -> api.AuditEntry:
+    """One audit record."""
+    return api.AuditEntry(
+        number=row["number"], at_ms=row["at_ms"], actor=row["actor"], action=row["action"], subject=row["subject"],
+        detail=msgspec.json.decode(row["detail"]), hash=row["hash"],
+    )  # fmt: skip
