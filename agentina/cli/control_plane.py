@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from agentina import errors
-from agentina.cli import lazy, options
+from agentina.cli import lazy, options, output
 
 
 @click.group(cls=lazy.NounGroup)
@@ -32,7 +32,7 @@ def control_plane() -> None:
 @click.option("--lease", type=options.Duration(), help="How long an agent may be silent before its tasks are given up.")
 @click.option("--heartbeat", type=options.Duration(), help="Time between heartbeats of an agent without tasks.")
 @options.root_option
-def serve(data: Path | None, listen: str, *, tls_cert: Path | None, tls_key: Path | None, **wanted: Any) -> int:
+def serve(data: Path | None, listen: str, *, tls_cert: Path | None, tls_key: Path | None, **wanted: Any) -> None:
     """Serve the control plane until SIGTERM.
 
     The first start makes everything it needs and prints an operator token, once: keep it, and use it with
@@ -59,4 +59,20 @@ def serve(data: Path | None, listen: str, *, tls_cert: Path | None, tls_key: Pat
         tls_key=tls_key,
         **{key: value for key, value in given.items() if value is not None},
     )
-    return app.serve(settings)
+    announcements = app.Announcements(
+        address=lambda url: output.say(f"Listening on {url}"),
+        operator_token=lambda token: _hand_over(token, settings.token_file),
+    )
+    try:
+        app.serve(settings, announcements)
+    except OSError as error:
+        raise errors.INPUT_INVALID(where=f"--listen {listen}", problem=error.strerror or str(error)) from error
+
+
+def _hand_over(token: str, file: Path | None) -> None:
+    """The one time the first operator's token is shown: on stdout, unless a file has it."""
+    if file is not None:
+        output.say(f"The operator token is in {file}.")
+        return
+    output.say("The operator token, shown this once; keep it, and give it to `agentina login`:")
+    output.answer(token)

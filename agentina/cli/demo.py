@@ -159,7 +159,7 @@ class _Stage:
         """Start ``agentina`` with these arguments as a child; the path of its log is returned."""
         self.layout.log_directory.mkdir(parents=True, exist_ok=True)
         name = arguments[0]
-        path = self.layout.log_directory / f"{name}.log"
+        path = self.layout.instance("default").log if name == "daemon" else self.layout.log_directory / f"{name}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AGENTINA_")}
         environment |= {paths.ROOT_VARIABLE: str(self.layout.root), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "agentina", *arguments]

@@ -52,6 +52,7 @@ class _Follower:
         self._job = job
         self._write = write
         self._event = 0
+        self._said = ""
         self._state: states.State | None = None
         #: Tasks whose output has been written to its end.
         self._shown: set[str] = set()
@@ -75,7 +76,9 @@ class _Follower:
         for event in news.events:
             self._event = max(self._event, event.number)
             # The first lines of each life are what everybody expects; what a reader needs are the surprises.
-            if event.state is states.State.QUEUED and event.number > 1:
+            surprise = event.state is states.State.QUEUED and event.number > 1
+            if surprise and event.text != self._said:
+                self._said = event.text  # what repeats is said once
                 output.say(f"{self._job}: {output.clean(event.text)}")
         self._state = news.state
 
