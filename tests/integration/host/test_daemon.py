@@ -1,0 +1,408 @@
+"""The daemon as a real process against a control plane on a real socket: what it must survive and what it must say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentina.protocol import local, signing, wire
+from agentina.protocol.states import Reason, State
+from agentina.system import paths
+from tests.fakes import control
+from tests.fakes.control import Fault
+
+_RUN = (
+    "import sys; from agentina import errors; from agentina.host import daemon; from agentina.system import paths\n"
+    "try: sys.exit(daemon.run(paths.Layout(__import__('pathlib').Path(sys.argv[1])).instance('default')))\n"
+    "except errors.AgentinaError as error: sys.exit(f'{error}')\n"
+)
+
+
+class DaemonProcess:
+    """One daemon process of the instance below ``root``; may be killed and started again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.instance = paths.Layout(root).instance("default")
+        self.process: asyncio.subprocess.Process | None = None
+        self.log = root / "daemon.log"
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", _RUN, str(self.root), stderr=log, stdout=log, stdin=asyncio.subprocess.DEVNULL
+            )
+
+    async def kill(self, number: int = signal.SIGKILL) -> int:
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        return await self.process.wait()
+
+    async def ask(self, verb: str = "status") -> local.InstanceStatus:
+        reader, writer = await asyncio.open_unix_connection(os.fspath(self.instance.socket))
+        writer.write(msgspec.json.encode({"verb": verb}) + b"\n")
+        answer = msgspec.json.decode(await reader.readline(), type=local.LocalAnswer)
+        writer.close()
+        assert answer.status is not None, answer.error
+        return answer.status
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A short path: the daemon's socket lives below it."""
+    import tempfile  # noqa: PLC0415
+
+    path = Path(tempfile.mkdtemp(prefix="ag-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[control.FakeControl]:
+    async with control.FakeControl() as running:
+        yield running
+
+
+@pytest.fixture
+async def daemon(root: Path, plane: control.FakeControl) -> AsyncIterator[DaemonProcess]:
+    plane.install(root)
+    process = DaemonProcess(root)
+    await process.start()
+    yield process
+    if process.process is not None and process.process.returncode is None:
+        for task in plane.tasks.values():
+            if task.outcome is None:
+                plane.cancel(task)
+        with contextlib.suppress(TimeoutError):
+            await plane.until(lambda: all(task.outcome is not None for task in plane.tasks.values()), 10)
+        await process.kill(signal.SIGTERM)
+    # Whatever a test did to it, the daemon met only what it was made for.
+    log = process.log.read_text()
+    assert "Traceback" not in log, log
+    assert "never retrieved" not in log, log
+
+
+def marks(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+async def test_job_runs_and_is_forgotten(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    task = plane.submit("echo hello; echo $API_TOKEN", environment={"API_TOKEN": "sesame-open"})
+    await plane.until_ended(task)
+    assert task.outcome is not None
+    assert (task.outcome.state, task.outcome.reason, task.outcome.exit_code) == (State.SUCCEEDED, Reason.EXIT_ZERO, 0)
+    assert bytes(task.output) == b"hello\n***********\n"
+    assert task.outcome.output_bytes == len(task.output)
+    assert task.kinds == ["accepted", "running", "finishing", "finished"]
+    await plane.until(lambda: not any(daemon.instance.tasks.iterdir()))
+    assert "sesame-open" not in daemon.log.read_text()
+
+
+async def test_output_arrives_while_the_job_runs(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    task = plane.submit("echo first; sleep 20")
+    await plane.until(lambda: "running" in task.kinds)
+    begun = time.monotonic()
+    await plane.until(lambda: bytes(task.output) == b"first\n")
+    assert time.monotonic() - begun < 1.0
+    assert task.outcome is None
+
+
+async def test_many_jobs_with_more_than_the_slots(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    tasks = [plane.submit(f"echo {number}") for number in range(40)]
+    await plane.until_ended(*tasks)
+    assert [bytes(task.output) for task in tasks] == [f"{number}\n".encode() for number in range(40)]
+    assert max(poll.slots for poll in plane.polls) <= 4
+
+
+async def test_artifacts_arrive_whole(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    plane.faults = [Fault("drop", "/artifacts/", 2), Fault(500, "/artifacts", 1)]
+    task = plane.submit("head -c 2500000 /dev/urandom > big; echo x > small", artifacts=["big", "small"])
+    await plane.until_ended(task)
+    assert task.outcome is not None
+    assert {artifact.name for artifact in task.outcome.artifacts} == {"big", "small"}
+    for info, content in task.artifacts.values():
+        assert control._is_whole(info, content)
+
+
+async def test_cancel_ends_the_process(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    task = plane.submit("sleep 1000", limits={"grace": 1})
+    await plane.until(lambda: bool(task.pids))
+    plane.cancel(task)
+    await plane.until_ended(task)
+    assert task.outcome is not None
+    assert (task.outcome.state, task.outcome.reason) == (State.CANCELED, Reason.CANCELED_BY_OPERATOR)
+    assert not Path(f"/proc/{task.pids[0]}").exists()
+
+
+async def test_running_task_keeps_its_process_when_the_daemon_is_killed(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    task = plane.submit(
+        f"echo once >> {root}/marks; echo before; while [ ! -e {root}/go ]; do sleep 0.05; done; echo after"
+    )
+    await plane.until(lambda: bool(task.pids))
+    await daemon.kill()
+    await daemon.start()
+    await plane.until(lambda: len(plane.sessions) == 2)
+    (root / "go").touch()
+    await plane.until_ended(task)
+    assert len(set(task.pids)) == 1
+    assert marks(root / "marks") == ["once"]
+    assert bytes(task.output) == b"before\nafter\n"
+    assert task.outcome is not None
+    assert task.outcome.state is State.SUCCEEDED
+
+
+async def test_task_that_ends_while_no_daemon_is_there(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    task = plane.submit(f"sleep 0.3; echo done; touch {root}/ended; exit 3")
+    await plane.until(lambda: bool(task.pids))
+    await daemon.kill()
+    await plane.until(lambda: (root / "ended").exists())
+    await daemon.start()
+    await plane.until_ended(task)
+    assert task.outcome is not None
+    assert (task.outcome.reason, task.outcome.exit_code) == (Reason.EXIT_NONZERO, 3)
+    assert bytes(task.output) == b"done\n"
+
+
+async def test_nothing_is_lost_or_done_twice_over_many_kills(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    chance = random.Random(7)
+    tasks = [
+        plane.submit(f"echo {number} >> {root}/marks; echo {number}; sleep 0.0{number % 7}") for number in range(60)
+    ]
+    for _ in range(20):
+        await asyncio.sleep(chance.uniform(0.15, 0.5))
+        await daemon.kill()
+        await daemon.start()
+    await plane.until(lambda: not plane.queue and all(task.outcome is not None for task in plane.tasks.values()), 30)
+    assert sorted(marks(root / "marks"), key=int) == [str(number) for number in range(60)]
+    assert [bytes(task.output) for task in tasks] == [f"{number}\n".encode() for number in range(60)]
+    assert {task.outcome.state for task in tasks if task.outcome} == {State.SUCCEEDED}
+    assert all(task.kinds.count("finished") == 1 for task in tasks)
+
+
+@pytest.mark.parametrize("kind", ["drop", "refuse", "garbage", "truncate", "slow", 500, 429, 404])
+async def test_faults_delay_but_lose_nothing(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path, kind: str | int
+) -> None:
+    await plane.until(lambda: bool(plane.polls))
+    plane.faults = [Fault(kind, path, 2) for path in ("poll", "reports", "output", "heartbeat", "session")]
+    tasks = [plane.submit(f"echo {number} >> {root}/marks; echo {number}") for number in range(6)]
+    await plane.until_ended(*tasks, seconds=25)
+    assert sorted(marks(root / "marks")) == [str(number) for number in range(6)]
+    assert [bytes(task.output) for task in tasks] == [f"{number}\n".encode() for number in range(6)]
+    assert all(task.kinds == ["accepted", "running", "finishing", "finished"] for task in tasks)
+
+
+async def test_control_plane_away_while_tasks_end(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    task = plane.submit(f"while [ ! -e {root}/go ]; do sleep 0.05; done; echo late")
+    await plane.until(lambda: bool(task.pids))
+    await plane.go_away()
+    (root / "go").touch()
+    await asyncio.sleep(0.7)
+    assert (await daemon.ask()).state == "offline"
+    await plane.listen()
+    await plane.until_ended(task, seconds=20)
+    assert bytes(task.output) == b"late\n"
+    await plane.until(lambda: bool(plane.heartbeats))
+    assert len(plane.sessions) == 1
+
+
+async def test_superseded_session_is_opened_again(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    task = plane.submit("sleep 1; echo x")
+    await plane.until(lambda: bool(task.pids))
+    plane.session += 10
+    plane.wake()
+    await plane.until_ended(task)
+    assert len(plane.sessions) == 2
+    assert task.id in {held.task_id for held in plane.sessions[1].tasks}
+    assert task.kinds.count("finished") == 1
+
+
+async def test_foreign_and_altered_assignments_are_refused(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    await plane.until(lambda: bool(plane.polls))
+    stranger = signing.SigningKey.generate()
+    plane.tamper = lambda signed: stranger.sign("assignment", signed.payload.encode())
+    forged = plane.submit("true")
+    await plane.until_ended(forged)
+    plane.tamper = lambda signed: msgspec.structs.replace(signed, payload=signed.payload.replace("64", "65"))
+    altered = plane.submit("true")
+    await plane.until_ended(altered)
+    plane.tamper = lambda _: plane.assign(misaddressed, plane.polls[-1], agent_id="another")
+    misaddressed = plane.submit("true")
+    await plane.until_ended(misaddressed)
+    plane.tamper = lambda _: plane.assign(replayed, plane.polls[-1], poll=1)
+    replayed = plane.submit("true")
+    await plane.until_ended(replayed)
+    for task in (forged, altered, misaddressed, replayed):
+        assert task.outcome is not None
+        assert (task.outcome.state, task.outcome.reason) == (State.REFUSED, Reason.SIGNATURE)
+        assert task.outcome.error_code == "SIGNATURE_INVALID"
+        assert task.kinds == ["finished"]
+
+
+async def test_policy_refuses_and_is_read_again_on_sighup(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    await plane.until(lambda: bool(plane.polls))
+    (root / "etc/agentina/policy.yaml").write_text("max_memory: 32MiB\n")
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGHUP)
+    await plane.until(lambda: "policy-loaded" in daemon.log.read_text())
+    task = plane.submit("true")
+    await plane.until_ended(task)
+    assert task.outcome is not None
+    assert (task.outcome.reason, task.outcome.error_code) == (Reason.POLICY, "POLICY_REFUSED")
+    assert "ceiling of 32 MiB" in task.outcome.detail
+
+
+async def test_broken_policy_takes_no_work_and_says_so(root: Path, plane: control.FakeControl) -> None:
+    plane.install(root)
+    (root / "etc/agentina/policy.yaml").write_text("max_memori: 1\n")
+    daemon = DaemonProcess(root)
+    await daemon.start()
+    await plane.until(lambda: bool(plane.polls))
+    assert plane.polls[-1].slots == 0
+    status = await daemon.ask()
+    assert not status.healthy
+    assert [problem.code for problem in status.problems] == ["INPUT_UNKNOWN_KEY"]
+    assert "max_memory" in status.problems[0].message
+    await daemon.kill(signal.SIGTERM)
+
+
+async def test_sigterm_ends_quickly_and_the_task_goes_on(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    task = plane.submit("sleep 30")
+    await plane.until(lambda: bool(task.pids))
+    begun = time.monotonic()
+    assert await daemon.kill(signal.SIGTERM) == 0
+    assert time.monotonic() - begun < 2.5
+    assert Path(f"/proc/{task.pids[0]}").exists()
+    await daemon.start()
+    await plane.until(lambda: len(plane.sessions) == 2)
+    plane.cancel(task)
+    await plane.until_ended(task)
+
+
+async def test_second_daemon_is_refused(daemon: DaemonProcess, plane: control.FakeControl, root: Path) -> None:
+    await plane.until(lambda: bool(plane.sessions))
+    second = DaemonProcess(root)
+    second.log = root / "second.log"
+    await second.start()
+    assert second.process is not None
+    assert await second.process.wait() == 1
+    assert "DAEMON_RUNNING" in second.log.read_text()
+
+
+async def test_damaged_records_are_set_aside_and_the_rest_goes_on(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    wait = f"while [ ! -e {root}/go ]; do sleep 0.05; done"
+    good, torn, gone = plane.submit(f"{wait}; echo good"), plane.submit(f"{wait}; echo torn"), plane.submit(wait)
+    await plane.until(lambda: all(task.pids for task in (good, torn, gone)))
+    await daemon.kill()
+    (root / "go").touch()
+    await asyncio.sleep(0.5)
+    shutil.rmtree(daemon.instance.tasks / gone.id)
+    # job.json alone is recovered from the outbox.
+    (daemon.instance.tasks / torn.id / "job.json").write_bytes(b"")
+    await daemon.start()
+    await plane.until_ended(good, torn, gone)
+    assert bytes(good.output) == b"good\n"
+    assert bytes(torn.output) == b"torn\n"
+    assert gone.outcome is not None
+    assert (gone.outcome.state, gone.outcome.reason) == (State.LOST, Reason.RECORD_DAMAGED)
+
+
+async def test_damaged_outbox_is_set_aside_and_everything_said_again(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    task = plane.submit(f"while [ ! -e {root}/go ]; do sleep 0.05; done; echo x")
+    await plane.until(lambda: bool(task.pids))
+    await daemon.kill()
+    for path in daemon.instance.outbox.iterdir():
+        path.write_bytes(b"damaged" * 1000)
+    await daemon.start()
+    await plane.until(lambda: len(plane.sessions) == 2)
+    (root / "go").touch()
+    await plane.until_ended(task)
+    assert plane.sessions[0].stream != plane.sessions[1].stream
+    assert task.outcome is not None
+    assert task.outcome.state is State.SUCCEEDED
+    assert any(".damaged-" in path.name for path in daemon.instance.outbox.iterdir())
+    assert "STATE_CORRUPT" in {problem.code for problem in (await daemon.ask()).problems}
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+async def test_clock_of_the_control_plane_a_day_off(root: Path, plane: control.FakeControl, days: int) -> None:
+    plane.skew_ms = days * 86_400_000
+    plane.install(root)
+    identity_license = plane.license(expires_ms=plane.now_ms() + 3_600_000)
+    (root / "var/lib/agentina/default/license").write_bytes(msgspec.json.encode(identity_license))
+    daemon = DaemonProcess(root)
+    await daemon.start()
+    task = plane.submit("echo x")
+    await plane.until_ended(task)
+    plane.skew_ms = 0
+    another = plane.submit("echo y")
+    await plane.until_ended(another)
+    assert bytes(another.output) == b"y\n" or another.outcome is not None
+    await daemon.kill(signal.SIGTERM)
+
+
+async def test_removed_agent_keeps_running_tasks_and_shows_it(
+    daemon: DaemonProcess, plane: control.FakeControl
+) -> None:
+    from agentina import errors  # noqa: PLC0415
+
+    task = plane.submit("sleep 3")
+    await plane.until(lambda: bool(task.pids))
+    plane.refusal = errors.AGENT_UNKNOWN()
+    plane.wake()
+    before = len(plane.requests)
+    await plane.until(lambda: len(plane.requests) > before)
+    await asyncio.sleep(0.3)
+    status = await daemon.ask()
+    assert "AGENT_UNKNOWN" in {problem.code for problem in status.problems}
+    assert Path(f"/proc/{task.pids[0]}").exists()
+    plane.refusal = None
+    await plane.until_ended(task, seconds=20)
+
+
+async def test_drain_is_kept_over_a_restart(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    await plane.until(lambda: bool(plane.polls))
+    assert (await daemon.ask("drain")).state == "draining"
+    await daemon.kill()
+    polled = len(plane.polls)
+    await daemon.start()
+    await plane.until(lambda: len(plane.polls) > polled)
+    assert plane.polls[-1].slots == 0
+    task = plane.submit("true")
+    assert (await daemon.ask("resume")).state in {"online", "offline"}
+    await plane.until_ended(task)
+
+
+async def test_idle_daemon_is_small(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    await plane.until(lambda: bool(plane.heartbeats))
+    assert daemon.process is not None
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    resident = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+    assert resident < 45 * 1024, f"{resident} KiB"
