@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from agentina import errors
 from agentina.protocol.states import State
 from tests.acceptance import fleet as fleets
 
@@ -45,19 +46,30 @@ class Submitter(threading.Thread):
     def run(self) -> None:
         try:
             for number in range(JOBS):
-                self.jobs[number] = self._fleet.submit(
-                    ["/bin/sh", "-ec", JOB],
-                    name=f"chaos-{number}",
-                    environment={
-                        "NUMBER": str(number),
-                        "MARKS": str(self._marks),
-                        "PAUSE": str(self._chance.choice([0, 0, 0.002, 0.02])),
-                    },
-                    resources={"memory": "16MiB"},
-                    retry={"max_attempts": 1},
-                )
+                self.jobs[number] = self._submit(number)
         except BaseException as error:  # noqa: BLE001 - shown by the test
             self.failure = error
+
+    def _submit(self, number: int) -> str:
+        """One submission, repeated with the same idempotency key until it is answered."""
+        environment = {
+            "NUMBER": str(number),
+            "MARKS": str(self._marks),
+            "PAUSE": str(self._chance.choice([0, 0, 0.002, 0.02])),
+        }
+        document = {
+            "name": f"chaos-{number}",
+            "payload": {"script": JOB},
+            "environment": environment,
+            "resources": {"memory": "16MiB"},
+            "retry": {"max_attempts": 1},
+        }
+        while True:
+            try:
+                return self._fleet.client.submit_job(document, key=f"chaos-{number}").id
+            except errors.AgentinaError as error:
+                if error.entry.exit is not errors.Exit.UNAVAILABLE:
+                    raise
 
 
 def wreak_havoc(fleet: fleets.Fleet, chance: random.Random, *, kills: int) -> None:
