@@ -121,8 +121,7 @@ class ProcessExecutor:
         watch = answer.get("watch")
         if watch is not None:
             self._keep(launch.directory, watch)
-            if (launch.directory / "stop").exists():  # asked for before there was anybody to tell
-                watch.send(signal.SIGTERM)
+            _pass_on_stop(launch.directory, watch)
         return contract.Running(pid=answer["pid"], started_ms=answer["started_ms"])
 
     def adopt(self, directory: Path) -> tuple[contract.Condition, contract.Running | None]:
@@ -142,11 +141,11 @@ class ProcessExecutor:
             watch = self._watch(directory)
             if watch is not None:
                 await watch.wait()
-                return
             if not files.is_locked(directory / "supervisor"):
                 return
-            # Locked, and no process id in it yet (written within the first milliseconds) or ever (disk full).
-            await asyncio.sleep(0.02)
+            # Locked by a process we do not know: no id in the file yet (written within the first milliseconds) or ever
+            # (disk full), or a supervisor killed together with the child it was about to start.
+            await asyncio.sleep(0.01)
 
     def read_result(self, directory: Path) -> contract.Result | None:
         """See :meth:`agentina.executors.contract.Executor.read_result`."""
@@ -240,7 +239,9 @@ class ProcessExecutor:
         for _ in range(50):
             condition, running = self.adopt(launch.directory)
             if condition is contract.Condition.RUNNING and running is not None and running.started_ms:
-                self._watch(launch.directory)
+                watch = self._watch(launch.directory)
+                if watch is not None:
+                    _pass_on_stop(launch.directory, watch)
                 return running
             if condition in {contract.Condition.ENDED, contract.Condition.VANISHED}:
                 fence = read_fence(launch.directory)
@@ -295,6 +296,12 @@ def read_fence(directory: Path) -> _Fence:
         return _Fence()
 
 
+def _pass_on_stop(directory: Path, watch: processes.Watch) -> None:
+    """Signal a supervisor whose task was told to stop while there was nobody to signal."""
+    if (directory / "stop").exists():
+        watch.send(signal.SIGTERM)
+
+
 def _open_supervisor(directory: Path) -> int | None:
     """A pidfd of the task's supervisor; None when it does not run or is not known yet.
 
@@ -330,7 +337,7 @@ class _Nursery:
 
     def __init__(self, lock: Path) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
+        ours.settimeout(0)
         self._channel = ours
         argv = [sys.executable, "-I", "-S", nursery.__file__, str(theirs.fileno()), str(lock)]
         try:
@@ -411,6 +418,7 @@ class _Nursery:
             async with self._sending:
                 await self._send_when_possible(message, descriptors)
         except OSError as error:
+            self.gone = True  # known before the event loop has seen its end
             raise _NurseryGoneError from error
         finally:
             for descriptor in descriptors:

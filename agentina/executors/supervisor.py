@@ -162,6 +162,7 @@ class Supervisor:
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(127)
+            os.close(self._fence)
             _prctl(_PR_SET_NO_NEW_PRIVS, 1)
             if self.request.cgroup:
                 containment.write_text(f"{self.request.cgroup}/cgroup.procs", "0")

@@ -1,0 +1,489 @@
+"""Executor ``process`` with real processes: hostile tasks, and a kill -9 of every process of ours."""
+# Setting the stage blocks the loop, on purpose and for milliseconds.
+# ruff: noqa: ASYNC110, ASYNC220, ASYNC221, ASYNC240
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentina import errors
+from agentina.executors import contract, process
+from agentina.executors.contract import Condition, StopReason
+from agentina.system import clock, files, processes
+from tests.fakes import launches
+
+ROOT = Path(__file__).parents[3]
+boot = clock.SystemClock().boot
+
+
+@pytest.fixture
+async def executor(tmp_path: Path) -> AsyncIterator[process.ProcessExecutor]:
+    made = process.ProcessExecutor(tmp_path)
+    await made.open()
+    yield made
+    await made.close()
+
+
+def shell(parent: Path, script: str, **changes: Any) -> contract.Launch:
+    return launches.make(parent, "/bin/sh", "-c", script, **changes)
+
+
+async def ended(executor: process.ProcessExecutor, directory: Path, seconds: float = 30) -> contract.Result:
+    async with asyncio.timeout(seconds):
+        await executor.wait(directory)
+    result = executor.read_result(directory)
+    assert result is not None
+    return result
+
+
+async def run(executor: process.ProcessExecutor, launch: contract.Launch) -> contract.Result:
+    await executor.start(launch)
+    return await ended(executor, launch.directory)
+
+
+def of_task(launch: contract.Launch) -> list[int]:
+    return list(processes.with_variable(process.MARKER, launch.task_id))
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def output(launch: contract.Launch) -> bytes:
+    return (launch.directory / "output.log").read_bytes()
+
+
+# --- what a command sees ---------------------------------------------------------------------------------------------
+
+
+async def test_command_gets_exactly_its_environment_and_no_descriptors(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    script = (
+        "env; pwd; ls /proc/self/fd | tr '\\n' ' '; cat; umask; grep -E 'SigIgn|SigBlk|NoNewPrivs' /proc/self/status"
+    )
+    launch = shell(tmp_path, script, environment={"PATH": "/usr/bin:/bin", "SECRET": "s3cret"})
+    assert (await run(executor, launch)).exit_code == 0
+    lines = output(launch).decode().splitlines()
+    variables = {line for line in lines if "=" in line}
+    assert {"SECRET=s3cret", f"{process.MARKER}={launch.task_id}", "PATH=/usr/bin:/bin"} <= variables
+    assert {line.split("=")[0] for line in variables} <= {
+        "SECRET",
+        process.MARKER,
+        "PATH",
+        "PWD",
+        "SHLVL",
+        "_",
+        "OLDPWD",
+    }
+    assert str(launch.workspace) in lines
+    assert "0 1 2 3 0022" in lines  # 3 is the directory that ls reads
+    assert "NoNewPrivs:\t1" in lines
+    assert "SigBlk:\t0000000000000000" in lines
+    assert "SigIgn:\t0000000000000000" in lines
+
+
+async def test_secrets_are_in_no_command_line_of_ours(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "sleep 1000", environment={"PATH": "/bin", "SECRET": "hunter2-in-environment"})
+    await executor.start(launch)
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(b"hunter2-in-environment" in line for line in lines)
+    assert not any(b"hunter2" in path.read_bytes() for path in launch.directory.iterdir() if path.is_file())
+    executor.stop(launch.directory, StopReason.CANCELED)
+    await ended(executor, launch.directory)
+
+
+async def test_output_is_kept_byte_for_byte(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = launches.make(tmp_path, sys.executable, "-c", "import os; os.write(1, bytes(range(256)) * 40)")
+    assert (await run(executor, launch)).exit_code == 0
+    assert output(launch) == bytes(range(256)) * 40
+
+
+async def test_large_command_line_and_environment(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    arguments = ["x" * 1000] * 900
+    launch = launches.make(
+        tmp_path, "/bin/sh", "-c", 'echo $# ${#BIG} "$NAME"', "sh", *arguments,
+        environment={"BIG": "y" * 100_000, "NAME": "é\udcff"},
+    )  # fmt: skip
+    assert (await run(executor, launch)).exit_code == 0
+    assert output(launch) == b"900 100000 \xc3\xa9\xff\n"
+
+
+async def test_too_large_a_command_line_is_a_result(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    result = await run(executor, launches.make(tmp_path, "/bin/echo", *["x" * 100_000] * 60))
+    assert result.phase == "start"
+    assert "longer than the kernel takes" in result.start_error
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [(["/nonexistent/program"], "No such file"), (["./plain"], "Permission denied"), (["/tmp"], "Permission denied")],
+)
+async def test_what_cannot_be_executed_is_said(
+    executor: process.ProcessExecutor, tmp_path: Path, argv: list[str], says: str
+) -> None:
+    launch = launches.make(tmp_path, *argv)
+    (launch.workspace / "plain").write_text("text")
+    result = await run(executor, launch)
+    assert (result.phase, result.exit_code) == ("start", None)
+    assert says in result.start_error
+
+
+async def test_missing_workspace_is_a_result(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "true")
+    launch.workspace.rmdir()
+    assert "workspace cannot be entered" in (await run(executor, launch)).start_error
+
+
+async def test_task_directory_that_is_not_there_is_an_error(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "true")
+    shutil.rmtree(launch.directory)
+    with pytest.raises(errors.AgentinaError) as caught:
+        await executor.start(launch)
+    assert caught.value.code == "TASK_START_FAILED"
+
+
+async def test_usage_is_measured(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    burn = "import time, os; x = b'x' * (60 << 20); t = time.process_time()\nwhile time.process_time() < t + 0.3: pass"
+    result = await run(executor, launches.make(tmp_path, sys.executable, "-c", burn))
+    assert result.usage.cpu_seconds is not None
+    assert 0.25 < result.usage.cpu_seconds < 3
+    assert result.usage.memory_peak_bytes is not None
+    assert 60 << 20 < result.usage.memory_peak_bytes < 200 << 20
+
+
+# --- hostile tasks ---------------------------------------------------------------------------------------------------
+
+
+async def test_grandchildren_in_their_own_sessions_are_ended(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(
+        tmp_path, "setsid sh -c 'sleep 1000 & setsid sleep 1000' & (setsid sleep 1000 &) ; sleep 0.2; exit 0"
+    )
+    result = await run(executor, launch)
+    assert (result.exit_code, of_task(launch)) == (0, [])
+
+
+async def test_stopped_task_is_ended(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "kill -STOP $$", grace_seconds=30.0)
+    running = await executor.start(launch)
+    await until(lambda: b"T (stopped)" in Path(f"/proc/{running.pid}/status").read_bytes())
+    executor.stop(launch.directory, StopReason.CANCELED)
+    assert (await ended(executor, launch.directory, 5)).signal == "SIGTERM"
+
+
+async def test_fork_bomb_is_bounded_and_gone(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    bomb = "f() { f & f & sleep 1000; }; f"
+    launch = shell(tmp_path, f"sleep 0.3; {bomb}; sleep 1000", pids=100)
+    result = await run(executor, launch)
+    assert result.stopped is StopReason.PROCESS_LIMIT
+    assert of_task(launch) == []
+
+
+async def test_endless_writer_is_bounded(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "sleep 0.3; exec yes", output_bytes=100_000)
+    result = await run(executor, launch)
+    assert (result.stopped, result.output_truncated) == (StopReason.OUTPUT_LIMIT, True)
+    assert output(launch) == b"y\n" * 50_000
+
+
+async def test_memory_hog_is_ended_and_the_peak_told(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    hog = "import time\nx = []\nwhile True: x.append(b'x' * (4 << 20)); time.sleep(0.02)"
+    launch = launches.make(tmp_path, sys.executable, "-c", hog, memory_bytes=80 << 20)
+    result = await run(executor, launch)
+    assert (result.stopped, result.oom) == (StopReason.MEMORY_LIMIT, "full")
+    assert result.usage.memory_peak_bytes is not None
+    assert 80 << 20 < result.usage.memory_peak_bytes < 400 << 20
+
+
+async def test_shared_memory_is_counted_once(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    fork = "import os, time\nx = b'x' * (60 << 20)\n"
+    fork += "for i in range(4):\n os.fork() or (time.sleep(1), os._exit(0))\ntime.sleep(1.2)"
+    launch = launches.make(tmp_path, sys.executable, "-c", fork, memory_bytes=150 << 20)
+    result = await run(executor, launch)
+    assert (result.exit_code, result.stopped) == (0, StopReason.NONE)
+
+
+async def test_disk_limit(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "mkdir a; dd if=/dev/zero of=a/big bs=1M count=64 2>&1; sleep 1000", disk_bytes=10 << 20)
+    result = await run(executor, launch)
+    assert result.stopped is StopReason.DISK_LIMIT
+    assert result.usage.wall_seconds is not None
+    assert result.usage.wall_seconds < 9  # noticed by the file system's free space, before the regular walk
+
+
+@pytest.mark.parametrize(
+    "remove", ["rm ../output.log", "rm ../output.log; echo forged > ../output.log", "mv ../output.log x"]
+)
+async def test_removed_output_is_restored(executor: process.ProcessExecutor, tmp_path: Path, remove: str) -> None:
+    launch = shell(tmp_path, f"echo before; {remove}; echo after")
+    result = await run(executor, launch)
+    assert output(launch) == b"before\nafter\n"
+    assert "restored" in result.detail
+
+
+async def test_result_forged_by_the_task_does_not_count(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, 'echo \'{"task_id":"x","exit_code":0}\' > ../result.json; sleep 0.3; exit 9')
+    await executor.start(launch)
+    await until((launch.directory / "result.json").exists)
+    assert executor.adopt(launch.directory)[0] is Condition.RUNNING
+    assert (await ended(executor, launch.directory)).exit_code == 9
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+async def test_full_disk_delays_the_result_and_loses_nothing(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(small)], check=True)
+    try:
+        executor = process.ProcessExecutor(tmp_path)
+        await executor.open()
+        launch = shell(small, "echo kept; cat /dev/zero > filler; exit 5")
+        await executor.start(launch)
+        await until(lambda: (launch.workspace / "filler").exists() and of_task(launch) == [])
+        await asyncio.sleep(0.3)
+        assert executor.adopt(launch.directory)[0] is Condition.RUNNING
+        assert executor.read_result(launch.directory) is None
+        (launch.workspace / "filler").unlink()
+        assert (await ended(executor, launch.directory)).exit_code == 5
+        assert output(launch).startswith(b"kept\n")
+        await executor.close()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+
+async def test_killed_command_is_reported(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "exec sleep 1000")
+    running = await executor.start(launch)
+    os.kill(running.pid, signal.SIGKILL)
+    result = await ended(executor, launch.directory)
+    assert (result.signal, result.exit_code, result.stopped) == ("SIGKILL", None, StopReason.NONE)
+
+
+async def test_killed_supervisor_takes_its_command_along_and_the_rest_is_found(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    launch = shell(tmp_path, "setsid sleep 1000 & sleep 1000")
+    running = await executor.start(launch)
+    await until(lambda: len(of_task(launch)) >= 3)
+    os.kill(process.read_fence(launch.directory).pid, signal.SIGKILL)
+    await executor.wait(launch.directory)
+    assert executor.adopt(launch.directory)[0] is Condition.VANISHED
+    await until(lambda: not Path(f"/proc/{running.pid}").exists())
+    await asyncio.to_thread(executor.end_leftovers, launch.directory)
+    assert of_task(launch) == []
+
+
+async def test_killed_nursery_is_replaced_and_running_tasks_go_on(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    before = shell(tmp_path, "sleep 0.5; echo alive", name="before")
+    await executor.start(before)
+    assert executor._nursery is not None
+    os.kill(executor._nursery.pid, signal.SIGKILL)
+    after = shell(tmp_path, "echo new", name="after")
+    assert (await run(executor, after)).exit_code == 0
+    assert (await ended(executor, before.directory)).exit_code == 0
+    assert output(before) == b"alive\n"
+
+
+async def test_nursery_killed_among_many_starts_runs_each_once(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    made = [shell(tmp_path, f"echo {number} >> {count}", name=f"task{number}") for number in range(60)]
+    starting = [asyncio.ensure_future(executor.start(launch)) for launch in made]  # noqa: TID251 - gathered below
+    for _ in range(3):
+        await asyncio.sleep(0.02)
+        if executor._nursery is not None and not executor._nursery.gone:
+            os.kill(executor._nursery.pid, signal.SIGKILL)
+    outcomes = await asyncio.gather(*starting, return_exceptions=True)
+    for launch in made:
+        await executor.wait(launch.directory)
+    lines = count.read_text().split()
+    assert len(lines) == len(set(lines))
+    for launch, outcome in zip(made, outcomes, strict=True):
+        condition, _ = executor.adopt(launch.directory)
+        ran = launch.task_id.removeprefix("task") in lines
+        assert condition in ({Condition.ENDED} if ran else {Condition.UNSTARTED, Condition.VANISHED})
+        if condition is Condition.UNSTARTED:
+            assert isinstance(outcome, errors.AgentinaError)
+
+
+DAEMON = """
+import asyncio, json, sys
+from pathlib import Path
+import msgspec
+from agentina.executors import contract, process
+async def main():
+    executor = process.ProcessExecutor(Path(sys.argv[1]))
+    await executor.open()
+    text = sys.stdin.buffer.read()
+    launch = msgspec.json.decode(text, type=contract.Launch, dec_hook=lambda kind, value: kind(value))
+    running = await executor.start(launch)
+    print(running.pid, flush=True)
+    await executor.wait(launch.directory)
+    print("ended", flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+
+
+def daemon_runs(state: Path, launch: contract.Launch) -> subprocess.Popen[bytes]:
+    """A daemon in a process of its own that starts one task."""
+    import msgspec  # noqa: PLC0415
+
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, str(state)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert daemon.stdin is not None
+    daemon.stdin.write(msgspec.json.encode(launch, enc_hook=str))
+    daemon.stdin.close()
+    return daemon
+
+
+def kill(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.kill()
+    daemon.wait()
+    assert daemon.stdout is not None
+    daemon.stdout.close()
+
+
+async def test_killed_daemon_leaves_the_task_to_the_next_one(tmp_path: Path) -> None:
+    launch = shell(tmp_path, "sleep 1; echo finished; exit 7")
+    daemon = daemon_runs(tmp_path, launch)
+    assert daemon.stdout is not None
+    pid = int(daemon.stdout.readline())
+    kill(daemon)
+    executor = process.ProcessExecutor(tmp_path)
+    await executor.open()
+    condition, running = executor.adopt(launch.directory)
+    assert (condition, running and running.pid) == (Condition.RUNNING, pid)
+    assert (await ended(executor, launch.directory)).exit_code == 7
+    assert output(launch) == b"finished\n"
+    await executor.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"timeout_seconds": 0.5}, StopReason.TIME_LIMIT),
+        ({"lease": 1.0}, StopReason.LEASE_EXPIRED),
+        ({"output_bytes": 10}, StopReason.OUTPUT_LIMIT),
+    ],
+)
+async def test_limits_hold_without_a_daemon(tmp_path: Path, changes: dict[str, float], reason: StopReason) -> None:
+    if "lease" in changes:
+        changes = {"lease_deadline": boot() + changes["lease"]}
+    launch = shell(tmp_path, "sleep 0.3; echo more than ten bytes; sleep 1000", grace_seconds=0.2, **changes)
+    daemon = daemon_runs(tmp_path, launch)
+    assert daemon.stdout is not None
+    daemon.stdout.readline()
+    kill(daemon)
+    await until((launch.directory / "result.json").exists)
+    result = process.ProcessExecutor(tmp_path).read_result(launch.directory)
+    assert result is not None
+    assert result.stopped is reason
+    assert of_task(launch) == []
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
+async def test_daemon_killed_at_any_point_of_a_start_runs_it_at_most_once(tmp_path: Path, delay: float) -> None:
+    count = tmp_path / "count"
+    launch = shell(tmp_path, f"echo x >> {count}")
+    daemon = daemon_runs(tmp_path, launch)
+    time.sleep(delay)  # noqa: ASYNC251 - the moment of the kill is the point
+    kill(daemon)
+    executor = process.ProcessExecutor(tmp_path)
+    await executor.open()
+    condition, _ = executor.adopt(launch.directory)
+    if condition is Condition.UNSTARTED:
+        await executor.start(launch)
+    assert (await ended(executor, launch.directory)).exit_code == 0
+    assert count.read_text() == "x\n"
+    await executor.close()
+
+
+async def test_open_waits_for_the_nursery_of_an_earlier_daemon(tmp_path: Path) -> None:
+    executor = process.ProcessExecutor(tmp_path)
+    with files.exclusive_lock(tmp_path / "nursery.lock"):
+        opening = asyncio.ensure_future(executor.open())  # noqa: TID251 - awaited below
+        await asyncio.sleep(0.3)
+        assert not opening.done()
+    await opening
+    await executor.close()
+
+
+async def test_terminal_interrupt_does_not_reach_tasks(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "sleep 0.5; exit 4")
+    await executor.start(launch)
+    assert executor._nursery is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(executor._nursery.pid, number)
+    assert os.getsid(executor._nursery.pid) != os.getsid(0)
+    assert (await ended(executor, launch.directory)).exit_code == 4
+    assert not executor._nursery.gone
+
+
+async def test_sigterm_without_an_order_is_a_host_shutdown(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "exec sleep 1000")
+    await executor.start(launch)
+    os.kill(process.read_fence(launch.directory).pid, signal.SIGTERM)
+    assert (await ended(executor, launch.directory)).stopped is StopReason.HOST_SHUTDOWN
+
+
+async def test_reused_process_id_is_not_taken_for_the_supervisor(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    launch = shell(tmp_path, "true")
+    await run(executor, launch)
+    bystander = subprocess.Popen(["sleep", "1000"])
+    fence = json.dumps({"task_id": launch.task_id, "pid": bystander.pid, "main_pid": bystander.pid})
+    (launch.directory / "supervisor").write_text(fence)
+    (launch.directory / "result.json").unlink()
+    executor.stop(launch.directory, StopReason.CANCELED)
+    await asyncio.wait_for(executor.wait(launch.directory), 1)
+    assert executor.adopt(launch.directory) == (Condition.VANISHED, None)
+    assert executor.end_leftovers(launch.directory) == 0
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+
+
+async def test_supervision_is_small(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    launch = shell(tmp_path, "exec sleep 1000")
+    await executor.start(launch)
+    pid = process.read_fence(launch.directory).pid
+    await asyncio.sleep(0.5)
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    private = sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
+    assert private < 3 << 10, f"{private} KiB"
+    executor.stop(launch.directory, StopReason.CANCELED)
+    await ended(executor, launch.directory)
+
+
+def test_nursery_loads_nothing_but_the_standard_library() -> None:
+    code = (
+        "import sys; sys.argv = ['x']; sys.path.append(sys.orig_argv[-1]); import agentina.executors.nursery; "
+        "print(*sorted(name for name in sys.modules if name.partition('.')[0] not in sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(ROOT)], check=True, capture_output=True)
+    loaded = set(done.stdout.decode().split()) - {"__main__"}
+    ours = {"containment", "limits", "nursery", "supervisor"}
+    assert loaded == {"agentina", "agentina.executors"} | {f"agentina.executors.{name}" for name in ours}
