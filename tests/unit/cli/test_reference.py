@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentina import errors
+from agentina.cli import reference
+
+DOCS = Path(__file__).parents[3] / "docs"
+PAGES = reference.pages()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_what_the_code_says(name: str) -> None:
+    assert (DOCS / name).read_text() == PAGES[name], "run `make docs`"
+
+
+def test_every_key_and_code_is_explained() -> None:
+    for page in ("reference/configuration.md", "reference/exit-codes.md"):
+        assert "|  |" not in PAGES[page], "a row without its meaning"
+    for code in errors.CATALOGUE:
+        assert f"## {code}\n" in PAGES["troubleshooting.md"]
+
+
+def test_example_job_is_valid() -> None:
+    from agentina.cli import job_files  # noqa: PLC0415 - beside what it checks
+
+    _, job = job_files.parse(reference._EXAMPLE.encode(), "jobs.md")
+    assert job.retry.on == ["lost", "failed"]
