@@ -373,5 +373,6 @@ def _only_daemon(instance: paths.InstancePaths) -> Iterator[None]:
 def _watch_children_by_pidfd() -> None:
     """Wait for git processes by pidfd: Python 3.11 would start a thread for each; later versions do this themselves."""
     if hasattr(asyncio, "PidfdChildWatcher") and hasattr(os, "pidfd_open"):
-        with contextlib.suppress(NotImplementedError, AttributeError):
-            asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
