@@ -33,6 +33,7 @@ _START_SECONDS: Final = 30.0
 _LOOK_AGAIN: Final = 0.02
 _STOP_SECONDS: Final = 5.0
 _PATCH_LINES: Final = 25
+_PATCH_WIDTH: Final = 160
 _ADDRESS: Final = re.compile(rb"https?://127\.0\.0\.1:\d+")
 
 
@@ -213,7 +214,7 @@ class _Stage:
         lines = fetched.read_text(errors="replace").splitlines()
         output.answer(f"patch ({item.size} bytes)")
         for line in lines[:_PATCH_LINES]:
-            output.answer(f"  {output.clean(line.expandtabs(4))}")
+            output.answer(f"  {output.clean(line.expandtabs(4))[:_PATCH_WIDTH]}")
         if len(lines) > _PATCH_LINES:
             output.answer(f"  … {len(lines) - _PATCH_LINES} more lines")
 
@@ -269,7 +270,11 @@ def _show_tail(log: Path) -> None:
 
 def _program() -> str:
     """How this program was called, for commands to copy."""
-    return "agentina" if shutil.which("agentina") else shlex.quote(sys.argv[0])
+    if shutil.which("agentina"):
+        return "agentina"
+    if sys.argv[0].endswith("__main__.py"):
+        return f"{shlex.quote(sys.executable)} -m agentina"
+    return shlex.quote(sys.argv[0])
 
 
 def _plain(view: api.JobView) -> Any:

@@ -16,6 +16,7 @@ from agentina.system import children
 _TESTS: Final = "tests/unit/protocol"
 _TEST_LIBRARIES: Final = ("pytest", "pytest_asyncio", "hypothesis")
 _REPORT: Final = "report/tests.xml"
+_OUTPUT: Final = "report/output.txt"
 
 _CALCULATOR: Final = '''"""Arithmetic for the demo."""
 
@@ -63,7 +64,7 @@ def choose(scratch: Path) -> Choice:
 
 def plain() -> Choice:
     """Without git: a job in an empty directory."""
-    script = f"uname -a\nmkdir report\n{shlex.quote(sys.executable)} --version | tee {_REPORT}\n"
+    script = f"uname -a\nmkdir report\n{shlex.quote(sys.executable)} --version | tee {_OUTPUT}\n"
     words = "There is no git here, so the job has no repository: it tells which machine and Python it runs on."
     return Choice(document=_document("look around", script, {}), words=words)
 
@@ -93,8 +94,8 @@ def made_repository(scratch: Path) -> Choice:
             raise OSError(code, f"git {arguments[0]}: {said.strip()}")
     script = (
         f"echo '# Changed by the demo job.' >> calculator.py\nmkdir report\n"
-        f"{shlex.quote(sys.executable)} test_calculator.py 2>&1 | tee {_REPORT}\n"
-        f"! grep -q FAILED {_REPORT}\n"
+        f"{shlex.quote(sys.executable)} test_calculator.py 2>&1 | tee {_OUTPUT}\n"
+        f"! grep -q FAILED {_OUTPUT}\n"
     )
     workspace = {"git": f"file://{repository}", "ref": "main"}
     words = f"It checks out {repository} (made for this), changes a file and runs its tests."

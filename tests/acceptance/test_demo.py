@@ -101,7 +101,7 @@ def test_without_git_a_plain_job_runs(tmp_path: Path) -> None:
     done = demo(tmp_path / "demo", PATH=str(tools))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no git" in done.stderr
-    assert "report/tests.xml" in done.stdout
+    assert "report/output.txt" in done.stdout
 
 
 def test_outside_of_a_checkout_a_repository_is_made(tmp_path: Path) -> None:
