@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -89,12 +90,8 @@ class Operations:
         job = entry.job
         assert job is not None
         try:
-            workspace = entry.directory.workspace
-            if workspace.exists():
-                # An earlier attempt was cut off: from scratch.
-                await asyncio.to_thread(files.remove_tree, workspace)
             if job.workspace.git is None:
-                _make_directory(workspace)
+                await _make_directory(entry.directory.workspace)
             else:
                 prepared = await self._workspaces().prepare(job, entry.directory.path)
                 entry.workspace = prepared.path
@@ -152,9 +149,6 @@ class Operations:
         )
 
     async def _collect(self, entry: entries.Entry) -> state.Event:
-        collection = entry.directory.read_collection()
-        if collection is not None:
-            return state.Collected(collection.outcome)
         job = entry.job
         result = self._executor.read_result(entry.directory.path)
         if result is None or job is None:
@@ -245,9 +239,14 @@ def _with_stop(outcome: wire.Outcome, asked: state.StopAsked) -> wire.Outcome:
     return msgspec.structs.replace(outcome, state=stopped.state, reason=stopped.reason, detail=detail)
 
 
-def _make_directory(path: Path) -> None:
+async def _make_directory(path: Path) -> None:
+    """Make an empty workspace; what an attempt that was cut off left there is deleted."""
     try:
-        path.mkdir(mode=0o700)
+        try:
+            os.mkdir(path, 0o700)  # noqa: PTH102 - this and a few like it are in the way of every job
+        except FileExistsError:
+            await asyncio.to_thread(files.remove_tree, path)
+            path.mkdir(mode=0o700)
     except OSError as error:
         raise files.from_os_error(error, path) from error
 

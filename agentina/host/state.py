@@ -17,6 +17,8 @@ import dataclasses
 import enum
 from typing import Final
 
+import msgspec
+
 from agentina.protocol import states, wire
 from agentina.protocol.states import Reason, State
 
@@ -169,8 +171,7 @@ class Say:
 Command = Do | Say
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Task:
+class Task(msgspec.Struct, frozen=True):
     """One task's state."""
 
     phase: Phase
@@ -210,7 +211,7 @@ def _on_accepting(task: Task, event: Event) -> Step:
         return task, []
     if task.forget or task.stop is not None:
         return _end_unstarted(task)
-    return dataclasses.replace(task, phase=Phase.PREPARING), [Do.PREPARE]
+    return msgspec.structs.replace(task, phase=Phase.PREPARING), [Do.PREPARE]
 
 
 def _on_preparing(task: Task, event: Event) -> Step:
@@ -219,12 +220,12 @@ def _on_preparing(task: Task, event: Event) -> Step:
     if task.forget or task.stop is not None:
         return _end_unstarted(task)
     if isinstance(event, Prepared):
-        return dataclasses.replace(task, phase=Phase.STARTING), [Do.START]
+        return msgspec.structs.replace(task, phase=Phase.STARTING), [Do.START]
     return _give_up(task, event)
 
 
 def _on_starting(task: Task, event: Event) -> Step:
-    running = dataclasses.replace(task, phase=Phase.RUNNING)
+    running = msgspec.structs.replace(task, phase=Phase.RUNNING)
     if isinstance(event, Started):
         commands: list[Command] = [Say("running", pid=event.pid), Do.WATCH]
     elif isinstance(event, StartedBefore):
@@ -242,16 +243,16 @@ def _on_running(task: Task, event: Event) -> Step:
     if not isinstance(event, Ended):
         return task, []
     if task.forget:
-        return dataclasses.replace(task, phase=Phase.GONE), [Do.REMOVE]
-    return dataclasses.replace(task, phase=Phase.COLLECTING), [Say("finishing"), Do.COLLECT]
+        return msgspec.structs.replace(task, phase=Phase.GONE), [Do.REMOVE]
+    return msgspec.structs.replace(task, phase=Phase.COLLECTING), [Say("finishing"), Do.COLLECT]
 
 
 def _on_collecting(task: Task, event: Event) -> Step:
     if not isinstance(event, Collected):
         return task, []
     if task.forget:
-        return dataclasses.replace(task, phase=Phase.GONE, outcome=event.outcome), [Do.REMOVE]
-    return dataclasses.replace(task, phase=Phase.UPLOADING, outcome=event.outcome), [Do.UPLOAD]
+        return msgspec.structs.replace(task, phase=Phase.GONE, outcome=event.outcome), [Do.REMOVE]
+    return msgspec.structs.replace(task, phase=Phase.UPLOADING, outcome=event.outcome), [Do.UPLOAD]
 
 
 def _on_uploading(task: Task, event: Event) -> Step:
@@ -274,7 +275,7 @@ def _on_stop(task: Task, event: StopAsked) -> Step:
     if task.phase in {Phase.COLLECTING, Phase.UPLOADING, Phase.REPORTED}:
         return task, []
     # The first reason stays: a second one explains nothing that already ends.
-    stopped = task if task.stop is not None else dataclasses.replace(task, stop=event)
+    stopped = task if task.stop is not None else msgspec.structs.replace(task, stop=event)
     if task.phase is Phase.PREPARING:
         return stopped, [Do.INTERRUPT]
     if task.phase is Phase.RUNNING:
@@ -283,11 +284,11 @@ def _on_stop(task: Task, event: StopAsked) -> Step:
 
 
 def _on_forgotten(task: Task) -> Step:
-    forgotten = dataclasses.replace(task, forget=True)
+    forgotten = msgspec.structs.replace(task, forget=True)
     if task.phase is Phase.REPORTED:
-        return dataclasses.replace(forgotten, phase=Phase.GONE), [Do.REMOVE]
+        return msgspec.structs.replace(forgotten, phase=Phase.GONE), [Do.REMOVE]
     if task.phase is Phase.UPLOADING:
-        return dataclasses.replace(forgotten, phase=Phase.GONE), [Do.INTERRUPT, Do.REMOVE]
+        return msgspec.structs.replace(forgotten, phase=Phase.GONE), [Do.INTERRUPT, Do.REMOVE]
     if task.phase is Phase.PREPARING:
         return forgotten, [Do.INTERRUPT]
     if task.phase is Phase.RUNNING:
@@ -298,7 +299,7 @@ def _on_forgotten(task: Task) -> Step:
 def _end_unstarted(task: Task) -> Step:
     """End a task that was never started because it is told to end."""
     if task.forget:
-        return dataclasses.replace(task, phase=Phase.GONE), [Do.REMOVE]
+        return msgspec.structs.replace(task, phase=Phase.GONE), [Do.REMOVE]
     assert task.stop is not None
     return _finish(task, stopped_outcome(task.stop.reason, task.stop.detail))
 
@@ -307,11 +308,11 @@ def _give_up(task: Task, event: Event) -> Step:
     if isinstance(event, Failed):
         return _finish(task, event.outcome)
     detail = event.detail if isinstance(event, Unable) else "it was broken off before it started"
-    return dataclasses.replace(task, phase=Phase.REPORTED, returned=True), [Say("returned", detail=detail)]
+    return msgspec.structs.replace(task, phase=Phase.REPORTED, returned=True), [Say("returned", detail=detail)]
 
 
 def _finish(task: Task, outcome: wire.Outcome) -> Step:
-    return dataclasses.replace(task, phase=Phase.REPORTED, outcome=outcome), [Say("finished", outcome=outcome)]
+    return msgspec.structs.replace(task, phase=Phase.REPORTED, outcome=outcome), [Say("finished", outcome=outcome)]
 
 
 def stopped_outcome(reason: Reason, detail: str) -> wire.Outcome:

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agentina import errors
+from agentina.host import outbox
+from agentina.protocol import wire
+from agentina.protocol.states import Reason, State
+
+GOOD = wire.Outcome(state=State.SUCCEEDED, reason=Reason.EXIT_ZERO)
+
+
+@pytest.fixture
+async def box(tmp_path: Path) -> AsyncIterator[outbox.Outbox]:
+    opened = await outbox.Outbox.open(tmp_path / "outbox")
+    yield opened
+    await opened.close()
+
+
+async def reopen(box: outbox.Outbox, path: Path) -> outbox.Outbox:
+    await box.close()
+    return await outbox.Outbox.open(path / "outbox")
+
+
+def bodies(box: outbox.Outbox) -> list[wire.Report]:
+    waiting = box.first(most=1000, most_bytes=1 << 30)
+    return [msgspec.json.decode(report.body, type=wire.Report) for report in waiting]
+
+
+async def test_reports_are_numbered_durable_and_in_order(tmp_path: Path) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    assert not box.pending.is_set()
+    durable = [box.report(f"job_{number}", "accepted") for number in range(5)]
+    assert box.waiting == 0, "a report is offered only when it is durable"
+    await asyncio.gather(*durable)
+    stream = box.stream
+    again = await reopen(box, tmp_path)
+    assert (again.stream, again.fresh) == (stream, False)
+    assert [(report.number, report.task_id) for report in bodies(again)] == [(n + 1, f"job_{n}") for n in range(5)]
+    assert again.pending.is_set()
+    await again.close()
+
+
+async def test_reports_of_one_moment_share_a_commit(box: outbox.Outbox) -> None:
+    first, second = box.report("a", "accepted"), box.report("b", "accepted")
+    assert first is second
+    await first
+
+
+async def test_numbers_go_on_after_everything_was_acknowledged(tmp_path: Path) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    await box.report("a", "accepted")
+    await box.report("a", "running", pid=4)
+    assert box.acknowledge(2)
+    assert (box.waiting, box.pending.is_set()) == (0, False)
+    again = await reopen(box, tmp_path)
+    assert (again.waiting, again.last) == (0, 2)
+    await again.report("a", "finishing")
+    assert [report.number for report in bodies(again)] == [3]
+    await again.close()
+
+
+async def test_held_tasks_survive_with_their_final_report_until_released(tmp_path: Path) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    for task in ("a", "b"):
+        box.hold(task, b"record of " + task.encode())
+        box.report(task, "accepted")
+    await box.report("a", "finished", outcome=GOOD)
+    again = await reopen(box, tmp_path)
+    assert again.held["b"] == outbox.HeldRow(b"record of b", b"")
+    assert msgspec.json.decode(again.held["a"].final, type=wire.Report).outcome == GOOD
+    await again.release("a")
+    last = await reopen(again, tmp_path)
+    assert set(last.held) == {"b"}
+    await last.close()
+
+
+async def test_first_is_bounded_in_number_and_bytes(box: outbox.Outbox) -> None:
+    for _ in range(10):
+        done = box.report("a", "note", detail="x" * 100)
+    await done
+    assert len(box.first(most=3, most_bytes=1 << 20)) == 3
+    assert len(box.first(most=10, most_bytes=400)) == 2
+    assert len(box.first(most=10, most_bytes=1)) == 1, "a single large one is sent all the same"
+
+
+async def test_older_copy_of_the_file_begins_a_new_stream(tmp_path: Path) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    await box.report("a", "accepted")
+    said = []
+    box.on_renewed = lambda: said.append(box.report("a", "accepted"))
+    stream = box.stream
+    assert not box.acknowledge(5)
+    await said[0]
+    assert box.stream != stream
+    assert [report.number for report in bodies(box)] == [1]
+    again = await reopen(box, tmp_path)
+    assert [report.number for report in bodies(again)] == [1]
+    await again.close()
+
+
+async def test_new_stream_forgets_reports_under_way_but_keeps_holds(tmp_path: Path) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    box.hold("a", b"record")
+    promised = box.report("a", "accepted")
+    box.renew("a test")
+    await promised
+    assert box.waiting == 0
+    again = await reopen(box, tmp_path)
+    assert (again.held["a"].record, again.waiting, again.last) == (b"record", 0, 0)
+    await again.close()
+
+
+async def test_damaged_file_is_set_aside_at_opening(tmp_path: Path) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    await box.report("a", "accepted")
+    stream = box.stream
+    await box.close()
+    (tmp_path / "outbox/outbox.db").write_bytes(b"not a database" * 500)
+    again = await outbox.Outbox.open(tmp_path / "outbox")
+    assert again.stream != stream
+    assert again.fresh
+    assert again.damage is not None
+    assert again.damage.code == "STATE_CORRUPT"
+    assert list((tmp_path / "outbox").glob("outbox.db.damaged-*"))
+    await again.close()
+
+
+async def test_damage_while_running_renews_and_keeps_the_promise(tmp_path: Path) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    await box.report("a", "accepted")
+    box.on_renewed = lambda: box.hold("a", b"again") or (box.report("a", "accepted") and None)
+    failing = box._commit
+    calls = []
+
+    def damaged(statements: list[tuple[str, tuple[object, ...]]]) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            error = sqlite3.DatabaseError("database disk image is malformed")
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise error
+        failing(statements)
+
+    box._commit = damaged  # type: ignore[method-assign,assignment]
+    await asyncio.wait_for(box.report("a", "running"), 5)
+    assert [report.kind for report in bodies(box)] == ["accepted"]
+    again = await reopen(box, tmp_path)
+    assert again.held["a"].record == b"again"
+    await again.close()
+
+
+async def test_full_disk_waits_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    assert box._database is not None
+    # A real SQLITE_FULL: the file may not grow.
+    (pages,) = box._database.execute("PRAGMA page_count").fetchone()
+    box._database.execute(f"PRAGMA max_page_count = {pages}")
+    durable = box.report("a", "note", detail="x" * 4000)
+    for _ in range(3):
+        box.report("a", "note", detail="x" * 4000)
+    await asyncio.sleep(0.1)
+    assert not durable.done()
+    assert box.trouble is not None
+    assert box.trouble.code == errors.DISK_FULL.code
+    box._database.execute("PRAGMA max_page_count = 100000")
+    await asyncio.wait_for(durable, 5)
+    assert (box.trouble, box.waiting) == (None, 4)
+    await box.close()
+
+
+async def test_indigestible_report_is_reduced_under_its_number(box: outbox.Outbox) -> None:
+    await box.report("a", "finished", outcome=msgspec.structs.replace(GOOD, detail="x" * 4000))
+    box.reduce_first("too large")
+    reduced = bodies(box)[0]
+    assert (reduced.number, reduced.kind) == (1, "finished")
+    assert reduced.outcome is not None
+    assert reduced.outcome.state is State.SUCCEEDED
+    box.reduce_first("still not accepted")
+    assert bodies(box)[0].kind == "note"
