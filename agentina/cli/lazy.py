@@ -6,7 +6,6 @@ needs. Names and one-line descriptions stand in the tree; the modules hold the c
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -91,6 +90,8 @@ class NounGroup(click.Group):
 
 def suggest(ctx: click.Context, found: str, known: list[str]) -> None:
     """Refuse an unknown command, with the nearest known one."""
+    import difflib
+
     near = difflib.get_close_matches(found, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise click.UsageError(f"There is no command {found[:80]!r}.{hint}", ctx)

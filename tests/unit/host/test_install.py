@@ -262,7 +262,7 @@ def test_heartbeat_is_awaited_and_its_absence_explained(
     def away() -> dict[str, object]:
         raise errors.DAEMON_NOT_RUNNING(instance="default", path="x")
 
-    monkeypatch.setattr(install.local, "ask", ask)
+    monkeypatch.setattr("agentina.client.local.ask", ask)
     monkeypatch.setattr(install, "_LOOK_AGAIN", 0.0)
     answers[:] = [
         away,
