@@ -116,6 +116,8 @@ class Fleet:
             with contextlib.suppress(ProcessLookupError):
                 self.kill(name)
         end_tasks_below(self.layout.root)
+        if self._client is not None:
+            self._client.close()
 
     # --- the product, as its users use it ---------------------------------------------------------------------------
 
