@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -43,8 +44,12 @@ def open_pidfd(pid: int) -> int | None:
     """A pidfd of process ``pid``; None when there is no such process."""
     try:
         return os.pidfd_open(pid)
-    except (ProcessLookupError, ValueError, OverflowError):
+    except OverflowError:
         return None
+    except OSError as error:
+        if error.errno in {errno.ESRCH, errno.EINVAL}:  # nobody, or no process id at all (a damaged file)
+            return None
+        raise
 
 
 def signal_through(pidfd: int, number: signal.Signals) -> None:
