@@ -8,11 +8,12 @@ STAMP := $(VENV)/.installed
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
+# An editable install by path, not by import hook: the hook would load at every start of Python.
 # `--without-pip` and `pip --python` work where Debian's python3-venv is not installed.
 $(STAMP): pyproject.toml
 	@echo "== setting up $(VENV)"
 	@$(PYTHON) -m venv --without-pip --clear $(VENV)
-	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## run a real job on this checkout through an embedded control plane and agent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +38,7 @@ def children() -> dict[int, str]:
     """Living children of this process, with their command lines; zombies count as well."""
     found = {}
     for thread in Path("/proc/self/task").iterdir():
-        for pid in (thread / "children").read_text().split():
-            try:
+        with contextlib.suppress(OSError):  # the thread, or the child, has ended meanwhile
+            for pid in (thread / "children").read_text().split():
                 found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:120]
-            except OSError:
-                continue
     return found
