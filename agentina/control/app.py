@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,6 +31,10 @@ _log = logging.getLogger(__name__)
 
 
 def _nothing(_: str) -> None:
+    pass
+
+
+def _raised_to_the_caller(_: BaseException) -> None:
     pass
 
 
@@ -52,6 +57,7 @@ def serve(settings: config.Settings, announce: Announcements, *, clock: clocks.C
         OSError: The address cannot be listened on, or the certificate cannot be read.
 
     """
+    _allow_many_connections()
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -87,6 +93,12 @@ async def running(
                 await background.flush_heartbeats()
             control.blobs.close()
             await control.store.close()
+
+
+def _allow_many_connections() -> None:
+    """Every agent holds a connection: use all descriptors the system allows this process."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager
@@ -142,12 +154,9 @@ async def _serving(
 ) -> AsyncIterator[None]:
     listener, url = server.listen(control.settings)
     http = server.make(application, control.settings)
-    serving = tasks.start(http.serve(sockets=[listener]), name="http")
+    serving = tasks.start(http.serve(sockets=[listener]), name="http", on_failure=_raised_to_the_caller)
     try:
-        while not http.started and not serving.done():
-            await asyncio.sleep(0)
-        if serving.done():
-            await serving
+        await _until_listening(http, serving)
         announce.address(url)
         _notify_systemd("READY=1")
         yield
@@ -156,6 +165,15 @@ async def _serving(
         http.should_exit = True
         await asyncio.wait([serving])
         listener.close()
+
+
+async def _until_listening(http: server.Server, serving: asyncio.Task[None]) -> None:
+    """Wait until it listens, or raise what keeps it from that (a certificate that cannot be read)."""
+    listening = tasks.start(http.listening.wait(), name="http start")
+    await asyncio.wait([serving, listening], return_when=asyncio.FIRST_COMPLETED)
+    await tasks.cancel(listening)
+    if serving.done():
+        await serving
 
 
 def _notify_systemd(message: str) -> None:

@@ -16,14 +16,17 @@ import contextlib
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar, TypeVarTuple
 
 from agentina import errors
 from agentina.system import files
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_BLOCK: Final = 1 << 20
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Blobs:
@@ -80,7 +83,7 @@ class Blobs:
 
     async def restart_artifact(self, task_id: str, name: str) -> None:
         """Drop what is stored of an artifact that is announced differently now."""
-        await self._in_thread(lambda path: path.unlink(missing_ok=True), self._part(task_id, name))
+        await self._in_thread(_remove, self._part(task_id, name))
 
     def artifact_path(self, task_id: str, name: str) -> Path:
         """The file of a complete artifact."""
@@ -108,7 +111,7 @@ class Blobs:
         fan = hashlib.blake2s(task_id.encode(), digest_size=2).hexdigest()
         return self._root / kind / fan[:2] / fan[2:]
 
-    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+    async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
@@ -117,6 +120,10 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def _append(path: Path, offset: int, piece: bytes) -> int:

@@ -24,8 +24,8 @@ class Held:
     """A task an agent holds, with its lease."""
 
     __slots__ = (
-        "agent", "deadline", "is_taken", "job", "job_id", "memory_bytes", "poll", "spec", "state", "stop", "stop_poll", "task",
-        "task_id",
+        "agent", "deadline", "is_taken", "job", "job_id", "memory_bytes", "poll", "spec", "state", "stop", "stop_poll",
+        "task", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -240,9 +240,9 @@ class Fleet:
         """The agent's poll is held and takes work."""
         self._waiting[agent.id] = agent
 
-    def leave_queue(self, agent: Agent) -> None:
-        """The agent's poll looks by itself now."""
-        self._waiting.pop(agent.id, None)
+    def leave_queue(self, agent: Agent) -> bool:
+        """The agent's poll looks by itself now; False: it was woken for something (or did not wait for work)."""
+        return self._waiting.pop(agent.id, None) is not None
 
     def wake_one(self, class_id: int, memory_bytes: int) -> bool:
         """Wake the longest waiting agent that can take a job of this class and size."""

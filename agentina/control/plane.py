@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import heapq
 import logging
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import msgspec
 from agentina import errors
 from agentina.control import bells, blobs, config, fleet, keys, metrics
 from agentina.control.services import changes
-from agentina.control.store import agents, engine, jobs, tasks
+from agentina.control.store import agents, engine, jobs, registry, tasks
 from agentina.protocol import signing, wire
 from agentina.protocol.states import Reason, State
 from agentina.system import clock as clocks
@@ -21,6 +22,15 @@ from agentina.system import clock as clocks
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operator:
+    """Who an operator token belongs to."""
+
+    name: str
+    #: ``viewer``, ``operator`` or ``admin``.
+    role: str
 
 
 class Plane:
@@ -37,6 +47,8 @@ class Plane:
         self.fleet = fleet.Fleet(lease_seconds=settings.lease_seconds, heartbeat_seconds=settings.heartbeat_seconds)
         self.bells = bells.Bells(limit=settings.max_held_requests)
         self.metrics = metrics.Metrics()
+        #: Operators by the hash of their token.
+        self.operators: dict[str, Operator] = {}
         #: Set once the process stops: no new work, held requests end.
         self.is_stopping = False
         #: Jobs in backoff: (boot clock seconds, row id), a heap.
@@ -47,7 +59,13 @@ class Plane:
     def load(self) -> None:
         """Fill memory from the database. Every live lease gets a full term."""
         now, now_ms = self.clock.boot(), self.clock.wall_ms()
+        self.load_operators()
         self.store.read(lambda tx: self._load(tx, now, now_ms))
+
+    def load_operators(self) -> None:
+        """Read the operators; they are few and change rarely."""
+        rows = self.store.read(registry.operators, snapshot=False)
+        self.operators = {row["token_sha256"]: Operator(row["name"], row["role"]) for row in rows}
 
     def _load(self, tx: engine.Transaction, now: float, now_ms: int) -> None:
         for row in jobs.classes(tx):
@@ -67,36 +85,28 @@ class Plane:
                 held.stop = wire.StopTask(task_id=held.task_id, reason=Reason(row["stop_reason"]))
             self.fleet.hold(held)
         for row in jobs.backing_off(tx):
-            # A wall clock that was set back must not stretch the wait by more than a retry policy may ask for.
-            delay = min(max(row["runnable_ms"] - now_ms, 0) / 1000, 3600.0)
+            delay = max(row["runnable_ms"] - now_ms, 0) / 1000
             heapq.heappush(self.backoffs, (now + delay, row["id"]))
 
-    async def write(self, operation: Callable[[engine.Transaction, changes.Changes], T]) -> T:
-        """Run an operation and, once it is durable, carry out what it changed for memory."""
-        effects = changes.Changes()
-        result = await self.store.write(lambda tx: operation(tx, effects))
-        self.carry_out(effects)
+    async def write(
+        self, operation: Callable[[changes.Work], T], *, committed: Callable[[T], object] | None = None
+    ) -> T:
+        """Run an operation and, once it is durable, let memory follow: ``committed`` first, then its changes.
+
+        Raises:
+            AgentinaError: What the operation raised (it has changed nothing then), ``STORAGE_FULL``, ``SHUTTING_DOWN``.
+
+        """
+        effects, now_ms = changes.Changes(), self.clock.wall_ms()
+        result = await self.store.write(lambda tx: operation(changes.Work(tx, now_ms, effects)))
+        if committed is not None:
+            committed(result)
+        self._carry_out(effects)
         return result
 
-    def carry_out(self, effects: changes.Changes) -> None:
-        """Let memory follow a committed operation."""
-        for task_id, state in effects.progressed:
-            held = self.fleet.held.get(task_id)
-            if held is not None:
-                held.state = state
-                held.is_taken, held.spec = True, None
-        for ended in effects.ended_tasks:
-            self._count_end(ended)
-            self.fleet.release(ended.task_id)
-        for stop in effects.stops:
-            held = self.fleet.held.get(stop.task_id)
-            if held is not None and held.stop is None:
-                held.stop = stop
-                held.agent.wake()
-        for state in effects.ended_jobs:
-            self.metrics.jobs.labels(state.value).inc()
-        for seconds in effects.start_latencies:
-            self.metrics.start_latency.observe(seconds)
+    def _carry_out(self, effects: changes.Changes) -> None:
+        self._follow_tasks(effects)
+        self._count(effects)
         for job, delay in effects.delayed:
             heapq.heappush(self.backoffs, (self.clock.boot() + delay, job))
             self.duties_bell.set()
@@ -104,6 +114,14 @@ class Plane:
             self.fleet.wake_one(class_id, memory_bytes)
         for job_id in effects.jobs:
             self.bells.ring(job_id)
+
+    def pass_on_work(self, agent: fleet.Agent) -> None:
+        """Wake others for what ``agent`` was woken for but cannot take after all."""
+        waiting = self.store.read(
+            lambda tx: [number for number in agent.classes if jobs.is_any_ready(tx, number, agent.poll_memory)]
+        )
+        for class_id in waiting:
+            self.fleet.wake_one(class_id, 0)
 
     def stop(self) -> None:
         """Begin to stop: every held request ends now."""
@@ -119,14 +137,34 @@ class Plane:
     def check_running(self) -> None:
         """Raise ``SHUTTING_DOWN`` once the process stops."""
         if self.is_stopping:
-            raise errors.SHUTTING_DOWN()
+            raise errors.SHUTTING_DOWN()  # noqa: RSE102 - calling the entry makes the exception
 
-    def _count_end(self, ended: changes.EndedTask) -> None:
-        self.metrics.tasks.labels(ended.role, ended.state.value, metrics.priority_band(ended.priority)).inc()
-        if ended.duration is not None:
-            self.metrics.session_duration.labels(ended.role).observe(ended.duration)
-        if ended.memory_peak_bytes is not None:
-            self.metrics.memory_peak.labels(ended.role).observe(ended.memory_peak_bytes)
+    def _follow_tasks(self, effects: changes.Changes) -> None:
+        for task_id, state in effects.progressed:
+            held = self.fleet.held.get(task_id)
+            if held is not None:
+                held.state = state
+                held.is_taken, held.spec = True, None
+        for ended in effects.ended_tasks:
+            self.fleet.release(ended.task_id)
+        for stop in effects.stops:
+            held = self.fleet.held.get(stop.task_id)
+            if held is not None and held.stop is None:
+                held.stop = stop
+                held.agent.wake()
+
+    def _count(self, effects: changes.Changes) -> None:
+        for ended in effects.ended_tasks:
+            band = metrics.priority_band(ended.priority)
+            self.metrics.tasks.labels(ended.role, ended.state.value, band).inc()
+            if ended.duration is not None:
+                self.metrics.session_duration.labels(ended.role).observe(ended.duration)
+            if ended.memory_peak_bytes is not None:
+                self.metrics.memory_peak.labels(ended.role).observe(ended.memory_peak_bytes)
+        for state in effects.ended_jobs:
+            self.metrics.jobs.labels(state.value).inc()
+        for seconds in effects.start_latencies:
+            self.metrics.start_latency.observe(seconds)
 
 
 def job_class(row: engine.Row) -> fleet.JobClass:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
@@ -47,7 +48,19 @@ class Protocol(httptools_impl.HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to the caller: uvicorn would raise them again before the store is closed."""
+    """Says when it listens, and leaves signals to the caller.
+
+    uvicorn itself would raise a caught signal again before the store is closed.
+    """
+
+    def __init__(self, settings: uvicorn.Config) -> None:
+        super().__init__(settings)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        self.listening.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

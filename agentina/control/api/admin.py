@@ -15,25 +15,30 @@ _MAX_PAGE = 1000
 
 
 async def create_tokens(call: routing.Call) -> api.TokensCreated:
+    """Make activation tokens; their text is shown this once."""
     return await administration.create_tokens(call.control, call.body, actor=call.actor)
 
 
 async def list_tokens(call: routing.Call) -> api.TokenList:
+    """List the newest tokens."""
     now_ms = call.control.clock.wall_ms()
     rows = call.control.store.read(lambda tx: registry.tokens(tx, limit=_MAX_PAGE))
     return api.TokenList(tokens=[views.token(row, now_ms) for row in rows])
 
 
 async def revoke_token(call: routing.Call) -> api.TokenView:
+    """Take an unused token back."""
     row = await administration.revoke_token(call.control, call.parameters["token"], actor=call.actor)
     return views.token(row, call.control.clock.wall_ms())
 
 
 async def list_agents(call: routing.Call) -> api.AgentList:
+    """List all agents."""
     return api.AgentList(agents=[views.agent_view(call.control, agent) for agent in call.control.fleet.agents.values()])
 
 
 async def show_agent(call: routing.Call) -> api.AgentView:
+    """Show one agent."""
     return views.agent_view(call.control, administration.find_agent(call.control, call.parameters["agent"]))
 
 
@@ -49,10 +54,12 @@ def _act(act: str) -> routing.Handler:
 
 
 async def remove_agent(call: routing.Call) -> None:
+    """Forget an agent."""
     await administration.remove_agent(call.control, call.parameters["agent"], actor=call.actor)
 
 
 async def list_audit(call: routing.Call) -> api.AuditList:
+    """A page of audit records."""
     after, limit = call.query["after"], call.query["limit"]
     rows = call.control.store.read(lambda tx: audit.records(tx, after=after, limit=limit + 1))
     page = [views.audit_entry(row) for row in rows[:limit]]
@@ -60,11 +67,13 @@ async def list_audit(call: routing.Call) -> api.AuditList:
 
 
 async def verify_audit(call: routing.Call) -> api.AuditVerified:
+    """Check the whole hash chain."""
     broken = call.control.store.read(audit.first_broken)
     return api.AuditVerified(intact=broken is None, first_broken=broken)
 
 
 async def show_organization(call: routing.Call) -> api.OrganizationView:
+    """Show one organization."""
     name = names.check_organization(call.parameters["name"])
     row = call.control.store.read(lambda tx: registry.organization(tx, name))
     if row is None:
@@ -73,6 +82,7 @@ async def show_organization(call: routing.Call) -> api.OrganizationView:
 
 
 async def update_organization(call: routing.Call) -> api.OrganizationView:
+    """Create or change one."""
     name = call.parameters["name"]
     return _organization(
         call, await administration.update_organization(call.control, name, call.body, actor=call.actor)
@@ -84,6 +94,7 @@ def _organization(call: routing.Call, row: engine.Row) -> api.OrganizationView:
 
 
 async def whoami(call: routing.Call) -> api.WhoAmI:
+    """Show the token's owner."""
     assert call.operator is not None
     role: Any = call.operator.role
     return api.WhoAmI(
@@ -93,16 +104,19 @@ async def whoami(call: routing.Call) -> api.WhoAmI:
 
 
 async def healthz(_: routing.Call) -> routing.Reply:
+    """Answer while the process runs."""
     return routing.Reply(body=b"ok\n", content_type=b"text/plain")
 
 
 async def readyz(call: routing.Call) -> routing.Reply:
+    """Answer 200 while work can be done: the store can write and the process is not stopping."""
     call.control.check_running()
     await call.control.store.check()
     return routing.Reply(body=b"ready\n", content_type=b"text/plain")
 
 
 async def metrics(call: routing.Call) -> routing.Reply:
+    """The text exposition, with gauges taken now."""
     control, now = call.control, call.control.clock.boot()
     control.metrics.pending.clear()
     for row in control.store.read(jobs.pending):

@@ -15,26 +15,32 @@ _UPLOAD: Final = (
 
 
 async def activate(call: routing.Call) -> wire.Activated:
+    """Redeem an activation token."""
     return await activation.activate(call.control, call.body)
 
 
 async def open_session(call: routing.Call) -> wire.SessionOpened:
+    """A daemon takes over."""
     return await sessions.open_session(call.control, call.caller, call.body)
 
 
 async def heartbeat(call: routing.Call) -> wire.HeartbeatAnswer:
+    """Renew leases."""
     return sessions.heartbeat(call.control, call.caller, call.body)
 
 
 async def poll(call: routing.Call) -> wire.PollAnswer:
+    """Hold the request until there is work or an order."""
     return await polls.poll(call.control, call.caller, call.body, call.on_lost)
 
 
 async def apply_reports(call: routing.Call) -> wire.ReportsApplied:
+    """Apply numbered facts."""
     return await reports.apply(call.control, call.caller, call.body)
 
 
 async def put_output(call: routing.Call) -> wire.PieceStored:
+    """Store a piece of output."""
     return await call.uploads.output(
         call.caller, call.parameters["task"], session=call.query["session"], offset=call.query["offset"],
         piece=call.body,
@@ -42,10 +48,12 @@ async def put_output(call: routing.Call) -> wire.PieceStored:
 
 
 async def begin_artifact(call: routing.Call) -> wire.PieceStored:
+    """Announce an artifact."""
     return await call.uploads.begin_artifact(call.caller, call.parameters["task"], call.body)
 
 
 async def put_artifact(call: routing.Call) -> wire.PieceStored:
+    """Store a piece of an artifact."""
     return await call.uploads.artifact_piece(
         call.caller, call.parameters["task"], call.parameters["name"], session=call.query["session"],
         offset=call.query["offset"], piece=call.body,

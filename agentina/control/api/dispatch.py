@@ -63,7 +63,7 @@ class Application:
             return
         except errors.AgentinaError as error:
             reply = self._error(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the last line of defence: logged with a number the caller is given
             incident = secrets.token_hex(4)
             _log.exception("incident %s: %s %.200s", incident, scope["method"], scope["path"])
             reply = self._error(errors.INTERNAL(incident=incident))

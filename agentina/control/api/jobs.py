@@ -23,6 +23,7 @@ _WAIT: Final = routing.Query(name="wait", kind=float, default=0.0, maximum=60)
 
 
 async def submit(call: routing.Call) -> api.JobCreated:
+    """Store a job; the same idempotency key makes it once."""
     try:
         document = msgspec.json.decode(call.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -38,6 +39,7 @@ async def submit(call: routing.Call) -> api.JobCreated:
 
 
 async def list_jobs(call: routing.Call) -> api.JobList:
+    """A page of jobs."""
     state, after, limit = call.query["state"], call.query["after"], call.query["limit"]
     if state is not None and state not in {known.value for known in State}:
         raise errors.INPUT_INVALID(where="query.state", problem=f"{state[:40]!r} is no state")
@@ -52,10 +54,12 @@ async def list_jobs(call: routing.Call) -> api.JobList:
 
 
 async def show(call: routing.Call) -> api.JobView:
+    """Everything about one job."""
     return views.job_view(call.control, call.parameters["job"])
 
 
 async def events(call: routing.Call) -> api.JobEvents:
+    """The timeline after a number; waits while there is nothing new."""
     public_id, after = call.parameters["job"], call.query["after"]
 
     def read(tx: engine.Transaction) -> api.JobEvents:
@@ -75,6 +79,7 @@ async def events(call: routing.Call) -> api.JobEvents:
 
 
 async def output(call: routing.Call) -> routing.Reply:
+    """Output from an offset; waits while there is nothing new."""
     offset = call.query["offset"]
     task_id, is_ended, piece = _read_output(call, offset)
     if not piece and not is_ended and call.query["wait"] > 0:
@@ -115,6 +120,8 @@ def _read_output(call: routing.Call, offset: int) -> tuple[str, bool, bytes]:
 
 
 async def list_artifacts(call: routing.Call) -> api.ArtifactList:
+    """List a job's artifacts."""
+
     def read(tx: engine.Transaction) -> list[engine.Row]:
         return tasks.artifacts_of_job(tx, _job(tx, call.parameters["job"])["id"])
 
@@ -122,6 +129,7 @@ async def list_artifacts(call: routing.Call) -> api.ArtifactList:
 
 
 async def get_artifact(call: routing.Call) -> routing.Reply:
+    """Stream one artifact."""
     public_id, name = call.parameters["job"], call.parameters["name"]
 
     def read(tx: engine.Transaction) -> engine.Row:
@@ -143,16 +151,19 @@ async def get_artifact(call: routing.Call) -> routing.Reply:
 
 
 async def cancel(call: routing.Call) -> api.JobView:
+    """End a job."""
     return views.job_view(
         call.control, await job_service.cancel(call.control, call.parameters["job"], actor=call.actor)
     )
 
 
 async def retry(call: routing.Call) -> api.JobView:
+    """Queue an ended job again."""
     return views.job_view(call.control, await job_service.retry(call.control, call.parameters["job"], actor=call.actor))
 
 
 async def job_schema(_: routing.Call) -> dict[str, Any]:
+    """The published JSON Schema."""
     return protocol_jobs.schema()
 
 

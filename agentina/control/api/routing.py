@@ -1,6 +1,6 @@
 """The route table's vocabulary: what a route is, what a handler gets, what it may answer.
 
-One table (:mod:`agentina.control.api.routes`) feeds both the dispatcher and the OpenAPI document, so they cannot differ.
+One table (:mod:`agentina.control.api.routes`) feeds the dispatcher and the OpenAPI document, so they cannot differ.
 """
 
 from __future__ import annotations
@@ -20,14 +20,6 @@ Auth = Literal["public", "agent", "viewer", "operator", "admin"]
 
 #: Largest JSON body of operator requests, in bytes; a job document is the largest.
 MAX_OPERATOR_BODY: Final = 2 << 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Operator:
-    """Who called with an operator token."""
-
-    name: str
-    role: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +47,9 @@ class Query:
         if self.kind is str:
             return text
         try:
-            value = self.kind(text)
+            value = int(text) if self.kind is int else float(text)
         except ValueError:
-            value = self.kind(-1)
+            value = -1
         if not self.minimum <= value <= self.maximum:
             what = "an integer" if self.kind is int else "a number"
             problem = f"expected {what} from {self.minimum:g} to {self.maximum:g}, got {text[:40]!r}"
@@ -79,7 +71,7 @@ class Call:
     #: Registers what to call when the connection breaks while the request is held.
     on_lost: Callable[[Callable[[], None]], None]
     agent: fleet.Agent | None = None
-    operator: Operator | None = None
+    operator: plane.Operator | None = None
 
     @property
     def caller(self) -> fleet.Agent:

@@ -84,7 +84,7 @@ def _redeem(tx: engine.Transaction, message: wire.Activate, key: signing.PublicK
         return _Redeemed(refusal=errors.AGENT_UNKNOWN()) if agent["removed_ms"] is not None else _Redeemed(agent)
     refusal = _refusal(tx, token, now_ms)
     if refusal is None:
-        return _Redeemed(_make_agent(tx, token, message, key, now_ms), created=True)
+        return _Redeemed(_make_agent(tx, token, message, key, now_ms=now_ms), created=True)
     registry.count_refusal(tx, token["id"])
     if token["refused"] < MAX_AUDITED:
         audit.append(tx, actor=f"host:{message.hostname}", action="token.refused", subject=token["public_id"],
@@ -109,7 +109,7 @@ def _refusal(tx: engine.Transaction, token: engine.Row, now_ms: int) -> errors.A
 
 
 def _make_agent(
-    tx: engine.Transaction, token: engine.Row, message: wire.Activate, key: signing.PublicKey, now_ms: int
+    tx: engine.Transaction, token: engine.Row, message: wire.Activate, key: signing.PublicKey, *, now_ms: int
 ) -> engine.Row:
     labels = {**message.labels, **msgspec.json.decode(token["labels"])}
     new = agents.NewAgent(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from agentina.control.store import engine
 from agentina.protocol import wire
 from agentina.protocol.states import State
 
@@ -26,7 +27,7 @@ class EndedTask:
 
 @dataclasses.dataclass(slots=True)
 class Changes:
-    """Collected by operations; :meth:`agentina.control.plane.Plane.carry_out` applies them."""
+    """Collected by operations; :meth:`agentina.control.plane.Plane.write` carries them out."""
 
     #: Public ids of jobs somebody may be following.
     jobs: set[str] = dataclasses.field(default_factory=set)
@@ -41,3 +42,13 @@ class Changes:
     stops: list[wire.StopTask] = dataclasses.field(default_factory=list)
     #: Seconds from runnable to started.
     start_latencies: list[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """What an operation works with: the transaction, the time, and where it leaves what memory must follow."""
+
+    tx: engine.Transaction
+    #: Wall time of the operation, milliseconds since the epoch.
+    now_ms: int
+    effects: Changes = dataclasses.field(default_factory=Changes)

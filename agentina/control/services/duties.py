@@ -42,7 +42,7 @@ class Duties:
                     await duty()
                 except errors.AgentinaError as error:
                     _log.warning("a background duty failed and is tried again: %s", error)
-                except Exception:
+                except Exception:  # noqa: BLE001 - the duties must outlive whatever went wrong once
                     _log.exception("a background duty failed and is tried again")
             self._control.duties_bell.clear()
             with contextlib.suppress(TimeoutError):
@@ -61,22 +61,23 @@ class Duties:
 
     async def sweep_leases(self) -> None:
         """Conclude tasks whose agents were not heard of in time."""
-        now_ms = self._control.clock.wall_ms()
         expired = self._control.fleet.expired(self._control.clock.boot())
         for start in range(0, len(expired), _CHUNK):
             chunk = expired[start : start + _CHUNK]
 
-            def operation(tx: engine.Transaction, effects: changes.Changes, chunk: list[fleet.Held] = chunk) -> None:
+            def operation(work: changes.Work, chunk: list[fleet.Held] = chunk) -> None:
                 for held in chunk:
-                    self._give_up(tx, effects, held, now_ms)
+                    self._give_up(work, held)
 
             await self._control.write(operation)
             for held in chunk:
-                self._control.fleet.release(held.task_id)
+                if held.deadline <= self._control.clock.boot():
+                    self._control.fleet.release(held.task_id)
 
-    def _give_up(self, tx: engine.Transaction, effects: changes.Changes, held: fleet.Held, now_ms: int) -> None:
-        task = tasks.by_id(tx, held.task)
-        if task["ended_ms"] is not None:
+    def _give_up(self, work: changes.Work, held: fleet.Held) -> None:
+        task = tasks.by_id(work.tx, held.task)
+        # Looked at again here, in the order of operations: a new session may have renewed it since.
+        if task["ended_ms"] is not None or held.deadline > self._control.clock.boot():
             return
         is_removed = self._control.fleet.find(held.agent.public_id) is None
         outcome = wire.Outcome(
@@ -84,7 +85,7 @@ class Duties:
             reason=Reason.AGENT_REMOVED if is_removed else Reason.LEASE_EXPIRED,
             detail=f"{held.agent.name} was not heard of for {self._control.settings.lease_seconds:.0f} s",
         )
-        outcomes.end_task(tx, effects, task, outcome, now_ms=now_ms)
+        outcomes.end_task(work, task, outcome)
 
     async def end_backoffs(self) -> None:
         """Make jobs ready whose backoff is over."""
@@ -92,11 +93,11 @@ class Duties:
         while heap and heap[0][0] <= now:
             due = [heapq.heappop(heap) for _ in range(min(len(heap), _CHUNK)) if heap[0][0] <= now]
 
-            def operation(tx: engine.Transaction, effects: changes.Changes, due: list[tuple[float, int]] = due) -> None:
+            def operation(work: changes.Work, due: list[tuple[float, int]] = due) -> None:
                 for _, job in due:
-                    row = jobs.end_backoff(tx, job)
+                    row = jobs.end_backoff(work.tx, job)
                     if row is not None:
-                        effects.ready.append((row["class_id"], row["memory_bytes"]))
+                        work.effects.ready.append((row["class_id"], row["memory_bytes"]))
 
             try:
                 await self._control.write(operation)

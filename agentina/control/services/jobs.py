@@ -14,11 +14,10 @@ from agentina.control.services import changes, lifecycle, outcomes
 from agentina.control.store import audit, engine, jobs, registry, tasks
 from agentina.protocol import api, wire
 from agentina.protocol import jobs as protocol_jobs
-from agentina.protocol.states import FINAL, REASONS, Reason, State
+from agentina.protocol.states import FINAL, Reason, State
 
 _FINAL_VALUES: Final = frozenset(state.value for state in FINAL)
 _CANCELED: Final = lifecycle.Verdict(state=State.CANCELED, reason=Reason.CANCELED_BY_OPERATOR)
-_UNMET: Final = lifecycle.Verdict(state=State.CANCELED, reason=Reason.NEED_NOT_MET)
 #: Longest idempotency key.
 MAX_KEY: Final = 128
 
@@ -44,19 +43,17 @@ async def submit(control: plane.Plane, submission: Submission) -> api.JobCreated
     if submission.key is not None and not (0 < len(submission.key) <= MAX_KEY and submission.key.isprintable()):
         raise errors.INPUT_INVALID(where="Idempotency-Key", problem=f"expected 1 to {MAX_KEY} printable characters")
     text = msgspec.json.encode(submission.spec).decode()
-    now_ms = control.clock.wall_ms()
-    created, job_class = await control.write(lambda tx, effects: _submit(tx, effects, submission, text, now_ms))
-    if job_class is not None and job_class["id"] not in control.fleet.classes:
-        control.fleet.add_class(plane.job_class(job_class))
-        # Whoever could take it was not known to serve this class when the commit's wake-up went round.
-        control.fleet.wake_one(job_class["id"], submission.spec.memory_bytes)
+
+    def committed(result: tuple[api.JobCreated, engine.Row | None]) -> None:
+        if result[1] is not None and result[1]["id"] not in control.fleet.classes:
+            control.fleet.add_class(plane.job_class(result[1]))
+
+    created, _ = await control.write(lambda work: _submit(work, submission, text), committed=committed)
     return created
 
 
-def _submit(
-    tx: engine.Transaction, effects: changes.Changes, submission: Submission, text: str, now_ms: int
-) -> tuple[api.JobCreated, engine.Row | None]:
-    spec = submission.spec
+def _submit(work: changes.Work, submission: Submission, text: str) -> tuple[api.JobCreated, engine.Row | None]:
+    tx, now_ms, spec = work.tx, work.now_ms, submission.spec
     organization = registry.organization(tx, submission.organization)
     if organization is None:
         raise errors.NOT_FOUND(what="organization", name=submission.organization)
@@ -69,8 +66,9 @@ def _submit(
             return api.JobCreated(id=known["public_id"], created=False), None
     needed = _needed(tx, organization["id"], spec)
     job_class = jobs.ensure_class(
-        tx, organization["id"], spec.role or "", msgspec.json.encode(spec.labels, order="sorted").decode(), spec.runner
-    )
+        tx, organization["id"], role=spec.role or "", labels=msgspec.json.encode(spec.labels, order="sorted").decode(),
+        runner=spec.runner,
+    )  # fmt: skip
     new = jobs.NewJob(
         public_id=ids.new_job_id(now_ms), organization_id=organization["id"], class_id=job_class["id"], name=spec.name,
         role=spec.role, spec=text, priority=spec.priority, memory_bytes=spec.memory_bytes,
@@ -81,7 +79,7 @@ def _submit(
     jobs.add_event(tx, job, "submitted", state=State.QUEUED, now_ms=now_ms)
     for row in needed:
         jobs.add_need(tx, job, row["id"])
-    _after_queued(tx, effects, job, needed, now_ms=now_ms)
+    _after_queued(work, job, needed)
     return api.JobCreated(id=new.public_id), job_class
 
 
@@ -95,21 +93,16 @@ def _needed(tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSp
     return rows
 
 
-def _after_queued(
-    tx: engine.Transaction, effects: changes.Changes, job: int, needed: list[engine.Row], *, now_ms: int
-) -> None:
+def _after_queued(work: changes.Work, job: int, needed: list[engine.Row]) -> None:
     """Announce a queued job, or cancel it at once when something it needs has already ended badly."""
-    row = jobs.by_id(tx, job)
-    effects.jobs.add(row["public_id"])
+    row = jobs.by_id(work.tx, job)
+    work.effects.jobs.add(row["public_id"])
     for need in needed:
         if need["state"] in _FINAL_VALUES and need["state"] != State.SUCCEEDED.value:
-            unmet = f"{need['public_id']} ended as '{need['state']}'"
-            text = f"canceled: {REASONS[Reason.NEED_NOT_MET]} ({unmet})"
-            jobs.add_event(tx, job, text, state=State.CANCELED, now_ms=now_ms)
-            outcomes.end_job(tx, effects, row, _UNMET, unmet, now_ms=now_ms)
+            outcomes.cancel_unmet(work, row, f"{need['public_id']} ended as '{need['state']}'")
             return
     if row["ready"]:
-        effects.ready.append((row["class_id"], row["memory_bytes"]))
+        work.effects.ready.append((row["class_id"], row["memory_bytes"]))
 
 
 async def cancel(control: plane.Plane, public_id: str, *, actor: str) -> str:
@@ -119,9 +112,9 @@ async def cancel(control: plane.Plane, public_id: str, *, actor: str) -> str:
         AgentinaError: ``JOB_UNKNOWN``, ``JOB_FINISHED``.
 
     """
-    now_ms = control.clock.wall_ms()
 
-    def operation(tx: engine.Transaction, effects: changes.Changes) -> str:
+    def operation(work: changes.Work) -> str:
+        tx, now_ms = work.tx, work.now_ms
         job = _job(tx, public_id)
         if job["state"] in _FINAL_VALUES:
             raise errors.JOB_FINISHED(job=public_id, state=job["state"])
@@ -131,15 +124,15 @@ async def cancel(control: plane.Plane, public_id: str, *, actor: str) -> str:
         jobs.set_cancel_requested(tx, job["id"])
         if job["state"] == State.QUEUED.value:
             jobs.add_event(tx, job["id"], f"canceled by {actor}", state=State.CANCELED, now_ms=now_ms)
-            outcomes.end_job(tx, effects, job, _CANCELED, f"by {actor}", now_ms=now_ms)
+            outcomes.end_job(work, job, _CANCELED, f"by {actor}")
             return public_id
         task = tasks.find(tx, public_id, job["tasks"])
         assert task is not None
         tasks.set_stop(tx, task["id"], Reason.CANCELED_BY_OPERATOR)
         jobs.add_event(tx, job["id"], f"{actor} canceled it; the agent is told", task=job["tasks"], now_ms=now_ms)
         stop = wire.StopTask(task_id=outcomes.task_id(task), reason=Reason.CANCELED_BY_OPERATOR, detail=f"by {actor}")
-        effects.stops.append(stop)
-        effects.jobs.add(public_id)
+        work.effects.stops.append(stop)
+        work.effects.jobs.add(public_id)
         return public_id
 
     return await control.write(operation)
@@ -152,9 +145,9 @@ async def retry(control: plane.Plane, public_id: str, *, actor: str) -> str:
         AgentinaError: ``JOB_UNKNOWN``, ``JOB_NOT_FINISHED``, ``STATE_CONFLICT`` (a job it needs has not succeeded).
 
     """
-    now_ms = control.clock.wall_ms()
 
-    def operation(tx: engine.Transaction, effects: changes.Changes) -> str:
+    def operation(work: changes.Work) -> str:
+        tx, now_ms = work.tx, work.now_ms
         job = _job(tx, public_id)
         if job["state"] not in _FINAL_VALUES:
             raise errors.JOB_NOT_FINISHED(job=public_id, state=job["state"])
@@ -172,7 +165,7 @@ async def retry(control: plane.Plane, public_id: str, *, actor: str) -> str:
         audit.append(tx, actor=actor, action="job.retry", subject=public_id, now_ms=now_ms)
         jobs.reopen(tx, job["id"], needs_left=left, now_ms=now_ms)
         jobs.add_event(tx, job["id"], f"queued again by {actor}", state=State.QUEUED, now_ms=now_ms)
-        _after_queued(tx, effects, job["id"], [], now_ms=now_ms)
+        _after_queued(work, job["id"], [])
         return public_id
 
     return await control.write(operation)

@@ -30,97 +30,113 @@ def task_id(task: engine.Row) -> str:
     return f"{task['job']}.{task['number']}"
 
 
-def end_task(
-    tx: engine.Transaction, effects: changes.Changes, task: engine.Row, outcome: wire.Outcome, *, now_ms: int
-) -> None:
+def end_task(work: changes.Work, task: engine.Row, outcome: wire.Outcome) -> None:
     """Give a task its final state and its job the next one."""
     assert outcome.state in FINAL, outcome.state
-    tasks.set_ended(tx, task["id"], outcome.state, outcome.reason, outcome.detail, counted=True, now_ms=now_ms)
     if not task["counted"]:
-        jobs.adjust_attempts(tx, task["job_id"], 1)
-    _record_end(effects, task, outcome, now_ms)
-    job = jobs.by_id(tx, task["job_id"])
+        jobs.adjust_attempts(work.tx, task["job_id"], 1)
+    _end_task(work, task, outcome, counted=True)
+    job = jobs.by_id(work.tx, task["job_id"])
     if job["tasks"] == task["number"] and job["state"] not in _FINAL_VALUES:
         verdict = lifecycle.after_end(_facts(job), outcome.state, outcome.reason)
-        _settle(tx, effects, job, verdict, task=task, outcome=outcome, now_ms=now_ms)
+        _settle(work, job, verdict, task=task, outcome=outcome)
 
 
-def return_task(
-    tx: engine.Transaction, effects: changes.Changes, task: engine.Row, detail: str, *, now_ms: int
-) -> None:
+def return_task(work: changes.Work, task: engine.Row, detail: str) -> None:
     """A task provably never started: its job goes back to the queue and no attempt is counted."""
     outcome = wire.Outcome(state=State.CANCELED, reason=Reason.RETURNED_UNSTARTED, detail=detail)
-    tasks.set_ended(tx, task["id"], outcome.state, outcome.reason, detail, counted=False, now_ms=now_ms)
     if task["counted"]:
-        jobs.adjust_attempts(tx, task["job_id"], -1)
-    jobs.count_return(tx, task["job_id"])
-    effects.ended_tasks.append(_ended(task, outcome, duration=None))
-    job = jobs.by_id(tx, task["job_id"])
+        jobs.adjust_attempts(work.tx, task["job_id"], -1)
+    jobs.count_return(work.tx, task["job_id"])
+    _end_task(work, task, outcome, counted=False)
+    job = jobs.by_id(work.tx, task["job_id"])
     if job["tasks"] == task["number"] and job["state"] not in _FINAL_VALUES:
-        _settle(tx, effects, job, lifecycle.after_return(_facts(job)), task=task, outcome=outcome, now_ms=now_ms)
+        _settle(work, job, lifecycle.after_return(_facts(job)), task=task, outcome=outcome)
 
 
-def end_job(
-    tx: engine.Transaction, effects: changes.Changes, job: engine.Row, verdict: lifecycle.Verdict, detail: str,
-    *, now_ms: int,
-) -> None:  # fmt: skip
+def end_job(work: changes.Work, job: engine.Row, verdict: lifecycle.Verdict, detail: str) -> None:
     """Give a job its final state, and free or cancel the jobs that need it, and those that need them."""
-    _end(tx, effects, job, verdict, detail, now_ms=now_ms)
+    _end_job(work, job, verdict, detail)
     ended = [(job["id"], job["public_id"], verdict.state)]
     while ended:
         number, public_id, state = ended.pop()
-        for dependent in jobs.queued_dependents(tx, number):
+        for dependent in jobs.queued_dependents(work.tx, number):
             if state is State.SUCCEEDED:
-                _meet_need(tx, effects, dependent, public_id, now_ms)
+                _meet_need(work, dependent, public_id)
                 continue
-            unmet = f"{public_id} ended as '{state.value}'"
-            text = f"canceled: {REASONS[Reason.NEED_NOT_MET]} ({unmet})"
-            jobs.add_event(tx, dependent["id"], text, state=State.CANCELED, now_ms=now_ms)
             # Ended before anything else is looked at, so a job that is reached twice is canceled once.
-            _end(tx, effects, dependent, _UNMET, unmet, now_ms=now_ms)
+            cancel_unmet(work, dependent, f"{public_id} ended as '{state.value}'")
             ended.append((dependent["id"], dependent["public_id"], State.CANCELED))
 
 
-def _end(
-    tx: engine.Transaction, effects: changes.Changes, job: engine.Row, verdict: lifecycle.Verdict, detail: str,
-    *, now_ms: int,
-) -> None:  # fmt: skip
-    jobs.set_ended(tx, job["id"], verdict.state, verdict.reason, detail, dead_letter=verdict.dead_letter, now_ms=now_ms)
-    effects.jobs.add(job["public_id"])
-    effects.ended_jobs.append(verdict.state)
+def cancel_unmet(work: changes.Work, job: engine.Row, unmet: str) -> None:
+    """Cancel one waiting job because of a need that cannot be met any more."""
+    text = f"canceled: {REASONS[Reason.NEED_NOT_MET]} ({unmet})"
+    jobs.add_event(work.tx, job["id"], text, state=State.CANCELED, now_ms=work.now_ms)
+    _end_job(work, job, _UNMET, unmet)
 
 
-def _meet_need(tx: engine.Transaction, effects: changes.Changes, job: engine.Row, needed: str, now_ms: int) -> None:
-    row = jobs.meet_need(tx, job["id"])
+def _end_job(work: changes.Work, job: engine.Row, verdict: lifecycle.Verdict, detail: str) -> None:
+    jobs.set_ended(
+        work.tx, job["id"], state=verdict.state, reason=verdict.reason, detail=detail,
+        dead_letter=verdict.dead_letter, now_ms=work.now_ms,
+    )  # fmt: skip
+    work.effects.jobs.add(job["public_id"])
+    work.effects.ended_jobs.append(verdict.state)
+
+
+def _meet_need(work: changes.Work, job: engine.Row, needed: str) -> None:
+    row = jobs.meet_need(work.tx, job["id"])
     if row is not None and row["ready"]:
-        jobs.add_event(tx, job["id"], f"{needed} has succeeded; ready to run", state=State.QUEUED, now_ms=now_ms)
-        effects.ready.append((row["class_id"], row["memory_bytes"]))
-        effects.jobs.add(job["public_id"])
+        text = f"{needed} has succeeded; ready to run"
+        jobs.add_event(work.tx, job["id"], text, state=State.QUEUED, now_ms=work.now_ms)
+        work.effects.ready.append((row["class_id"], row["memory_bytes"]))
+        work.effects.jobs.add(job["public_id"])
 
 
 def _settle(
-    tx: engine.Transaction, effects: changes.Changes, job: engine.Row, verdict: lifecycle.Verdict,
-    *, task: engine.Row, outcome: wire.Outcome, now_ms: int,
-) -> None:  # fmt: skip
+    work: changes.Work, job: engine.Row, verdict: lifecycle.Verdict, *, task: engine.Row, outcome: wire.Outcome
+) -> None:
     """Carry a verdict out and write the line of the timeline that tells both ends."""
-    text = outcome.detail or REASONS[outcome.reason]
+    tx, number, text = work.tx, task["number"], outcome.detail or REASONS[outcome.reason]
     if verdict.state is not State.QUEUED:
         said = "" if verdict.reason is outcome.reason else f"; {REASONS[verdict.reason]}"
-        jobs.add_event(tx, job["id"], f"{verdict.state.value}: {text}{said}", state=verdict.state,
-                       task=task["number"], now_ms=now_ms)  # fmt: skip
-        end_job(tx, effects, job, verdict, outcome.detail, now_ms=now_ms)
+        line = f"{verdict.state.value}: {text}{said}"
+        jobs.add_event(tx, job["id"], line, state=verdict.state, task=number, now_ms=work.now_ms)
+        end_job(work, job, verdict, outcome.detail)
         return
     delay_ms = round(verdict.delay * 1000)
     when = f"again in {units.show_duration(verdict.delay)}" if delay_ms else "queued again"
-    detail = f"attempt {task['number']}: {text}" if outcome.reason is not Reason.RETURNED_UNSTARTED else text
-    jobs.set_queued(tx, job["id"], verdict.reason, detail, ready=not delay_ms, runnable_ms=now_ms + delay_ms)
-    jobs.add_event(tx, job["id"], f"{outcome.state.value}: {text}; {when}", state=State.QUEUED, task=task["number"],
-                   now_ms=now_ms)  # fmt: skip
-    effects.jobs.add(job["public_id"])
+    line = f"{outcome.state.value}: {text}; {when}"
+    detail = text if outcome.reason is Reason.RETURNED_UNSTARTED else f"attempt {number}: {text}"
+    jobs.set_queued(
+        tx, job["id"], reason=verdict.reason, detail=detail, ready=not delay_ms, runnable_ms=work.now_ms + delay_ms
+    )
+    jobs.add_event(tx, job["id"], line, state=State.QUEUED, task=number, now_ms=work.now_ms)
+    work.effects.jobs.add(job["public_id"])
     if delay_ms:
-        effects.delayed.append((job["id"], verdict.delay))
+        work.effects.delayed.append((job["id"], verdict.delay))
     else:
-        effects.ready.append((job["class_id"], job["memory_bytes"]))
+        work.effects.ready.append((job["class_id"], job["memory_bytes"]))
+
+
+def _end_task(work: changes.Work, task: engine.Row, outcome: wire.Outcome, *, counted: bool) -> None:
+    tasks.set_ended(
+        work.tx, task["id"], state=outcome.state, reason=outcome.reason, detail=outcome.detail, counted=counted,
+        now_ms=work.now_ms,
+    )  # fmt: skip
+    started = task["started_ms"]
+    work.effects.jobs.add(task["job"])
+    work.effects.ended_tasks.append(
+        changes.EndedTask(
+            task_id=task_id(task),
+            role=task["role"] or "",
+            state=outcome.state,
+            priority=task["priority"],
+            duration=None if started is None else max(work.now_ms - started, 0) / 1000,
+            memory_peak_bytes=outcome.usage.memory_peak_bytes,
+        )
+    )
 
 
 def _facts(job: engine.Row) -> lifecycle.Job:
@@ -130,17 +146,3 @@ def _facts(job: engine.Row) -> lifecycle.Job:
         returns=job["returns"],
         cancel_requested=bool(job["cancel_requested"]),
     )
-
-
-def _record_end(effects: changes.Changes, task: engine.Row, outcome: wire.Outcome, now_ms: int) -> None:
-    started = task["started_ms"]
-    duration = None if started is None else max(now_ms - started, 0) / 1000
-    effects.ended_tasks.append(_ended(task, outcome, duration=duration))
-    effects.jobs.add(task["job"])
-
-
-def _ended(task: engine.Row, outcome: wire.Outcome, *, duration: float | None) -> changes.EndedTask:
-    return changes.EndedTask(
-        task_id=task_id(task), role=task["role"] or "", state=outcome.state, priority=task["priority"],
-        duration=duration, memory_peak_bytes=outcome.usage.memory_peak_bytes,
-    )  # fmt: skip

@@ -86,7 +86,8 @@ def _room(agent: fleet.Agent) -> int:
 
 def _is_work_waiting(control: plane.Plane, agent: fleet.Agent) -> bool:
     return control.store.read(
-        lambda tx: any(jobs.is_any_ready(tx, class_id, agent.poll_memory) for class_id in agent.classes)
+        lambda tx: any(jobs.is_any_ready(tx, class_id, agent.poll_memory) for class_id in agent.classes),
+        snapshot=False,
     )
 
 
@@ -106,7 +107,8 @@ async def _wait(control: plane.Plane, agent: fleet.Agent, seconds: float, on_los
     timer = loop.call_later(seconds, give_up)
     on_lost(give_up)
     agent.waiter = waiter
-    if _takes_work(agent):
+    waits_for_work = _takes_work(agent)
+    if waits_for_work:
         control.fleet.wait_for_work(agent)
     try:
         await waiter
@@ -114,7 +116,10 @@ async def _wait(control: plane.Plane, agent: fleet.Agent, seconds: float, on_los
         timer.cancel()
         if agent.waiter is waiter:
             agent.waiter = None
-            control.fleet.leave_queue(agent)
+            was_woken = not control.fleet.leave_queue(agent)
+            if is_over and waits_for_work and was_woken and not control.is_stopping:
+                # Woken for a job and, before it could look, out of time or cut off: somebody else must look.
+                control.pass_on_work(agent)
     return not is_over
 
 
@@ -125,13 +130,15 @@ def _collect(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> wi
     """Everything the host has not acknowledged yet; None: there is nothing."""
     control.check_running()
     if control.fleet.find(agent.public_id) is None:
-        raise errors.AGENT_UNKNOWN()
+        raise errors.AGENT_UNKNOWN()  # noqa: RSE102 - calling the entry makes the exception
     sessions.check(agent, message.session)
     if agent.poll != message.number:
         # A newer poll came meanwhile; whatever was claimed for this one is delivered there.
         agent.wake()
         return _empty(control, agent, message)
-    unsent = [held for held in agent.held.values() if not held.is_taken][: wire.MAX_ASSIGNMENTS]
+    now = control.clock.boot()
+    # A lease that has run out may be about to be given up: such a task is not sent again.
+    unsent = [held for held in agent.held.values() if not held.is_taken and held.deadline > now]
     stops = [
         held for held in agent.held.values()
         if held.stop is not None and (held.stop_poll == 0 or held.stop_poll > message.acknowledged)
@@ -143,7 +150,7 @@ def _collect(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> wi
         held.stop_poll = message.number
     return wire.PollAnswer(
         number=message.number, server_time_ms=control.clock.wall_ms(),
-        assignments=[_sign(control, agent, held, message.number) for held in unsent],
+        assignments=[_sign(control, agent, held, message.number) for held in unsent[: wire.MAX_ASSIGNMENTS]],
         stop=[held.stop for held in stops if held.stop is not None],
         directives=sessions.directives(control, agent),
     )  # fmt: skip
@@ -176,35 +183,27 @@ def _sign(control: plane.Plane, agent: fleet.Agent, held: fleet.Held, number: in
 
 async def _claim(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> bool:
     """Turn waiting jobs into tasks of this agent; whether there were any."""
-    now_ms = control.clock.wall_ms()
 
-    def claim(tx: engine.Transaction, effects: changes.Changes) -> list[_Claimed]:
-        if sessions.check_standing(tx, agent, message.session) != "active" or agent.poll != message.number:
+    def claim(work: changes.Work) -> list[_Claimed]:
+        if sessions.check_standing(work.tx, agent, message.session) != "active" or agent.poll != message.number:
             return []
-        chosen, left = _choose(tx, agent)
-        effects.ready.extend(left)
-        return [_assign(tx, effects, agent, row, message, now_ms) for row in chosen]
+        chosen, left = _choose(work.tx, agent)
+        work.effects.ready.extend(left)
+        return [_assign(work, agent, row, message) for row in chosen]
 
-    effects = changes.Changes()
-    claimed = await control.store.write(lambda tx: claim(tx, effects))
-    deadline = control.clock.boot() + control.settings.lease_seconds
-    for item in claimed:
-        control.fleet.hold(
-            fleet.Held(
-                agent=agent,
-                task=item.task,
-                task_id=f"{item.row['public_id']}.{item.number}",
-                job=item.row["id"],
-                job_id=item.row["public_id"],
-                memory_bytes=item.row["memory_bytes"],
-                poll=message.number,
-                state=State.ASSIGNED,
-                deadline=deadline,
-                spec=item.row["spec"],
+    def committed(claimed: list[_Claimed]) -> None:
+        deadline = control.clock.boot() + control.settings.lease_seconds
+        agent.poll_slots = max(agent.poll_slots - len(claimed), 0)
+        for item in claimed:
+            public_id = item.row["public_id"]
+            held = fleet.Held(
+                agent=agent, task=item.task, task_id=f"{public_id}.{item.number}", job=item.row["id"],
+                job_id=public_id, memory_bytes=item.row["memory_bytes"], poll=message.number, state=State.ASSIGNED,
+                deadline=deadline, spec=item.row["spec"],
             )  # fmt: skip
-        )
-    agent.poll_slots = max(agent.poll_slots - len(claimed), 0)
-    control.carry_out(effects)
+            control.fleet.hold(held)
+
+    claimed: list[_Claimed] = await control.write(claim, committed=committed)
     return bool(claimed)
 
 
@@ -230,15 +229,14 @@ def _by_priority_and_age(row: engine.Row) -> tuple[int, int]:
     return -row["priority"], row["id"]
 
 
-def _assign(
-    tx: engine.Transaction, effects: changes.Changes, agent: fleet.Agent, row: engine.Row, message: wire.Poll,
-    now_ms: int,
-) -> _Claimed:  # fmt: skip
-    number = row["tasks"] + 1
+def _assign(work: changes.Work, agent: fleet.Agent, row: engine.Row, message: wire.Poll) -> _Claimed:
+    tx, number = work.tx, row["tasks"] + 1
     jobs.set_assigned(tx, row["id"], number)
     task = tasks.insert(
-        tx, job=row["id"], number=number, agent=agent.id, session=message.session, poll=message.number, now_ms=now_ms
-    )
-    jobs.add_event(tx, row["id"], f"given to {agent.name}", state=State.ASSIGNED, task=number, now_ms=now_ms)
-    effects.jobs.add(row["public_id"])
+        tx, job=row["id"], number=number, agent=agent.id, session=message.session, poll=message.number,
+        now_ms=work.now_ms,
+    )  # fmt: skip
+    text = f"given to {agent.name}"
+    jobs.add_event(tx, row["id"], text, state=State.ASSIGNED, task=number, now_ms=work.now_ms)
+    work.effects.jobs.add(row["public_id"])
     return _Claimed(task, number, row)

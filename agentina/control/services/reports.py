@@ -28,15 +28,14 @@ async def apply(control: plane.Plane, agent: fleet.Agent, message: wire.Reports)
     """Apply what is new; answer how far the stream is durable, and which tasks the host may delete."""
     sessions.check(agent, message.session)
     agent.last_seen = control.clock.boot()
-    now_ms = control.clock.wall_ms()
 
-    def operation(tx: engine.Transaction, effects: changes.Changes) -> int:
-        sessions.check_standing(tx, agent, message.session)
-        return _Application(tx, effects, agent, now_ms).stream(message)
+    def operation(work: changes.Work) -> int:
+        sessions.check_standing(work.tx, agent, message.session)
+        return _Application(work, agent).stream(message)
 
     applied = await control.write(operation)
     ended = {report.task_id for report in message.reports if report.kind in {"finished", "returned"}}
-    forget = control.store.read(lambda tx: _forgettable(tx, control, agent, ended)) if ended else []
+    forget = control.store.read(lambda tx: _forgettable(tx, control, agent, ended), snapshot=False) if ended else []
     return wire.ReportsApplied(applied=applied, forget=forget)
 
 
@@ -62,14 +61,12 @@ def _find(tx: engine.Transaction, agent: fleet.Agent, task_id: str) -> engine.Ro
 class _Application:
     """The application of one request's reports within one transaction."""
 
-    tx: engine.Transaction
-    effects: changes.Changes
+    work: changes.Work
     agent: fleet.Agent
-    now_ms: int
 
     def stream(self, message: wire.Reports) -> int:
         """Apply the reports the stream has not seen; the stream's new counter is returned."""
-        applied = before = agents.applied(self.tx, self.agent.id, message.stream)
+        applied = before = agents.applied(self.work.tx, self.agent.id, message.stream)
         for report in message.reports:
             if report.number <= applied:
                 continue
@@ -83,18 +80,18 @@ class _Application:
             self.report(report)
             applied = report.number
         if applied != before:
-            agents.set_applied(self.tx, self.agent.id, message.stream, applied, now_ms=self.now_ms)
+            agents.set_applied(self.work.tx, self.agent.id, message.stream, applied, now_ms=self.work.now_ms)
         return applied
 
     def report(self, report: wire.Report) -> None:
         """Apply one fact. Facts about tasks that are not this agent's are acknowledged and dropped."""
-        task = _find(self.tx, self.agent, report.task_id)
+        task = _find(self.work.tx, self.agent, report.task_id)
         if task is None:
             _log.warning(
                 "agent %s reports about task %.40r, which is not its own", self.agent.public_id, report.task_id
             )
             return
-        self.effects.jobs.add(task["job"])
+        self.work.effects.jobs.add(task["job"])
         if report.kind == "note":
             self._event(task, report.detail or "(empty note)")
         elif report.kind == "finished":
@@ -110,20 +107,18 @@ class _Application:
             if task["state"] in _FINAL_VALUES:
                 self._event(task, f"late report: {text}")
             return
-        started = self.now_ms if state is State.RUNNING else None
-        tasks.set_progress(self.tx, task["id"], state, started_ms=started, pid=report.pid)
-        jobs.set_progress(self.tx, task["job_id"], state, started_ms=started, counted=not task["counted"])
+        started = self.work.now_ms if state is State.RUNNING else None
+        tasks.set_progress(self.work.tx, task["id"], state, started_ms=started, pid=report.pid)
+        jobs.set_progress(self.work.tx, task["job_id"], state, started_ms=started, counted=not task["counted"])
         text = report.detail or (f"{text} (pid {report.pid})" if report.pid is not None else text)
         self._event(task, text, state)
-        self.effects.progressed.append((report.task_id, state))
+        self.work.effects.progressed.append((report.task_id, state))
         if started is not None:
-            self.effects.start_latencies.append(max(started - task["runnable_ms"], 0) / 1000)
+            self.work.effects.start_latencies.append(max(started - task["runnable_ms"], 0) / 1000)
 
     def _returned(self, task: engine.Row, report: wire.Report) -> None:
         if task["state"] in {State.ASSIGNED.value, State.PREPARING.value}:
-            outcomes.return_task(
-                self.tx, self.effects, task, report.detail or REASONS[Reason.RETURNED_UNSTARTED], now_ms=self.now_ms
-            )
+            outcomes.return_task(self.work, task, report.detail or REASONS[Reason.RETURNED_UNSTARTED])
         else:
             self._event(task, f"late report: given back ({report.detail})")
 
@@ -134,11 +129,11 @@ class _Application:
             outcome = wire.Outcome(
                 state=State.LOST, reason=Reason.RECORD_DAMAGED, detail="its host reported an end without a final state"
             )
-        tasks.set_outcome(self.tx, task["id"], msgspec.json.encode(outcome).decode())
+        tasks.set_outcome(self.work.tx, task["id"], msgspec.json.encode(outcome).decode())
         if task["state"] not in _FINAL_VALUES:
-            outcomes.end_task(self.tx, self.effects, task, outcome, now_ms=self.now_ms)
+            outcomes.end_task(self.work, task, outcome)
         elif not task["host_ended"]:
             self._event(task, f"late report: it ended on its host as '{outcome.state.value}'; this changes nothing")
 
     def _event(self, task: engine.Row, text: str, state: State | None = None) -> None:
-        jobs.add_event(self.tx, task["job_id"], text, state=state, task=task["number"], now_ms=self.now_ms)
+        jobs.add_event(self.work.tx, task["job_id"], text, state=state, task=task["number"], now_ms=self.work.now_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -31,7 +32,7 @@ def check_standing(tx: engine.Transaction, agent: fleet.Agent, session: int) -> 
     """
     standing = agents.standing(tx, agent.id)
     if standing is None:
-        raise errors.AGENT_UNKNOWN()
+        raise errors.AGENT_UNKNOWN()  # noqa: RSE102 - calling the entry makes the exception
     if standing[0] != session:
         raise errors.SESSION_SUPERSEDED(session=session, current=standing[0])
     return standing[1]
@@ -52,37 +53,59 @@ def directives(control: plane.Plane, agent: fleet.Agent, *, renew: bool = False)
 class _Unheld:
     """What to say about tasks a host lists that it does not hold in the control plane's eyes."""
 
+    control: plane.Plane
+    agent: fleet.Agent
     stop: list[wire.StopTask] = dataclasses.field(default_factory=list)
     forget: list[str] = dataclasses.field(default_factory=list)
+
+    def judge(self, tx: engine.Transaction, listed: Iterable[wire.Held]) -> None:
+        """Decide about listed tasks that are final here, another agent's, or unknown."""
+        for held in listed:
+            task = tasks.find(tx, *ids.split_task_id(held.task_id)) if names.is_task_id(held.task_id) else None
+            if task is None or task["agent_id"] != self.agent.id:
+                self._judge_unknown(held)
+            elif held.state in FINAL:
+                if is_complete(self.control, task):
+                    self.forget.append(held.task_id)
+            elif not task["host_ended"] and task["state"] in _FINAL_VALUES:
+                reason = Reason(task["reason"])
+                self.stop.append(wire.StopTask(task_id=held.task_id, reason=reason, detail=task["detail"]))
+
+    def _judge_unknown(self, held: wire.Held) -> None:
+        if held.state in FINAL:
+            self.forget.append(held.task_id)
+        else:
+            detail = "the control plane does not know it as this agent's"
+            self.stop.append(wire.StopTask(task_id=held.task_id, reason=Reason.RECORD_DAMAGED, detail=detail))
 
 
 async def open_session(control: plane.Plane, agent: fleet.Agent, message: wire.SessionOpen) -> wire.SessionOpened:
     """A daemon takes over; everything it holds and does not hold is concluded in one transaction."""
     activation.check_protocol(message.protocol)
     listed = {held.task_id: held for held in message.tasks}
-    now_ms = control.clock.wall_ms()
 
-    def conclude(tx: engine.Transaction, effects: changes.Changes) -> tuple[engine.Row, int, _Unheld]:
+    def conclude(work: changes.Work) -> tuple[engine.Row, int, _Unheld]:
+        tx = work.tx
         if agents.standing(tx, agent.id) is None:
-            raise errors.AGENT_UNKNOWN()
-        agents.open_session(tx, agent.id, _facts(message), now_ms=now_ms)
-        kept = _conclude_held(tx, effects, agent, listed, now_ms)
-        unheld = _Unheld()
-        for task_id, held in listed.items():
-            if task_id not in kept:
-                judge_unheld(tx, control, agent, held, unheld)
+            raise errors.AGENT_UNKNOWN()  # noqa: RSE102 - calling the entry makes the exception
+        agents.open_session(tx, agent.id, _facts(message), now_ms=work.now_ms)
+        kept = _conclude_held(work, agent, listed)
+        # Already here, though the commit may fail: a sweep of leases in the same transaction must see them renewed.
+        renew(control, agent, kept)
+        unheld = _Unheld(control, agent)
+        unheld.judge(tx, (held for task_id, held in listed.items() if task_id not in kept))
         return agents.by_id(tx, agent.id), agents.applied(tx, agent.id, message.stream), unheld
 
     row, applied, unheld = await control.write(conclude)
     plane.refresh_agent(agent, row)
     control.fleet.classify(agent)
-    agent.heartbeat_ms, agent.last_seen = now_ms, control.clock.boot()
+    agent.heartbeat_ms, agent.last_seen = control.clock.wall_ms(), control.clock.boot()
     agent.poll = 0
     # A poll of the session before is answered now; it finds that it was superseded.
     agent.wake()
     stops = list(unheld.stop)
+    renew(control, agent, set(agent.held))
     for held in agent.held.values():
-        held.deadline = agent.last_seen + control.settings.lease_seconds
         held.is_taken, held.spec = True, None
         if held.stop is not None:
             stops.append(held.stop)
@@ -91,6 +114,15 @@ async def open_session(control: plane.Plane, agent: fleet.Agent, message: wire.S
         forget=unheld.forget, directives=directives(control, agent, renew=True), organization=agent.organization,
         role=agent.role, labels=agent.labels,
     )  # fmt: skip
+
+
+def renew(control: plane.Plane, agent: fleet.Agent, kept: set[str]) -> None:
+    """Give the leases of tasks a new term."""
+    deadline = control.clock.boot() + control.settings.lease_seconds
+    for task_id in kept:
+        held = agent.held.get(task_id)
+        if held is not None:
+            held.deadline = deadline
 
 
 def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat) -> wire.HeartbeatAnswer:
@@ -110,9 +142,9 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
             renewed.append(listed.task_id)
         elif held is None:
             unheld_listed.append(listed)
-    unheld = _Unheld()
+    unheld = _Unheld(control, agent)
     if unheld_listed:
-        control.store.read(lambda tx: [judge_unheld(tx, control, agent, listed, unheld) for listed in unheld_listed])
+        control.store.read(lambda tx: unheld.judge(tx, unheld_listed), snapshot=False)
     stops = [held.stop for held in agent.held.values() if held.stop is not None]
     return wire.HeartbeatAnswer(
         server_time_ms=agent.heartbeat_ms, renewed=renewed, stop=stops + unheld.stop, forget=unheld.forget,
@@ -120,50 +152,30 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
     )  # fmt: skip
 
 
-def judge_unheld(
-    tx: engine.Transaction, control: plane.Plane, agent: fleet.Agent, listed: wire.Held, unheld: _Unheld
-) -> None:
-    """Decide about one listed task that is final here, another agent's, or unknown."""
-    task = tasks.find(tx, *ids.split_task_id(listed.task_id)) if names.is_task_id(listed.task_id) else None
-    is_ended = listed.state in FINAL
-    if task is None or task["agent_id"] != agent.id:
-        if is_ended:
-            unheld.forget.append(listed.task_id)
-        else:
-            unheld.stop.append(
-                wire.StopTask(task_id=listed.task_id, reason=Reason.RECORD_DAMAGED, detail="not known here as yours")
-            )
-    elif is_ended:
-        if is_complete(control, task):
-            unheld.forget.append(listed.task_id)
-    elif not task["host_ended"] and task["state"] in _FINAL_VALUES:
-        unheld.stop.append(wire.StopTask(task_id=listed.task_id, reason=Reason(task["reason"]), detail=task["detail"]))
-
-
 def is_complete(control: plane.Plane, task: engine.Row) -> bool:
     """Whether the control plane has the end and all output of a task, so that the host may delete it."""
     if not task["host_ended"] or task["outcome"] is None:
         return False
     outcome = msgspec.json.decode(task["outcome"], type=wire.Outcome)
+    if not outcome.output_bytes:
+        return True
     return control.blobs.output_size(outcomes.task_id(task)) >= outcome.output_bytes
 
 
-def _conclude_held(
-    tx: engine.Transaction, effects: changes.Changes, agent: fleet.Agent, listed: dict[str, wire.Held], now_ms: int
-) -> set[str]:
+def _conclude_held(work: changes.Work, agent: fleet.Agent, listed: dict[str, wire.Held]) -> set[str]:
     """Conclude what the control plane thinks the agent holds; the ids of what goes on are returned."""
     kept = set()
-    for task in tasks.held_by(tx, agent.id):
+    for task in tasks.held_by(work.tx, agent.id):
         task_id = outcomes.task_id(task)
         if task_id in listed:
             kept.add(task_id)
         elif task["state"] == _ASSIGNED:
-            outcomes.return_task(tx, effects, task, "its host never took it over", now_ms=now_ms)
+            outcomes.return_task(work, task, "its host never took it over")
         else:
             lost = wire.Outcome(
                 state=State.LOST, reason=Reason.RECORD_DAMAGED, detail="its host has no record of it any more"
             )
-            outcomes.end_task(tx, effects, task, lost, now_ms=now_ms)
+            outcomes.end_task(work, task, lost)
     return kept
 
 

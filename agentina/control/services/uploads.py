@@ -105,7 +105,7 @@ class Uploads:
         """
         task = self._task(agent, task_id, session)
         async with self._turn(task_id):
-            row = self._control.store.read(lambda tx: tasks.artifact(tx, task["id"], name))
+            row = self._control.store.read(lambda tx: tasks.artifact(tx, task["id"], name), snapshot=False)
             if row is None:
                 raise errors.ARTIFACT_UNKNOWN(job=task["job"], name=name[: names.MAX_ARTIFACT_NAME])
             if row["complete"]:
@@ -131,13 +131,13 @@ class Uploads:
         agent.last_seen = self._control.clock.boot()
         if not names.is_task_id(task_id):
             raise errors.TASK_UNKNOWN(task=task_id[:40])
-        task = self._control.store.read(lambda tx: tasks.find(tx, *ids.split_task_id(task_id)))
+        task = self._control.store.read(lambda tx: tasks.find(tx, *ids.split_task_id(task_id)), snapshot=False)
         if task is None or task["agent_id"] != agent.id:
             raise errors.TASK_UNKNOWN(task=task_id)
         return task
 
     def _limits(self, task: engine.Row) -> protocol_jobs.Limits:
-        spec = self._control.store.read(lambda tx: tasks.spec(tx, task["job_id"]))
+        spec = self._control.store.read(lambda tx: tasks.spec(tx, task["job_id"]), snapshot=False)
         return msgspec.json.decode(spec, type=_LimitsPart).limits
 
     @contextlib.asynccontextmanager

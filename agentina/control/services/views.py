@@ -74,7 +74,7 @@ def _blockers(control: plane.Plane, tx: engine.Transaction, job: engine.Row) -> 
             max_tasks=min(agent.max_concurrent_tasks, agent.license_tasks),
             slots=agent.poll_slots,
             memory_bytes=agent.poll_memory,
-        )  # fmt: skip
+        )
         for agent in control.fleet.agents.values()
     ]
     return blockers.explain(waits, control.fleet.classes[job["class_id"]], candidates)

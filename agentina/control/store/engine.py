@@ -102,8 +102,13 @@ class Store:
         #: What the last commit failed with; None while the store can write.
         self.failure: errors.AgentinaError | None = None
 
-    def read(self, operation: Operation[T]) -> T:
-        """Run a read-only operation on one snapshot, at once: it sees everything whose ``write`` has returned."""
+    def read(self, operation: Operation[T], *, snapshot: bool = True) -> T:
+        """Run a read-only operation at once: it sees everything whose ``write`` has returned.
+
+        ``snapshot``: all its statements see the same moment; operations of one statement save the cost.
+        """
+        if not snapshot:
+            return operation(self._read_transaction)
         self._reader.execute("BEGIN")
         try:
             return operation(self._read_transaction)
@@ -120,7 +125,7 @@ class Store:
 
         """
         if self._closed:
-            raise errors.SHUTTING_DOWN()
+            raise errors.SHUTTING_DOWN()  # noqa: RSE102 - calling the entry makes the exception
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._pending.append(_Pending(operation, future))
@@ -160,14 +165,27 @@ class Store:
         batch = [self._pending.popleft() for _ in range(min(len(self._pending), MAX_BATCH))]
         try:
             self._writer.execute("BEGIN IMMEDIATE")
-            for item in batch:
-                if not item.future.cancelled():
+            if len(batch) == 1:
+                self._run_alone(batch[0])
+            else:
+                for item in batch:
                     self._run_one(item)
         except Exception as error:  # noqa: BLE001 - whatever it was, every caller of the batch must hear of it
             self._end_batch(batch, error)
             return
         committed = asyncio.get_running_loop().run_in_executor(self._thread, self._commit)
         committed.add_done_callback(lambda done: self._end_batch(batch, done.result()))
+
+    def _run_alone(self, item: _Pending[Any]) -> None:
+        """Run the only operation of a transaction: the transaction itself is its savepoint."""
+        try:
+            item.result = item.operation(self._write_transaction)
+        except Exception as error:
+            if _is_storage_failure(error) or not self._writer.in_transaction:
+                raise
+            item.error = error
+            self._writer.execute("ROLLBACK")
+            self._writer.execute("BEGIN IMMEDIATE")
 
     def _run_one(self, item: _Pending[Any]) -> None:
         """Run one operation in a savepoint. What it raises is kept until the batch is decided.
@@ -236,7 +254,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     # check_same_thread: the commit thread ends what the loop began; the two never use the connection at once.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     connection.row_factory = sqlite3.Row
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "busy_timeout = 5000",
+        "wal_autocheckpoint = 4000",
+    ):
         connection.execute(f"PRAGMA {pragma}")
     # Pages wait in memory until the commit thread writes them, so that an operation does not wait for the disk.
     connection.execute("PRAGMA cache_spill = OFF")

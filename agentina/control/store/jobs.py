@@ -99,7 +99,7 @@ def summaries(
 # --- the queue ---------------------------------------------------------------------------------------------------
 
 
-def ensure_class(tx: engine.Transaction, organization: int, role: str, labels: str, runner: str) -> engine.Row:
+def ensure_class(tx: engine.Transaction, organization: int, *, role: str, labels: str, runner: str) -> engine.Row:
     """The class with these properties, made when it is new."""
     values = {"organization": organization, "role": role, "labels": labels, "runner": runner}
     row = tx.one(
@@ -179,13 +179,13 @@ def set_progress(tx: engine.Transaction, job: int, state: State, *, started_ms: 
     """Follow the job's current task. ``counted``: this is when its attempt begins to count."""
     tx.execute(
         "UPDATE jobs SET state = :state, reason = :state, attempts = attempts + :counted,"
-        " returns = CASE WHEN :counted THEN 0 ELSE returns END, started_ms = coalesce(started_ms, :started)"
+        " returns = CASE WHEN :state = 'running' THEN 0 ELSE returns END, started_ms = coalesce(started_ms, :started)"
         " WHERE id = :id",
         id=job, state=state.value, started=started_ms, counted=int(counted),
     )  # fmt: skip
 
 
-def set_queued(tx: engine.Transaction, job: int, reason: Reason, detail: str, *, ready: bool, runnable_ms: int) -> None:
+def set_queued(tx: engine.Transaction, job: int, *, reason: Reason, detail: str, ready: bool, runnable_ms: int) -> None:
     """Put a job back into the queue."""
     tx.execute(
         "UPDATE jobs SET state = 'queued', reason = :reason, detail = :detail, ready = :ready, runnable_ms = :runnable"
@@ -195,7 +195,7 @@ def set_queued(tx: engine.Transaction, job: int, reason: Reason, detail: str, *,
 
 
 def set_ended(
-    tx: engine.Transaction, job: int, state: State, reason: Reason, detail: str, *, dead_letter: bool, now_ms: int
+    tx: engine.Transaction, job: int, *, state: State, reason: Reason, detail: str, dead_letter: bool, now_ms: int
 ) -> None:
     """Give a job its final state."""
     tx.execute(
@@ -258,13 +258,20 @@ def queued_dependents(tx: engine.Transaction, job: int) -> list[engine.Row]:
 
 
 def meet_need(tx: engine.Transaction, job: int) -> engine.Row | None:
-    """One need less; the row (class, memory) when that was the last and the job is ready now."""
-    return tx.one(
-        "UPDATE jobs SET needs_left = needs_left - 1, ready = (needs_left = 1),"
-        " reason = CASE WHEN needs_left = 1 THEN 'waiting-for-agent' ELSE reason END"
-        " WHERE id = :id RETURNING class_id, memory_bytes, ready",
+    """A need was met; the row says whether that was the last and the job is ready now."""
+    # Counted anew rather than down: a needed job may succeed twice when somebody retries it.
+    left = tx.one(
+        "SELECT count(*) FROM needs n JOIN jobs j ON j.id = n.needed_id"
+        " WHERE n.job_id = :id AND j.state <> 'succeeded'",
         id=job,
     )
+    assert left is not None
+    return tx.one(
+        "UPDATE jobs SET needs_left = :left, ready = (:left = 0),"
+        " reason = CASE WHEN :left = 0 THEN 'waiting-for-agent' ELSE reason END"
+        " WHERE id = :id RETURNING class_id, memory_bytes, ready",
+        id=job, left=left[0],
+    )  # fmt: skip
 
 
 # --- timeline ----------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def token_by_hash(tx: engine.Transaction, token_sha256: str) -> engine.Row | Non
     return tx.one("SELECT * FROM tokens WHERE token_sha256 = :sha256", sha256=token_sha256)
 
 
-_TOKEN: Final = (
+_WITH_NAMES: Final = (
     "SELECT t.*, o.name AS organization, a.public_id AS agent FROM tokens t"
     " JOIN organizations o ON o.id = t.organization_id LEFT JOIN agents a ON a.id = t.agent_id"
 )
@@ -106,12 +106,12 @@ _TOKEN: Final = (
 
 def token(tx: engine.Transaction, public_id: str) -> engine.Row | None:
     """A token as people see it."""
-    return tx.one(f"{_TOKEN} WHERE t.public_id = :id", id=public_id)
+    return tx.one(f"{_WITH_NAMES} WHERE t.public_id = :id", id=public_id)
 
 
 def tokens(tx: engine.Transaction, *, limit: int) -> list[engine.Row]:
     """The newest tokens."""
-    return tx.all(f"{_TOKEN} ORDER BY t.id DESC LIMIT :limit", limit=limit)
+    return tx.all(f"{_WITH_NAMES} ORDER BY t.id DESC LIMIT :limit", limit=limit)
 
 
 def use_token(tx: engine.Transaction, token: int, *, agent: int, key: str, host: str, now_ms: int) -> None:

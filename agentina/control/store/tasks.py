@@ -79,7 +79,7 @@ def set_progress(
 
 
 def set_ended(
-    tx: engine.Transaction, task: int, state: State, reason: Reason, detail: str, *, counted: bool, now_ms: int
+    tx: engine.Transaction, task: int, *, state: State, reason: Reason, detail: str, counted: bool, now_ms: int
 ) -> None:
     """Give a task its final state."""
     tx.execute(

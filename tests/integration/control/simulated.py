@@ -27,11 +27,19 @@ import json, sys
 from pathlib import Path
 from agentina.control import app, config
 data, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+for name in ("token_file", "tls_certificate", "tls_key"):
+    if name in changes:
+        changes[name] = Path(changes[name])
 def say(kind):
     return lambda text: print(kind, text, flush=True)
 announce = app.Announcements(address=say("address"), operator_token=say("token"))
 app.serve(config.Settings(data=data, **{"listen": "127.0.0.1:0", **changes}), announce)
 """
+
+
+def command(data: Path, changes: dict[str, Any]) -> list[str]:
+    """The command line of a control plane process."""
+    return [sys.executable, "-c", _PROGRAM, str(data), json.dumps(changes)]
 
 
 class Process:
@@ -44,8 +52,7 @@ class Process:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-c", _PROGRAM, str(self.data), json.dumps(self._changes)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command(self.data, self._changes), stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         for line in self.process.stdout:
             kind, _, value = line.strip().partition(" ")
@@ -81,6 +88,10 @@ def process(data: Path, **changes: Any) -> Iterator[Process]:
             started.kill()
 
 
+#: Clients made since the start of a test; a fixture closes them.
+opened: list[Client] = []
+
+
 class Client:
     """Blocking JSON over one kept connection."""
 
@@ -88,6 +99,7 @@ class Client:
         self._address = urllib.parse.urlsplit(url).netloc
         self.authorization = authorization
         self._connection: http.client.HTTPConnection | None = None
+        opened.append(self)
 
     def raw(self, method: str, path: str, body: bytes | None = None, **headers: str) -> http.client.HTTPResponse:
         if self._connection is None:
@@ -183,7 +195,7 @@ class Agent(Client):
 
     def open(self, *held: tuple[str, State], **changes: Any) -> wire.SessionOpened:
         message = wire.SessionOpen(
-            version="1", protocol=1, stream=self.stream, runners=["command"], boot_id="boot",
+            version="1", protocol=1, stream=self.stream, runners=["command"], max_concurrent_tasks=8, boot_id="boot",
             tasks=[wire.Held(task_id=task, state=state) for task, state in held], **changes,
         )  # fmt: skip
         opened = msgspec.convert(self.call("POST", "/v1/agent/session", message), wire.SessionOpened)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+
+from agentina.control import app, config, plane
+from agentina.control.services import duties
+from tests.integration.control import simulated
+
+T = TypeVar("T")
+
+
+class SteppedClock:
+    """Real time plus steps; the wall clock can be set without the boot clock noticing."""
+
+    def __init__(self) -> None:
+        self.wall_offset_ms = 0
+        self.boot_offset = 0.0
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000 + self.wall_offset_ms
+
+    def boot(self) -> float:
+        return time.monotonic() + self.boot_offset
+
+
+class ControlPlane:
+    """A control plane that serves a real socket from a thread of this process."""
+
+    def __init__(self, data: Path, **changes: Any) -> None:
+        self.clock = SteppedClock()
+        self.settings = config.Settings(**{"data": data, "listen": "127.0.0.1:0", **changes})
+        self.token = self.url = ""
+        self.plane: plane.Plane
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> ControlPlane:
+        self._thread.start()
+        assert self._started.wait(10)
+        self.operator = simulated.Operator(self.url, self.token)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.operator.close()
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)
+
+    def step_boot(self, seconds: float) -> None:
+        """Let time pass; leases that ran out are given up when this returns."""
+        self.clock.boot_offset += seconds
+        background = duties.Duties(self.plane)
+        self.run(background.sweep_leases)
+        self.run(background.end_backoffs)
+
+    def agent(self, **changes: Any) -> simulated.Agent:
+        return simulated.new_agent(self.url, self.operator, **changes)
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._main())
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        announce = app.Announcements(
+            address=lambda url: setattr(self, "url", url), operator_token=lambda token: setattr(self, "token", token)
+        )
+        async with app.running(self.settings, announce, clock=self.clock) as self.plane:
+            self._started.set()
+            await self._stop.wait()
+
+
+@pytest.fixture(autouse=True)
+def close_clients() -> Iterator[None]:
+    yield
+    while simulated.opened:
+        simulated.opened.pop().close()
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Iterator[ControlPlane]:
+    with ControlPlane(tmp_path / "data") as serving:
+        yield serving
+
+
+@pytest.fixture
+def operator(control: ControlPlane) -> simulated.Operator:
+    return control.operator

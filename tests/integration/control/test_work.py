@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentina import errors
+from agentina.protocol import wire
+from agentina.protocol.states import Reason, State
+from tests.integration.control import simulated
+
+
+def held_poll(agent: simulated.Agent, **changes: Any) -> tuple[threading.Thread, list[Any]]:
+    """A poll in a thread; its answer or error is put into the list."""
+    result: list[Any] = []
+
+    def poll() -> None:
+        try:
+            result.append(agent.poll(wait=20, **changes))
+        except errors.AgentinaError as error:
+            result.append(error)
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    return thread, result
+
+
+def wait_until_held(control: Any, agent: simulated.Agent) -> None:
+    inside = control.plane.fleet.find(agent.activated.agent_id)
+    deadline = time.monotonic() + 5
+    while inside.waiter is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert inside.waiter is not None
+
+
+# --- polls and claims --------------------------------------------------------------------------------------------
+
+
+def test_a_submitted_job_wakes_one_held_poll(control: Any, operator: simulated.Operator) -> None:
+    agents = [control.agent() for _ in range(3)]
+    polls = [held_poll(agent) for agent in agents]
+    for agent in agents:
+        wait_until_held(control, agent)
+    job = operator.submit()
+    polls[0][0].join(5)
+    (assignment,) = agents[0].assignments(polls[0][1][0])
+    assert (assignment.job_id, assignment.epoch, assignment.session) == (job, 1, agents[0].session)
+    assert [result for _, result in polls[1:]] == [[], []]
+    operator.submit()
+    polls[1][0].join(5)
+    assert polls[2][1] == []
+    operator.submit()
+    polls[2][0].join(5)
+
+
+def test_a_lost_answer_is_sent_again_until_acknowledged(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit()
+    first = agent.assignments(agent.poll(acknowledge=False))
+    again = agent.assignments(agent.poll(acknowledge=False))
+    assert [assignment.task_id for assignment in first + again] == [f"{job}.1"] * 2
+    assert (first[0].poll, again[0].poll) == (1, 2)
+    agent.acknowledged = 2
+    assert agent.take() == []
+
+
+def test_lost_answers_survive_a_restart_of_the_control_plane(tmp_path: Any) -> None:
+    with simulated.process(tmp_path / "data", listen="127.0.0.1:0") as server:
+        operator = simulated.Operator(server.url, server.token)
+        agent = simulated.new_agent(server.url, operator)
+        job = operator.submit()
+        agent.poll(acknowledge=False)
+        server.kill()
+        server.start()
+        restarted = simulated.Agent(server.url)
+        restarted.__dict__ |= {**agent.__dict__, "_address": restarted._address, "_connection": None}
+        assert restarted.take() == [f"{job}.1"]
+        restarted.run(f"{job}.1")
+        assert simulated.Operator(server.url, server.token).state(job) == ("succeeded", "exit-zero")
+
+
+def test_a_newer_poll_takes_over_from_an_older_one(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    thread, result = held_poll(agent)
+    wait_until_held(control, agent)
+    copy = simulated.Agent(control.url, key=agent.key)
+    copy.__dict__ |= {**agent.__dict__, "_connection": None}
+    assert copy.take() == []
+    thread.join(5)
+    assert result[0].assignments == []
+    job = operator.submit()
+    assert copy.take(wait=5) == [f"{job}.1"]
+
+
+def test_a_broken_connection_gets_no_work(control: Any, operator: simulated.Operator) -> None:
+    gone, present = control.agent(), control.agent()
+    inside = control.plane.fleet.find(gone.activated.agent_id)
+    body = wire.Poll(session=gone.session, number=1, slots=8, memory_bytes=1 << 40, wait_seconds=50)
+    gone._connection.request("POST", "/v1/agent/poll", msgspec.json.encode(body), {"Authorization": gone.authorization})
+    wait_until_held(control, gone)
+    gone.close()
+    deadline = time.monotonic() + 5
+    while inside.waiter is not None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    job = operator.submit()
+    assert present.take(wait=5) == [f"{job}.1"]
+
+
+def test_priority_then_age_decide_and_room_limits(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    low, first, second = operator.submit(priority=10), operator.submit(), operator.submit()
+    urgent = operator.submit(priority=90)
+    assert agent.take(slots=3) == [f"{job}.1" for job in (urgent, first, second)]
+    assert agent.take(slots=0) == []
+    assert agent.take(slots=1) == [f"{low}.1"]
+
+
+def test_memory_that_does_not_fit_waits_and_lets_smaller_ones_pass(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    big = operator.submit(resources={"memory": "8GiB"}, priority=90)
+    small = operator.submit(resources={"memory": "1GiB"})
+    assert agent.take(memory=2 << 30) == [f"{small}.1"]
+    (blocker,) = operator.show(big)["blockers"]
+    assert "8 GiB" in blocker
+    assert agent.take(memory=8 << 30) == [f"{big}.1"]
+
+
+def test_the_license_limits_tasks_at_once(control: Any, operator: simulated.Operator) -> None:
+    operator.call("PUT", "/v1/organizations/default", {"max_concurrent_tasks_per_agent": 2})
+    agent = control.agent()
+    for _ in range(3):
+        operator.submit()
+    first = agent.take()
+    assert len(first) == 2
+    assert agent.take() == []
+    agent.run(first[0])
+    assert len(agent.take()) == 1
+
+
+def test_roles_labels_and_organizations_keep_jobs_apart(control: Any, operator: simulated.Operator) -> None:
+    operator.call("PUT", "/v1/organizations/other", {})
+    foreign = operator.submit(organization="other")
+    picky = operator.submit(role="coder", labels={"gpu": "a100"})
+    plain = control.agent()
+    assert plain.take() == []
+    assert "role 'coder'" in operator.show(picky)["blockers"][0]
+    assert "no agents" in operator.show(foreign)["blockers"][0]
+    matching = control.agent(role="coder", labels={"gpu": "a100", "zone": "b"})
+    assert matching.take() == [f"{picky}.1"]
+
+
+@pytest.mark.parametrize("act", ["drain", "quarantine"])
+def test_an_agent_set_aside_is_told_at_once_and_gets_nothing(
+    control: Any, operator: simulated.Operator, act: str
+) -> None:
+    agent = control.agent()
+    thread, result = held_poll(agent)
+    wait_until_held(control, agent)
+    operator.call("POST", f"/v1/agents/{agent.activated.agent_id}/{act}", {"reason": "disk"})
+    thread.join(5)
+    directives = result[0].directives
+    assert (directives.drain, directives.quarantine) == ((True, "") if act == "drain" else (False, "disk"))
+    job = operator.submit()
+    assert agent.take() == []
+    operator.call("POST", f"/v1/agents/{agent.activated.agent_id}/resume")
+    assert agent.take() == [f"{job}.1"]
+
+
+# --- reports and results -----------------------------------------------------------------------------------------
+
+
+def test_reports_are_applied_once_and_in_order(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit()
+    (task,) = agent.take()
+    reports = [agent.fact(task, "accepted"), agent.fact(task, "running", pid=7), agent.finished(task)]
+    assert agent.report(*reports[:2]).applied == 2
+    assert agent.report(*reports[:2]).applied == 2
+    answer = agent.report(*reports)
+    assert (answer.applied, answer.forget) == (3, [task])
+    assert agent.report(reports[2]).forget == [task]
+    shown = operator.show(job)
+    assert [event["state"] for event in shown["events"]] == ["queued", "assigned", "preparing", "running", "succeeded"]
+    assert (shown["job"]["attempts"], shown["tasks"][0]["pid"]) == (1, 7)
+
+
+def test_reports_about_tasks_of_others_change_nothing(control: Any, operator: simulated.Operator) -> None:
+    owner, thief = control.agent(), control.agent()
+    job = operator.submit()
+    (task,) = owner.take()
+    assert (
+        thief.report(thief.finished(task), thief.fact("nonsense", "running"), thief.fact(f"{job}.9", "note")).applied
+        == 3
+    )
+    assert operator.state(job) == ("assigned", "assigned")
+    for call in (
+        lambda: thief.output(task, 0, b"x"),
+        lambda: thief.output("../../etc", 0, b"x"),
+    ):
+        with pytest.raises(errors.AgentinaError):
+            call()
+
+
+def test_a_new_stream_may_repeat_what_is_known(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit()
+    (task,) = agent.take()
+    agent.run(task)
+    agent.stream = "another"
+    agent.open((task, State.SUCCEEDED))
+    answer = agent.report(agent.finished(task, State.FAILED, Reason.EXIT_NONZERO))
+    assert answer.forget == [task]
+    assert operator.state(job) == ("succeeded", "exit-zero")
+
+
+def test_retries_follow_the_policy_and_end_as_a_dead_letter(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit(retry={"max_attempts": 2, "on": ["failed"], "backoff": 30})
+    (first,) = agent.take()
+    agent.run(first, State.FAILED, Reason.EXIT_NONZERO, exit_code=3)
+    assert operator.state(job) == ("queued", "retry-backoff")
+    assert agent.take() == []
+    assert "before the next attempt" in operator.show(job)["blockers"][0]
+    control.step_boot(31)
+    (second,) = agent.take()
+    assert second == f"{job}.2"
+    agent.run(second, State.FAILED, Reason.EXIT_NONZERO)
+    shown = operator.show(job)
+    assert (shown["job"]["state"], shown["dead_letter"], shown["job"]["attempts"]) == ("failed", True, 2)
+    operator.call("POST", f"/v1/jobs/{job}/retry")
+    (third,) = agent.take()
+    agent.run(third)
+    assert operator.state(job) == ("succeeded", "exit-zero")
+
+
+def test_needs_are_met_or_cancel_what_depends_on_them(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    good, bad = operator.submit(name="good"), operator.submit(name="bad")
+    after_good = operator.submit(needs=[good, good])
+    after_bad = operator.submit(needs=[good, bad])
+    after_that = operator.submit(needs=[after_bad, after_good])
+    assert good in operator.show(after_good)["blockers"][0]
+    assert agent.take() == [f"{good}.1", f"{bad}.1"]
+    agent.run(f"{good}.1")
+    assert agent.take() == [f"{after_good}.1"]
+    agent.run(f"{bad}.1", State.FAILED, Reason.EXIT_NONZERO)
+    assert operator.state(after_bad) == ("canceled", "need-not-met")
+    assert operator.state(after_that) == ("canceled", "need-not-met")
+    late = operator.submit(needs=[bad])
+    assert operator.state(late) == ("canceled", "need-not-met")
+    with pytest.raises(errors.AgentinaError, match="JOB_NEED_UNKNOWN"):
+        operator.submit(needs=["job_0000000000000000"])
+
+
+def test_a_needed_job_that_succeeds_twice_is_counted_once(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    first, second = operator.submit(), operator.submit(priority=0)
+    dependent = operator.submit(needs=[first, second])
+    for number in (1, 2):
+        (task,) = agent.take(slots=1)
+        assert task == f"{first}.{number}"
+        agent.run(task)
+        if number == 1:
+            operator.call("POST", f"/v1/jobs/{first}/retry")
+    assert operator.state(dependent) == ("queued", "waiting-for-needs")
+    (task,) = agent.take()
+    agent.run(task)
+    assert agent.take() == [f"{dependent}.1"]
+
+
+def test_cancellation_of_waiting_and_of_running_jobs(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    waiting, running = operator.submit(priority=0), operator.submit()
+    (task,) = agent.take(slots=1)
+    agent.report(agent.fact(task, "accepted"), agent.fact(task, "running"))
+    assert operator.call("POST", f"/v1/jobs/{waiting}/cancel")["job"]["state"] == "canceled"
+    thread, result = held_poll(agent)
+    wait_until_held(control, agent)
+    operator.call("POST", f"/v1/jobs/{running}/cancel")
+    thread.join(5)
+    assert [(stop.task_id, stop.reason) for stop in result[0].stop] == [(task, Reason.CANCELED_BY_OPERATOR)]
+    assert agent.poll().stop == []
+    assert [stop.task_id for stop in agent.heartbeat((task, State.RUNNING)).stop] == [task]
+    agent.report(agent.finished(task, State.FAILED, Reason.KILLED_BY_SIGNAL))
+    assert operator.state(running) == ("canceled", "canceled-by-operator")
+    with pytest.raises(errors.AgentinaError, match="JOB_FINISHED"):
+        operator.call("POST", f"/v1/jobs/{running}/cancel")
+
+
+def test_a_stop_in_a_lost_answer_is_sent_again(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit()
+    (task,) = agent.take()
+    operator.call("POST", f"/v1/jobs/{job}/cancel")
+    assert [len(agent.poll(acknowledge=False).stop) for _ in range(2)] == [1, 1]
+    agent.acknowledged = agent.poll_number
+    assert agent.poll().stop == []
+    agent.report(agent.fact(task, "returned", detail="stopped before it began"))
+    assert operator.state(job) == ("canceled", "canceled-by-operator")
+
+
+def test_an_idempotency_key_makes_one_job(control: Any, operator: simulated.Operator) -> None:
+    first = operator.submit(key="nightly-1")
+    assert operator.submit(key="nightly-1") == first
+    with pytest.raises(errors.AgentinaError, match="JOB_KEY_REUSED") as caught:
+        operator.submit(key="nightly-1", name="other")
+    assert caught.value.context["job"] == first
+    assert len(operator.call("GET", "/v1/jobs")["jobs"]) == 1
+
+
+def test_secret_values_are_shown_nowhere(control: Any, operator: simulated.Operator) -> None:
+    secret = "hunter2-hunter2"
+    agent = control.agent()
+    job = operator.submit(environment={"PLAIN": secret, "MARKED": {"secret": secret}})
+    for path in (f"/v1/jobs/{job}", "/v1/jobs", f"/v1/jobs/{job}/events", "/v1/audit", "/metrics"):
+        assert secret.encode() not in operator.raw("GET", path).read()
+    bad = {"name": "x", "payload": {"argv": ["true"]}, "environment": {"BAD NAME": secret, "N": 5}}
+    answer = operator.raw("POST", "/v1/jobs", msgspec.json.encode(bad))
+    assert secret.encode() not in answer.read()
+    (assignment,) = agent.assignments(agent.poll())
+    assert assignment.job.environment["PLAIN"] == secret
+
+
+# --- output and artifacts ----------------------------------------------------------------------------------------
+
+
+def test_output_goes_on_from_the_offset_that_is_stored(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit(limits={"output": 1})
+    (task,) = agent.take()
+    assert agent.output(task, 0, b"\xff\x00abc")["offset"] == 5
+    for offset in (0, 4, 9):
+        with pytest.raises(errors.AgentinaError, match="OFFSET_MISMATCH") as caught:
+            agent.output(task, offset, b"zzz")
+        assert caught.value.context["expected"] == 5
+    answer = operator.raw("GET", f"/v1/jobs/{job}/output?offset=2")
+    assert answer.read() == b"abc"
+    headers = dict(answer.getheaders())
+    assert (headers["agentina-offset"], headers["agentina-final"], headers["agentina-task"]) == ("5", "false", task)
+    with pytest.raises(errors.AgentinaError, match="INPUT_TOO_LARGE"):
+        agent.output(task, 5, b"x" * (1 << 20))
+    agent.run(task, output_bytes=5)
+    answer = operator.raw("GET", f"/v1/jobs/{job}/output?task={task}&offset=5&wait=10")
+    assert (answer.read(), answer.getheader("agentina-final")) == (b"", "true")
+
+
+def test_a_task_is_not_forgotten_before_its_output_is_complete(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    operator.submit()
+    (task,) = agent.take()
+    assert agent.run(task, output_bytes=3).forget == []
+    assert agent.heartbeat((task, State.SUCCEEDED)).forget == []
+    agent.output(task, 0, b"abc")
+    assert agent.heartbeat((task, State.SUCCEEDED)).forget == [task]
+    assert agent.open((task, State.SUCCEEDED)).forget == [task]
+
+
+def test_followers_wake_when_output_arrives(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit()
+    (task,) = agent.take()
+    got: list[bytes] = []
+    follower = simulated.Operator(control.url, control.token)
+    thread = threading.Thread(target=lambda: got.append(follower.raw("GET", f"/v1/jobs/{job}/output?wait=20").read()))
+    thread.start()
+    deadline = time.monotonic() + 5
+    while not control.plane.bells._waiting and time.monotonic() < deadline:
+        time.sleep(0.005)
+    agent.output(task, 0, b"live")
+    thread.join(5)
+    assert got == [b"live"]
+    follower.close()
+
+
+def test_artifacts_resume_and_are_verified(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit()
+    (task,) = agent.take()
+    content = bytes(range(256)) * 5000
+    info = wire.ArtifactInfo(name="out/report.bin", size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    path = f"/v1/agent/tasks/{task}/artifacts"
+
+    def begin(artifact: wire.ArtifactInfo) -> Any:
+        return agent.call("POST", path, wire.ArtifactBegin(session=agent.session, artifact=artifact))
+
+    def put(offset: int, piece: bytes) -> Any:
+        return agent.call("PUT", f"{path}/{info.name}?session={agent.session}&offset={offset}", piece)
+
+    assert begin(info) == {"offset": 0}
+    put(0, content[:1000])
+    assert begin(info)["offset"] == 1000
+    put(1000, b"x" * 1_000_000)
+    with pytest.raises(errors.AgentinaError, match="ARTIFACT_CORRUPT"):
+        put(1_001_000, content[1_001_000:])
+    assert begin(info) == {"offset": 0}
+    put(0, content[:1_000_000])
+    assert put(1_000_000, content[1_000_000:]) == {"offset": len(content), "complete": True}
+    assert begin(info) == {"offset": len(content), "complete": True}
+    listed = operator.call("GET", f"/v1/jobs/{job}/artifacts")["artifacts"]
+    assert [(item["name"], item["size"]) for item in listed] == [(info.name, info.size)]
+    assert operator.raw("GET", f"/v1/jobs/{job}/artifacts/{info.name}").read() == content
+    empty = wire.ArtifactInfo(name="empty", size=0, sha256=hashlib.sha256(b"").hexdigest())
+    assert begin(empty) == {"offset": 0, "complete": True}
+    for name in ("../x", "/etc/passwd", "a//b", "a\nb"):
+        with pytest.raises(errors.AgentinaError, match="NAME_INVALID"):
+            begin(wire.ArtifactInfo(name=name, size=1, sha256="0" * 64))
+    with pytest.raises(errors.AgentinaError, match="INPUT_TOO_LARGE"):
+        begin(wire.ArtifactInfo(name="huge", size=1 << 40, sha256="0" * 64))

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agentina import errors
+from agentina.control.store import engine
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[engine.Store]:
+    opened = engine.Store(tmp_path / "control.db", now_ms=1)
+    await opened.write(lambda tx: tx.execute("CREATE TABLE numbers (n INTEGER UNIQUE, text TEXT)"))
+    yield opened
+    await opened.close()
+
+
+def insert(number: int, text: str = "") -> engine.Operation[int]:
+    return lambda tx: tx.execute("INSERT INTO numbers VALUES (:n, :text)", n=number, text=text)
+
+
+def numbers(store: engine.Store) -> list[int]:
+    return [row["n"] for row in store.read(lambda tx: tx.all("SELECT n FROM numbers ORDER BY n"))]
+
+
+async def test_a_write_is_visible_to_reads_and_other_connections(store: engine.Store, tmp_path: Path) -> None:
+    await store.write(insert(1))
+    assert numbers(store) == [1]
+    other = sqlite3.connect(tmp_path / "control.db")
+    assert other.execute("SELECT count(*) FROM numbers").fetchone() == (1,)
+    other.close()
+
+
+async def test_an_operation_that_raises_undoes_only_itself(store: engine.Store) -> None:
+    def half_done(tx: engine.Transaction) -> None:
+        insert(2)(tx)
+        raise errors.TOKEN_UNKNOWN()
+
+    results = await asyncio.gather(
+        store.write(insert(1)), store.write(half_done), store.write(insert(3)), store.write(insert(1)),
+        return_exceptions=True,
+    )  # fmt: skip
+    assert [type(result) for result in results] == [int, errors.AgentinaError, int, sqlite3.IntegrityError]
+    assert numbers(store) == [1, 3]
+
+
+async def test_the_only_operation_of_a_batch_undoes_itself_too(store: engine.Store) -> None:
+    def half_done(tx: engine.Transaction) -> None:
+        insert(2)(tx)
+        raise ValueError("half done")
+
+    with pytest.raises(ValueError, match="half done"):
+        await store.write(half_done)
+    await store.write(insert(3))
+    assert numbers(store) == [3]
+
+
+async def test_concurrent_writes_share_commits(store: engine.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = 0
+    commit = store._commit
+
+    def counted() -> Exception | None:
+        nonlocal commits
+        commits += 1
+        return commit()
+
+    monkeypatch.setattr(store, "_commit", counted)
+    await asyncio.gather(*(store.write(insert(number)) for number in range(300)))
+    assert numbers(store) == list(range(300))
+    assert commits <= 2
+
+
+async def test_operations_run_in_the_order_of_the_calls(store: engine.Store) -> None:
+    order: list[int] = []
+    await asyncio.gather(*(store.write(lambda _, n=number: order.append(n)) for number in range(1200)))
+    assert order == list(range(1200))
+
+
+async def test_a_full_disk_fails_the_whole_batch_and_recovers(store: engine.Store) -> None:
+    await store.write(insert(0))
+    pages = store.read(lambda tx: tx.one("PRAGMA page_count"))[0]
+    store._writer.execute(f"PRAGMA max_page_count = {pages + 2}")
+
+    results = await asyncio.gather(
+        store.write(insert(1)), store.write(insert(2, "x" * 100_000)), store.write(insert(3)), return_exceptions=True
+    )
+    assert [getattr(result, "code", result) for result in results] == ["STORAGE_FULL"] * 3
+    assert numbers(store) == [0]
+    assert store.failure is not None
+    with pytest.raises(errors.AgentinaError):
+        await store.write(insert(4, "x" * 100_000))
+
+    store._writer.execute("PRAGMA max_page_count = 100000")
+    await store.check()
+    assert store.failure is None
+    await store.write(insert(5, "x" * 100_000))
+    assert numbers(store) == [0, 5]
+
+
+async def test_closing_finishes_what_was_asked_for(tmp_path: Path) -> None:
+    store = engine.Store(tmp_path / "control.db", now_ms=1)
+    writes = [store.write(lambda tx, n=number: tx.execute(
+        "INSERT INTO meta VALUES (:key, '')", key=str(n))) for number in range(1000)]  # fmt: skip
+    await store.close()
+    assert [await write for write in writes] == [1] * 1000
+    with pytest.raises(errors.AgentinaError) as caught:
+        store.write(insert(1))
+    assert caught.value.code == "SHUTTING_DOWN"
+
+
+async def test_a_caller_that_gave_up_harms_nobody(store: engine.Store) -> None:
+    first = store.write(insert(1))
+    second = store.write(insert(2))
+    first.cancel()
+    await second
+    assert 2 in numbers(store)
+
+
+async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "control.db"
+    path.write_bytes(b"not a database, but long enough to have a header" * 100)
+    with pytest.raises(errors.AgentinaError, match="control.db"):
+        engine.Store(path, now_ms=1)

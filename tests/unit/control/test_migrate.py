@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+
+from agentina import errors
+from agentina.control.store import migrate
+
+ONE = migrate.Migration(1, "001_pre_one.sql", "CREATE TABLE one (a);\n-- a; comment\nINSERT INTO one VALUES (';');\n")
+TWO = migrate.Migration(2, "002_pre_two.sql", "CREATE TABLE two (b);\nALTER TABLE one ADD COLUMN c;\n")
+BROKEN = migrate.Migration(2, "002_pre_two.sql", "CREATE TABLE two (b);\nALTER TABLE nowhere ADD COLUMN c;\n")
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    opened = sqlite3.connect(":memory:", isolation_level=None)
+    yield opened
+    opened.close()
+
+
+def tables(connection: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def test_each_migration_is_applied_once_in_order(connection: sqlite3.Connection) -> None:
+    assert migrate.migrate(connection, [ONE], now_ms=1) == [ONE.name]
+    assert migrate.migrate(connection, [ONE, TWO], now_ms=2) == [TWO.name]
+    assert migrate.migrate(connection, [ONE, TWO], now_ms=3) == []
+    assert connection.execute("SELECT a FROM one").fetchall() == [(";",)]
+
+
+def test_a_migration_that_fails_in_the_middle_leaves_nothing_and_is_repeated(connection: sqlite3.Connection) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        migrate.migrate(connection, [ONE, BROKEN], now_ms=1)
+    assert tables(connection) == {"migrations", "one"}
+    assert migrate.migrate(connection, [ONE, TWO], now_ms=2) == [TWO.name]
+
+
+def test_a_newer_database_is_refused(connection: sqlite3.Connection) -> None:
+    migrate.migrate(connection, [ONE, TWO], now_ms=1)
+    with pytest.raises(errors.AgentinaError, match="version 2"):
+        migrate.migrate(connection, [ONE], now_ms=2)
+
+
+def test_a_database_made_by_other_files_is_refused(connection: sqlite3.Connection) -> None:
+    migrate.migrate(connection, [ONE], now_ms=1)
+    changed = migrate.Migration(1, ONE.name, ONE.sql + "CREATE TABLE more (x);\n")
+    with pytest.raises(errors.AgentinaError, match="001_pre_one"):
+        migrate.migrate(connection, [changed], now_ms=2)
+
+
+def test_packaged_migrations_are_numbered_without_gaps_and_apply(connection: sqlite3.Connection) -> None:
+    packaged = migrate.packaged()
+    assert [migration.version for migration in packaged] == list(range(1, len(packaged) + 1))
+    assert all(migration.name[3:].startswith(("_pre_", "_post_")) for migration in packaged)
+    migrate.migrate(connection, packaged, now_ms=1)
+    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert {"jobs", "tasks", "agents", "audit"} <= tables(connection)
