@@ -131,7 +131,7 @@ def _append(path: Path, offset: int, piece: bytes) -> int:
         return _append_at(path, offset, piece)
     except OSError as error:
         if error.errno in _FULL:
-            raise errors.STORAGE_FULL() from error
+            raise errors.STORAGE_FULL() from error  # noqa: RSE102 - calling the entry makes the exception
         raise files.from_os_error(error, path) from error
 
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pytest
 import uvloop
@@ -42,7 +42,7 @@ class ControlPlane:
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._serve)
 
-    def __enter__(self) -> ControlPlane:
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._started.wait(10)
         self.operator = simulated.Operator(self.url, self.token)

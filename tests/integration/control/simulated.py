@@ -63,6 +63,10 @@ class Process:
                 return
         raise AssertionError(f"control plane ended with {self.process.wait()}")
 
+    def keep_address(self) -> None:
+        """Listen on the same address after a restart."""
+        self._changes["listen"] = self.url.removeprefix("http://")
+
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.close()

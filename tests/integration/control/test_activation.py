@@ -115,7 +115,7 @@ def test_assertions_of_others_are_refused(control: Any, operator: simulated.Oper
     content = {"agent_id": agent.activated.agent_id, "audience": "another", "now_ms": control.clock.wall_ms()}
     for header in (
         signing.make_assertion(agent.key, **content),
-        signing.make_assertion(signing.SigningKey.generate(), **{**content, "audience": agent.activated.control_plane_id}),
+        signing.make_assertion(signing.SigningKey.generate(), **content),
         "Agentina nonsense", "Bearer x", "Agentina " + "A" * 5000, "",
     ):  # fmt: skip
         agent.authorization = header

@@ -56,26 +56,26 @@ def test_errors_carry_code_remedy_and_a_request_id(control: Any, operator: simul
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "said"),
+    ("body", "refusal"),
     [
-        (b"{", "INPUT_UNREADABLE", "job"),
-        (b"\xff\xfe", "INPUT_UNREADABLE", "job"),
-        (b"[" * 100_000, "INPUT_UNREADABLE", "job"),
-        (b"[]", "INPUT_INVALID", "job"),
-        (b'{"name": "x", "payload": {"argv": ["a"]}, "timeot": 1}', "INPUT_UNKNOWN_KEY", "timeot"),
-        (b'{"name": "x", "payload": {"argv": ["a"]}, "limits": {"timeot": 1}}', "INPUT_UNKNOWN_KEY", "'timeout'"),
-        (b'{"name": "x", "payload": {"argv": ["a"]}, "priority": 1000}', "INPUT_INVALID", "priority"),
-        (b"x" * (3 << 20), "INPUT_TOO_LARGE", "body"),
-        (b"", "INPUT_UNREADABLE", "job"),
+        (b"{", ("INPUT_UNREADABLE", "job")),
+        (b"\xff\xfe", ("INPUT_UNREADABLE", "job")),
+        (b"[" * 100_000, ("INPUT_UNREADABLE", "job")),
+        (b"[]", ("INPUT_INVALID", "job")),
+        (b'{"name": "x", "payload": {"argv": ["a"]}, "timeot": 1}', ("INPUT_UNKNOWN_KEY", "timeot")),
+        (b'{"name": "x", "payload": {"argv": ["a"]}, "limits": {"timeot": 1}}', ("INPUT_UNKNOWN_KEY", "'timeout'")),
+        (b'{"name": "x", "payload": {"argv": ["a"]}, "priority": 1000}', ("INPUT_INVALID", "priority")),
+        (b"x" * (3 << 20), ("INPUT_TOO_LARGE", "body")),
+        (b"", ("INPUT_UNREADABLE", "job")),
     ],
 )
 def test_bad_jobs_are_refused_with_the_place(
-    control: Any, operator: simulated.Operator, body: bytes, code: str, said: str
+    control: Any, operator: simulated.Operator, body: bytes, refusal: tuple[str, str]
 ) -> None:
     with pytest.raises(errors.AgentinaError) as caught:
         operator.call("POST", "/v1/jobs", body)
-    assert caught.value.code == code
-    assert said in str(caught.value)
+    assert caught.value.code == refusal[0]
+    assert refusal[1] in str(caught.value)
 
 
 def test_a_body_that_lies_about_its_length_is_cut_off(control: Any, operator: simulated.Operator) -> None:
@@ -160,8 +160,10 @@ SEGMENTS = st.sampled_from(
      "agents", "audit", "organizations", "default", "job_0123456789abcdef.1", "x%00y", "%ff", "..", "cancel", "retry",
      "drain", "activate", "heartbeat", "reports", "é".encode().hex(), "a" * 300]
 )  # fmt: skip
-QUERIES = st.sampled_from(["", "?offset=-1", "?wait=1e400", "?task=a.b&offset=99999999999", "?after=%ff", "?&&&=", "?limit=5",
-                           "?session=1&offset=0", "?state=%00", "?organization=%22"])  # fmt: skip
+QUERIES = st.sampled_from(
+    ["", "?offset=-1", "?wait=1e400", "?task=a.b&offset=99999999999", "?after=%ff", "?&&&=", "?limit=5",
+     "?session=1&offset=0", "?state=%00", "?organization=%22"]
+)  # fmt: skip
 BODIES = st.one_of(
     st.binary(max_size=40),
     st.recursive(
@@ -178,14 +180,18 @@ BODIES = st.one_of(
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(METHODS, st.lists(SEGMENTS, max_size=6), QUERIES, BODIES, st.booleans())
+@given(
+    method=METHODS, path=st.lists(SEGMENTS, max_size=6).map("/".join), query=QUERIES,
+    sent=st.tuples(BODIES, st.booleans()),
+)  # fmt: skip
 def test_no_input_is_an_internal_error(
-    control: Any, operator: simulated.Operator, method: str, path: list[str], query: str, body: bytes, as_agent: bool
+    control: Any, operator: simulated.Operator, *, method: str, path: str, query: str, sent: tuple[bytes, bool]
 ) -> None:
+    body, as_agent = sent
     if not hasattr(control, "fuzzer"):
         control.fuzzer = control.agent()
     client = control.fuzzer if as_agent else operator
-    answer = client.raw(method, "/" + "/".join(path) + query, body if method != "GET" else None)
+    answer = client.raw(method, f"/{path}{query}", body if method != "GET" else None)
     content = answer.read()
     assert answer.status < 500, content
     if answer.status >= 400:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
 import random
 import resource
+import socket
 import sqlite3
+import ssl
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,82 +22,105 @@ import msgspec
 import pytest
 
 from agentina import errors
-from agentina.protocol import wire
 from agentina.protocol.states import State
 from tests.integration.control import simulated
+
+
+class Submitter(threading.Thread):
+    """Submits jobs with idempotency keys for as long as it is let; keeps what was answered."""
+
+    def __init__(self, server: simulated.Process, is_over: threading.Event) -> None:
+        super().__init__()
+        self.client = simulated.Operator(server.url, server.token)
+        self.answered: list[str] = []
+        self.is_over = is_over
+
+    def run(self) -> None:
+        while not self.is_over.is_set():
+            try:
+                self.answered.append(self.client.submit(key=f"key-{len(self.answered)}"))
+            except (OSError, http.client.HTTPException):
+                self.is_over.wait(0.01)
+
+
+class Worker(threading.Thread):
+    """An agent that finishes what it took, repeating each request until it is answered."""
+
+    def __init__(self, agent: simulated.Agent, is_over: threading.Event) -> None:
+        super().__init__()
+        self.agent = agent
+        self.is_over = is_over
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.is_over.is_set():
+                self.work(self.again(lambda: self.agent.take(wait=0.2, slots=4)))
+        except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
+            self.failure = error
+
+    def work(self, tasks: list[str]) -> None:
+        for task in tasks:
+            self.again(functools.partial(self.put_output, task))
+        agent = self.agent
+        reports = [
+            report
+            for task in tasks
+            for report in (
+                agent.fact(task, "accepted"),
+                agent.fact(task, "running"),
+                agent.finished(task, output_bytes=3),
+            )
+        ]
+        if reports:
+            self.again(lambda: agent.report(*reports))
+
+    def put_output(self, task: str) -> None:
+        try:
+            self.agent.output(task, 0, b"abc")
+        except errors.AgentinaError as error:
+            # The piece before was stored and its answer lost.
+            if (error.code, error.context["expected"]) != ("OFFSET_MISMATCH", 3):
+                raise
+
+    def again(self, call: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return call()
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.01)
 
 
 def test_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
     """Jobs are submitted and run while the server is killed again and again; whatever was answered must hold."""
     with simulated.process(tmp_path / "data", listen="127.0.0.1:0") as server:
-        server._changes["listen"] = server.url.removeprefix("http://")
+        server.keep_address()
         operator = simulated.Operator(server.url, server.token)
-        agent = simulated.new_agent(server.url, operator)
-        answered: list[str] = []
         is_over = threading.Event()
-
-        def submit() -> None:
-            client, number = simulated.Operator(server.url, server.token), 0
-            while not is_over.is_set():
-                try:
-                    answered.append(client.submit(key=f"key-{number}"))
-                    number += 1
-                except (OSError, http.client.HTTPException, errors.AgentinaError):
-                    time.sleep(0.01)
-
-        outputs: dict[str, int] = {}
-
-        def work() -> None:
-            waiting: list[wire.Report] = []
-            tasks: list[str] = []
-            while not is_over.is_set() or tasks or waiting:
-                try:
-                    if not waiting:
-                        tasks = agent.take(wait=0.2, slots=4)
-                        waiting = [
-                            report for task in tasks for report in (
-                                agent.fact(task, "accepted"), agent.fact(task, "running"),
-                                agent.finished(task, output_bytes=3),
-                            )
-                        ]  # fmt: skip
-                    for task in tasks:
-                        if task not in outputs:
-                            try:
-                                agent.output(task, 0, b"abc")
-                            except errors.AgentinaError as error:
-                                assert (error.code, error.context["expected"]) == ("OFFSET_MISMATCH", 3)
-                            outputs[task] = 3
-                    if waiting:
-                        agent.report(*waiting)
-                    waiting, tasks = [], []
-                except (OSError, http.client.HTTPException):
-                    time.sleep(0.01)
-
-        threads = [threading.Thread(target=submit), threading.Thread(target=work)]
-        for thread in threads:
-            thread.start()
+        submitter = Submitter(server, is_over)
+        worker = Worker(simulated.new_agent(server.url, operator), is_over)
+        submitter.start()
+        worker.start()
         chance = random.Random(7)
         for _ in range(6):
             time.sleep(chance.uniform(0.05, 0.4))
             server.kill()
             server.start()
-        time.sleep(0.2)
         is_over.set()
-        for thread in threads:
-            thread.join(20)
-        operator.close()
+        submitter.join(20)
+        worker.join(20)
+        assert worker.failure is None
+        while tasks := worker.agent.take(slots=100):
+            worker.work(tasks)
 
-        assert len(answered) == len(set(answered)) > 20
-        while found := agent.take(slots=100):
-            for task in found:
-                agent.output(task, 0, b"abc")
-                agent.run(task, output_bytes=3)
-        for job in answered:
+        operator.close()
+        jobs = submitter.answered
+        assert len(jobs) == len(set(jobs)) > 20
+        for job in jobs:
             shown = operator.show(job)
             assert (shown["job"]["state"], shown["job"]["attempts"]) == ("succeeded", 1)
             assert [task["output_bytes"] for task in shown["tasks"]] == [3]
-            finals = [event for event in shown["events"] if event["state"] == "succeeded"]
-            assert len(finals) == 1
+            assert [event["state"] for event in shown["events"]].count("succeeded") == 1
         database = sqlite3.connect(tmp_path / "data/control.db")
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         database.close()
@@ -182,8 +209,6 @@ def test_without_room_it_says_so_changes_nothing_and_recovers(tmp_path: Path) ->
 
 
 def test_systemd_is_told_when_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket  # noqa: PLC0415
-
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(path))
@@ -196,8 +221,6 @@ def test_systemd_is_told_when_it_is_ready(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_tls_is_served_with_the_given_certificate(tmp_path: Path) -> None:
-    import ssl  # noqa: PLC0415
-
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "1",

@@ -42,8 +42,9 @@ def wait_until_held(control: Any, agent: simulated.Agent) -> None:
 
 def test_a_submitted_job_wakes_one_held_poll(control: Any, operator: simulated.Operator) -> None:
     agents = [control.agent() for _ in range(3)]
-    polls = [held_poll(agent) for agent in agents]
+    polls = []
     for agent in agents:
+        polls.append(held_poll(agent))
         wait_until_held(control, agent)
     job = operator.submit()
     polls[0][0].join(5)
@@ -197,12 +198,9 @@ def test_reports_about_tasks_of_others_change_nothing(control: Any, operator: si
         == 3
     )
     assert operator.state(job) == ("assigned", "assigned")
-    for call in (
-        lambda: thief.output(task, 0, b"x"),
-        lambda: thief.output("../../etc", 0, b"x"),
-    ):
+    for name in (task, "../../etc"):
         with pytest.raises(errors.AgentinaError):
-            call()
+            thief.output(name, 0, b"x")
 
 
 def test_a_new_stream_may_repeat_what_is_known(control: Any, operator: simulated.Operator) -> None:

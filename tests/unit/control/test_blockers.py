@@ -1,20 +1,22 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from agentina.control import fleet
 from agentina.control.services import blockers
 
 WANTED = fleet.JobClass(id=1, organization_id=1, role="coder", labels={"gpu": "a100"}, runner="command")
-GOOD = {
+GOOD: dict[str, Any] = {
     "organization_id": 1, "role": "coder", "labels": {"gpu": "a100"}, "runners": ["command"], "state": "active",
     "is_online": True, "held": 0, "max_tasks": 1, "slots": 1, "memory_bytes": 4 << 30,
 }  # fmt: skip
 
 
-def explain(*changes: dict[str, object], **waits: object) -> list[str]:
+def explain(*changes: dict[str, Any], **waits: Any) -> list[str]:
     candidates = [blockers.Candidate(**{**GOOD, **change}) for change in changes]
-    return blockers.explain(blockers.Waits(**{"memory_bytes": 2 << 30, **waits}), WANTED, candidates)
+    return blockers.explain(blockers.Waits(memory_bytes=2 << 30, **waits), WANTED, candidates)
 
 
 @pytest.mark.parametrize(

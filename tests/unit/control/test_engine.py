@@ -23,6 +23,10 @@ def insert(number: int, text: str = "") -> engine.Operation[int]:
     return lambda tx: tx.execute("INSERT INTO numbers VALUES (:n, :text)", n=number, text=text)
 
 
+def is_failing(store: engine.Store) -> bool:
+    return store.failure is not None
+
+
 def numbers(store: engine.Store) -> list[int]:
     return [row["n"] for row in store.read(lambda tx: tx.all("SELECT n FROM numbers ORDER BY n"))]
 
@@ -38,7 +42,7 @@ async def test_a_write_is_visible_to_reads_and_other_connections(store: engine.S
 async def test_an_operation_that_raises_undoes_only_itself(store: engine.Store) -> None:
     def half_done(tx: engine.Transaction) -> None:
         insert(2)(tx)
-        raise errors.TOKEN_UNKNOWN()
+        raise errors.TOKEN_REVOKED(revoked_at="now")
 
     results = await asyncio.gather(
         store.write(insert(1)), store.write(half_done), store.write(insert(3)), store.write(insert(1)),
@@ -76,13 +80,17 @@ async def test_concurrent_writes_share_commits(store: engine.Store, monkeypatch:
 
 async def test_operations_run_in_the_order_of_the_calls(store: engine.Store) -> None:
     order: list[int] = []
-    await asyncio.gather(*(store.write(lambda _, n=number: order.append(n)) for number in range(1200)))
+
+    def note(number: int) -> engine.Operation[None]:
+        return lambda _: order.append(number)
+
+    await asyncio.gather(*(store.write(note(number)) for number in range(1200)))
     assert order == list(range(1200))
 
 
 async def test_a_full_disk_fails_the_whole_batch_and_recovers(store: engine.Store) -> None:
     await store.write(insert(0))
-    pages = store.read(lambda tx: tx.one("PRAGMA page_count"))[0]
+    ((pages,),) = store.read(lambda tx: tx.all("PRAGMA page_count"))
     store._writer.execute(f"PRAGMA max_page_count = {pages + 2}")
 
     results = await asyncio.gather(
@@ -90,21 +98,24 @@ async def test_a_full_disk_fails_the_whole_batch_and_recovers(store: engine.Stor
     )
     assert [getattr(result, "code", result) for result in results] == ["STORAGE_FULL"] * 3
     assert numbers(store) == [0]
-    assert store.failure is not None
+    assert is_failing(store)
     with pytest.raises(errors.AgentinaError):
         await store.write(insert(4, "x" * 100_000))
 
     store._writer.execute("PRAGMA max_page_count = 100000")
     await store.check()
-    assert store.failure is None
+    assert not is_failing(store)
     await store.write(insert(5, "x" * 100_000))
     assert numbers(store) == [0, 5]
 
 
 async def test_closing_finishes_what_was_asked_for(tmp_path: Path) -> None:
     store = engine.Store(tmp_path / "control.db", now_ms=1)
-    writes = [store.write(lambda tx, n=number: tx.execute(
-        "INSERT INTO meta VALUES (:key, '')", key=str(n))) for number in range(1000)]  # fmt: skip
+
+    def put(number: int) -> engine.Operation[int]:
+        return lambda tx: tx.execute("INSERT INTO meta VALUES (:key, '')", key=str(number))
+
+    writes = [store.write(put(number)) for number in range(1000)]
     await store.close()
     assert [await write for write in writes] == [1] * 1000
     with pytest.raises(errors.AgentinaError) as caught:
@@ -123,5 +134,5 @@ async def test_a_caller_that_gave_up_harms_nobody(store: engine.Store) -> None:
 async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "control.db"
     path.write_bytes(b"not a database, but long enough to have a header" * 100)
-    with pytest.raises(errors.AgentinaError, match="control.db"):
+    with pytest.raises(errors.AgentinaError, match=r"control\.db"):
         engine.Store(path, now_ms=1)

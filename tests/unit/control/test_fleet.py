@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from agentina.control import fleet
 from agentina.protocol import signing
 from agentina.protocol.states import State
@@ -12,10 +14,9 @@ def agent(number: int, **changes: object) -> fleet.Agent:
     return made
 
 
-def job_class(number: int, **changes: object) -> fleet.JobClass:
-    return fleet.JobClass(
-        **{"id": number, "organization_id": 1, "role": "", "labels": {}, "runner": "command", **changes}
-    )
+def job_class(number: int, **changes: Any) -> fleet.JobClass:
+    values: dict[str, Any] = {"organization_id": 1, "role": "", "labels": {}, "runner": "command", **changes}
+    return fleet.JobClass(id=number, **values)
 
 
 def held(owner: fleet.Agent, task_id: str, deadline: float) -> fleet.Held:

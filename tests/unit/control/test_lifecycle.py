@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,13 +20,14 @@ retries = st.builds(
 endings = st.sampled_from(sorted(FINAL, key=lambda state: state.value))
 
 
-def job(retry: jobs.Retry | None = None, **changes: int) -> lifecycle.Job:
-    return lifecycle.Job(**{"retry": retry or jobs.Retry(), "attempts": 1, **changes})
+def job(retry: jobs.Retry | None = None, **changes: Any) -> lifecycle.Job:
+    values: dict[str, Any] = {"retry": retry or jobs.Retry(), "attempts": 1, **changes}
+    return lifecycle.Job(**values)
 
 
-@given(retries, st.integers(1, 200), st.booleans(), endings)
+@given(retry=retries, attempts=st.integers(1, 200), cancel=st.booleans(), state=endings)
 def test_every_end_leads_to_the_queue_or_to_one_final_state(
-    retry: jobs.Retry, attempts: int, cancel: bool, state: State
+    *, retry: jobs.Retry, attempts: int, cancel: bool, state: State
 ) -> None:
     before = lifecycle.Job(retry=retry, attempts=attempts, cancel_requested=cancel)
     verdict = lifecycle.after_end(before, state, Reason.LEASE_EXPIRED)
