@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from agentina.host import janitor
+from agentina.system import paths
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> paths.InstancePaths:
+    made = paths.Layout(tmp_path).instance("default")
+    made.tasks.mkdir(parents=True)
+    return made
+
+
+def task(instance: paths.InstancePaths, name: str) -> Path:
+    path = instance.tasks / name
+    (path / "workspace").mkdir(parents=True)
+    (path / "workspace/file").write_text("x")
+    (path / "job.json").write_text("sesame-open")
+    (path / "output.log").write_text("out")
+    return path
+
+
+def cleaner(instance: paths.InstancePaths, *, days: float = 3.0, reserve: int = 0) -> janitor.Janitor:
+    return janitor.Janitor(instance, keep_days=days, disk_reserve=reserve)
+
+
+def test_forgotten_directories_go(instance: paths.InstancePaths) -> None:
+    path = task(instance, "a")
+    (path / "workspace").chmod(0o500)
+    cleaner(instance)._clean([(path, False)])
+    assert list(instance.tasks.iterdir()) == list((instance.state / "trash").iterdir()) == []
+
+
+def test_failed_ones_are_kept_without_their_secrets(instance: paths.InstancePaths) -> None:
+    path = task(instance, "a")
+    cleaner(instance)._clean([(path, True)])
+    kept = instance.state / "tasks-kept/a"
+    assert not path.exists()
+    assert (kept / "output.log").read_text() == "out"
+    assert not (kept / "job.json").exists()
+    assert (kept / "workspace/file").exists()
+
+
+def test_kept_ones_lose_their_workspace_when_the_disk_is_low(instance: paths.InstancePaths) -> None:
+    cleaner(instance, reserve=1 << 60)._clean([(task(instance, "a"), True)])
+    kept = instance.state / "tasks-kept/a"
+    assert (kept / "output.log").exists()
+    assert not (kept / "workspace").exists()
+
+
+def test_kept_ones_go_when_their_days_are_over(instance: paths.InstancePaths) -> None:
+    clean = cleaner(instance)
+    clean._clean([(task(instance, "old"), True), (task(instance, "new"), True)])
+    past = time.time() - 4 * 86_400
+    os.utime(instance.state / "tasks-kept/old", (past, past))
+    clean._clean([])
+    assert [path.name for path in (instance.state / "tasks-kept").iterdir()] == ["new"]
+
+
+def test_no_days_keep_nothing(instance: paths.InstancePaths) -> None:
+    clean = cleaner(instance, days=0)
+    clean.remove(task(instance, "a"), keep=True)
+    assert clean._queue[0][1] is False
+
+
+def test_directory_already_gone_stops_nothing(instance: paths.InstancePaths) -> None:
+    there = task(instance, "b")
+    cleaner(instance)._clean([(instance.tasks / "gone", False), (there, False)])
+    assert not there.exists()
+
+
+def test_what_a_killed_daemon_left_in_the_trash_goes(instance: paths.InstancePaths) -> None:
+    (instance.state / "trash/x/deep").mkdir(parents=True)
+    cleaner(instance)._clean([])
+    assert not (instance.state / "trash/x").exists()
