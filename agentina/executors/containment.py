@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _BLOCK = 512
-#: A tree larger than this is not walked on; it is far above any process limit.
-_MAX_TREE = 200_000
+#: A walk ends after this many processes; who ends a larger tree walks again.
+MOST = 4096
+#: Most processes collected before anything else is looked at.
+_REAPED = 512
 #: Longest /proc or cgroup file read.
 _MAX_READ = 1 << 16
 
@@ -46,14 +48,17 @@ def read_small(path: str) -> bytes:
         os.close(descriptor)
 
 
-def tree_below(root: int) -> Tree:
-    """All descendants of ``root``, without ``root`` itself. A snapshot: a forking tree may be larger by now."""
+def tree_below(root: int, *, most: int = MOST) -> Tree:
+    """Descendants of ``root``, without ``root`` itself, up to a few more than ``most``.
+
+    A snapshot: a forking tree may be larger by now, and one that forks quickly would be walked without end.
+    """
     if not os.path.exists(f"/proc/{root}/task/{root}/children"):
         return _tree_by_parents(root)
     found: list[int] = []
     threads = 0
     todo = [root]
-    while todo and len(found) < _MAX_TREE:
+    while todo and len(found) <= most:
         pid = todo.pop()
         try:
             tids = os.listdir(f"/proc/{pid}/task")
@@ -62,27 +67,31 @@ def tree_below(root: int) -> Tree:
         if pid != root:
             threads += len(tids) or 1
         for tid in tids:
-            children = [int(child) for child in _read_all(f"/proc/{pid}/task/{tid}/children").split()]
+            children = [int(child) for child in _read_list(f"/proc/{pid}/task/{tid}/children", most).split()]
             found += children
             todo += children
-    return Tree(found, threads)
+    return Tree(found, max(threads, len(found)))  # those of a walk cut short were not looked into
 
 
-def _read_all(path: str) -> bytes:
-    """A kernel file of any length (a process may have thousands of children)."""
+def _read_list(path: str, most: int) -> bytes:
+    """A kernel file with a list of numbers, up to about ``most`` of them: it may grow faster than it is read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
     parts = []
+    left = most * 8
     try:
-        while part := os.read(descriptor, _MAX_READ):
+        while left > 0 and (part := os.read(descriptor, 4096)):
             parts.append(part)
+            left -= len(part)
     except OSError:
         pass
     finally:
         os.close(descriptor)
-    return b"".join(parts)
+    text = b"".join(parts)
+    # Cut where it is certain that a number ends.
+    return text if left > 0 else text[: text.rfind(b" ") + 1]
 
 
 def _tree_by_parents(root: int) -> Tree:
@@ -136,6 +145,26 @@ def send(pids: list[int], number: int) -> None:
             continue
 
 
+def kill_groups(pids: list[int]) -> None:
+    """End the process groups that ``pids`` are in, which must be descendants with sessions of their own."""
+    groups = set()
+    for pid in pids:
+        try:
+            groups.add(os.getpgid(pid))
+        except OSError:
+            continue
+    for group in groups - {os.getpgrp()}:
+        send_group(group, signal.SIGKILL)
+
+
+def send_group(group: int, number: int) -> None:
+    """Send a signal to a process group, if it is still there."""
+    try:
+        os.killpg(group, number)
+    except OSError:
+        return
+
+
 class Usage:
     """What the reaped processes used, added up as they end."""
 
@@ -171,17 +200,29 @@ class Children:
         return self._statuses.get(pid)
 
     def reap(self) -> bool:
-        """Collect everything that has ended; returns whether any process is left."""
-        while True:
-            try:
-                pid, status, used = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                return False
-            if pid == 0:
-                return True
-            self.usage.add(used)
-            if pid in self._watched:
-                self._statuses[pid] = status
+        """Collect what has ended; returns whether any process may be left.
+
+        Bounded: the orphans of a fork bomb can end faster than they are collected.
+        """
+        for pid in self._watched - self._statuses.keys():
+            self._collect(pid)
+        try:
+            for _ in range(_REAPED):
+                if not self._collect(-1):
+                    break
+        except ChildProcessError:
+            return False
+        return True
+
+    def _collect(self, pid: int) -> bool:
+        """Collect one ended process; returns whether there was one."""
+        ended, status, used = os.wait4(pid, os.WNOHANG)
+        if ended == 0:
+            return False
+        self.usage.add(used)
+        if ended in self._watched:
+            self._statuses[ended] = status
+        return True
 
     def terminate(self) -> None:
         """Ask every process to end. Stopped ones are continued, so that they can."""
@@ -192,13 +233,18 @@ class Children:
     def kill(self) -> None:
         """End every process and return when none is left, however fast they fork.
 
-        All are stopped before any is killed: what is stopped cannot fork, so after a look that finds nobody new the
-        tree is complete. Then all are killed, and their orphans, now ours, with the next look.
+        Groups first: the kernel signals a whole group at once, so nobody in it forks away. What is left is stopped
+        before it is killed: what is stopped cannot fork, so after a look that finds nobody new the tree is complete.
+        Then all are killed, and their orphans, now ours, with the next look.
         """
         pause = 0.001
+        for pid in self._watched - self._statuses.keys():
+            # Not waited for yet, so the number is still its own and its group's. No walk first: a bomb outruns it.
+            send_group(pid, signal.SIGKILL)
         while self.reap():
             if self.cgroup:
                 write_text(f"{self.cgroup}/cgroup.kill", "1")
+            kill_groups(tree_below(os.getpid()).pids)
             stopped: set[int] = set()
             for _ in range(50):
                 new = [pid for pid in tree_below(os.getpid()).pids if pid not in stopped]

@@ -70,7 +70,9 @@ class ProcessExecutor:
         )
         return {
             "memory": by_kernel if "memory" in controllers else watched.format("0.02 to 0.5 s"),
-            "cpu": by_kernel if "cpu" in controllers else "not enforced: no delegated cgroup with the cpu controller",
+            "cpu": by_kernel
+            if "cpu" in controllers
+            else "not enforced: no delegated cgroup with the cpu controller; tasks yield to the host (nice 5)",
             "processes": by_kernel if "pids" in controllers else watched.format("0.02 to 0.5 s"),
             "files": "not enforced: a task can read and write whatever the daemon's user can",
             "network": "not enforced: a task has the host's network",
@@ -157,12 +159,12 @@ class ProcessExecutor:
 
     def stop(self, directory: Path, reason: contract.StopReason, *, grace_seconds: float | None = None) -> None:
         """See :meth:`agentina.executors.contract.Executor.stop`."""
-        order = {"reason": reason.value, "grace_seconds": grace_seconds}
         condition, _ = self.adopt(directory)
         if condition in {contract.Condition.ENDED, contract.Condition.VANISHED}:
             return
         try:
-            files.write_atomic(directory / "stop", json.dumps(order).encode(), durable=False)
+            order = _merged(_read_order(directory), _Order(reason=reason.value, grace_seconds=grace_seconds))
+            files.write_atomic(directory / "stop", msgspec.json.encode(order), durable=False)
         except errors.AgentinaError as error:
             # The signal alone ends it too, with its own grace; only the reason is lost.
             _log.warning("the order to stop %s could not be written: %s", directory.name, error)
@@ -294,6 +296,29 @@ def read_fence(directory: Path) -> _Fence:
         return msgspec.json.decode(content, type=_Fence)
     except (OSError, msgspec.MsgspecError, errors.AgentinaError):
         return _Fence()
+
+
+class _Order(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of a ``stop`` file."""
+
+    reason: str
+    #: None means the launch's own.
+    grace_seconds: float | None = None
+
+
+def _read_order(directory: Path) -> _Order | None:
+    try:
+        return msgspec.json.decode(files.read_bounded(directory / "stop", limit=_MAX_FENCE), type=_Order)
+    except (OSError, msgspec.MsgspecError, errors.AgentinaError):
+        return None
+
+
+def _merged(before: _Order | None, after: _Order) -> _Order:
+    """The order that stands: the first reason, and the shorter grace where both say one."""
+    if before is None:
+        return after
+    said = [grace for grace in (before.grace_seconds, after.grace_seconds) if grace is not None]
+    return _Order(reason=before.reason, grace_seconds=min(said, default=None))
 
 
 def _pass_on_stop(directory: Path, watch: processes.Watch) -> None:

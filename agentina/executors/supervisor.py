@@ -26,7 +26,7 @@ import signal
 import time
 from typing import Any, Final, NamedTuple, NoReturn
 
-from agentina.executors import containment, limits
+from agentina.executors import cloning, containment, limits, watch
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -36,7 +36,11 @@ _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGCHLD})
 _RESET: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 #: Added to the task's oom_score_adj: when memory runs out the kernel takes a task before the daemon.
 _OOM_SCORE: Final = 500
+#: Added to the task's nice value, so that the daemon and the supervisor get their turn however many processes it has.
+_NICE: Final = 5
 _MAX_FILES: Final = 65_536
+#: Of all tasks of this user together: process ids are left to the rest of the host. Root is exempt (getrlimit(2)).
+_MAX_PROCESSES: Final = int(containment.read_small("/proc/sys/kernel/pid_max") or b"32768") // 2
 _COPY: Final = 1 << 20
 #: A task that lives this long gets its fence synced, so that a power cut cannot make it look never started.
 _SYNC_FENCE_AFTER: Final = 1.0
@@ -100,7 +104,7 @@ class Supervisor:
         self._details: list[str] = []
         self._memory_peak = 0
         self._tasks_peak = 0
-        self._watch = _Watch(self._started, request.workspace)
+        self._watch = watch.Watch(self._started, request.workspace)
 
     def run(self) -> None:
         """Run the command, then ``verify``; end everything; write the result."""
@@ -145,7 +149,7 @@ class Supervisor:
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         parent = os.getpid()
         try:
-            pid = os.fork()
+            pid = self._fork()
         except OSError:
             os.close(reader)
             os.close(writer)
@@ -154,6 +158,19 @@ class Supervisor:
             self._become(argv, parent, writer)
         os.close(writer)
         return _Run(pid, reader)
+
+    def _fork(self) -> int:
+        """Fork into the task's cgroup, if it has one."""
+        if not self.request.cgroup:
+            return os.fork()
+        try:
+            return cloning.fork_into(self.request.cgroup)
+        except OSError:
+            pass  # an older kernel: the child goes there by itself, which takes longer
+        pid = os.fork()
+        if pid == 0:
+            containment.write_text(f"{self.request.cgroup}/cgroup.procs", "0")
+        return pid
 
     def _become(self, argv: list[str], parent: int, writer: int) -> NoReturn:
         """In the child: take the shape of the task and become its command; a failure goes into the pipe."""
@@ -164,8 +181,6 @@ class Supervisor:
                 os._exit(127)
             os.close(self._fence)
             _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-            if self.request.cgroup:
-                containment.write_text(f"{self.request.cgroup}/cgroup.procs", "0")
             self._limit_self()
             os.dup2(self._output, 1)
             os.dup2(self._output, 2)
@@ -186,10 +201,14 @@ class Supervisor:
     def _limit_self(self) -> None:
         present = containment.read_small("/proc/self/oom_score_adj").strip() or b"0"
         containment.write_text("/proc/self/oom_score_adj", str(min(1000, int(present) + _OOM_SCORE)))
+        os.nice(_NICE)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         files = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        if hard == resource.RLIM_INFINITY or hard > _MAX_PROCESSES:
+            resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_PROCESSES, _MAX_PROCESSES))
 
     def _answer(self, pid: int) -> None:
         """Make the start known: in the fence for any later daemon, and to the one that asked."""
@@ -297,24 +316,25 @@ class Supervisor:
 
     def _check_limits(self) -> None:
         now = _boot()
-        watch = self._watch
-        if now >= watch.output_due:
+        if now >= self._watch.output_due:
             size = os.fstat(self._output).st_size
-            watch.saw_output(self._limits, size, now)
+            self._watch.saw_output(self._limits, size, now)
             if limits.output_crossed(self._limits, size):
                 self._end(limits.OUTPUT_LIMIT, f"it wrote more than {self._limits.output_bytes} bytes of output")
                 return
-        if now >= watch.processes_due:
+        if now >= self._watch.processes_due:
             self._check_processes(now)
-        if now >= watch.disk_due and watch.walk_disk(self._limits, now):
+        if now >= self._watch.disk_due and self._watch.walk_disk(self._limits, now):
             self._end(
                 limits.DISK_LIMIT,
-                f"its workspace took {watch.disk_used} bytes of disk; the limit is {self._limits.disk_bytes}",
+                f"its workspace took {self._watch.disk_used} bytes of disk; the limit is {self._limits.disk_bytes}",
             )
 
     def _check_processes(self, now: float) -> None:
-        tree = containment.tree_below(os.getpid())
-        sample = limits.Sample(containment.resident_bytes(tree.pids), tree.threads)
+        tree = containment.tree_below(os.getpid(), most=self._limits.pids or containment.MOST)
+        sample = limits.Sample(0, tree.threads)
+        if limits.crossed(self._limits, sample, shared_out=None) == limits.NONE:
+            sample = sample._replace(memory_bytes=containment.resident_bytes(tree.pids))
         reason = limits.crossed(self._limits, sample, shared_out=None)
         memory = sample.memory_bytes
         if reason == limits.MEMORY_LIMIT:
@@ -463,65 +483,6 @@ class Supervisor:
             self._details.append(text)
 
 
-class _Watch:
-    """When to look at what, and what was seen last."""
-
-    def __init__(self, now: float, workspace: str) -> None:
-        self.output_due = now + 0.01
-        self.processes_due = now + limits.SHORTEST_PERIOD
-        self.disk_due = now + limits.SHORTEST_PERIOD
-        self.disk_used = 0
-        self.fence_synced = False
-        self._workspace = workspace
-        self._period = limits.SHORTEST_PERIOD
-        self._output = (now, 0)
-        self._walk: containment.DiskWalk | None = None
-        self._walk_due = now + limits.DISK_PERIOD
-        self._walk_cost = 0.0
-        self._free = _free_bytes(workspace)
-
-    def seconds_left(self, deadline: float) -> float:
-        """How long to sleep until something is due."""
-        due = min(deadline, self.output_due, self.processes_due, self.disk_due)
-        return max(0.0, due - _boot())
-
-    def saw_output(self, bounds: limits.Limits, size: int, now: float) -> None:
-        """Plan the next look at the output by how fast it grows."""
-        before, last = self._output
-        growth = (size - last) / max(now - before, 0.001)
-        self._output = (now, size)
-        self.output_due = now + limits.next_output_period(bounds, size, growth)
-
-    def saw_processes(self, bounds: limits.Limits, sample: limits.Sample, now: float) -> None:
-        """Plan the next look at the processes."""
-        self._period = limits.next_period(bounds, sample, self._period)
-        self.processes_due = now + self._period
-
-    def walk_disk(self, bounds: limits.Limits, now: float) -> bool:
-        """Go on with the walk through the workspace, or begin one that is due; returns whether it crossed the limit."""
-        self.disk_due = now + self._period
-        if self._walk is None:
-            consumed = self._free - _free_bytes(self._workspace)
-            if not limits.disk_walk_due(bounds, now=now, due_at=self._walk_due, used=self.disk_used, consumed=consumed):
-                return False
-            self._walk = containment.DiskWalk(self._workspace)
-            self._walk_cost = 0.0
-        began = time.thread_time()
-        complete = self._walk.step()
-        self._walk_cost += time.thread_time() - began
-        self.disk_used = max(self.disk_used, self._walk.used)
-        if limits.disk_crossed(bounds, self._walk.used):
-            return True
-        if complete:
-            self.disk_used = self._walk.used
-            self._walk = None
-            self._free = _free_bytes(self._workspace)
-            self._walk_due = now + max(limits.DISK_PERIOD, self._walk_cost / limits.DISK_SHARE)
-        else:
-            self.disk_due = now + 0.02
-        return False
-
-
 def supervise(request: Request, *, fence: int, channel: Any) -> NoReturn:
     """Be the supervisor of a task, in a process of its own just forked from the nursery."""
     code = 70
@@ -571,14 +532,6 @@ def _prctl(option: int, value: int) -> None:
 
 def _boot() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _free_bytes(path: str) -> int:
-    try:
-        status = os.statvfs(path)
-    except OSError:
-        return 0
-    return status.f_bavail * status.f_frsize
 
 
 def _signal_name(number: int) -> str:

@@ -185,11 +185,18 @@ async def test_stopped_task_is_ended(executor: process.ProcessExecutor, tmp_path
     assert (await ended(executor, launch.directory, 5)).signal == "SIGTERM"
 
 
-async def test_fork_bomb_is_bounded_and_gone(executor: process.ProcessExecutor, tmp_path: Path) -> None:
-    bomb = "f() { f & f & sleep 1000; }; f"
-    launch = shell(tmp_path, f"sleep 0.3; {bomb}; sleep 1000", pids=100)
+@pytest.mark.parametrize("without_cgroup", [False, True])
+@pytest.mark.parametrize("bomb", ["f() { f & f & sleep 1000; }; f", "f() { f | f & }; f"])
+async def test_fork_bomb_is_bounded_and_gone(
+    executor: process.ProcessExecutor, tmp_path: Path, *, bomb: str, without_cgroup: bool
+) -> None:
+    executor._delegation = None if without_cgroup else executor._delegation
+    launch = shell(tmp_path, f"sleep 0.3; {bomb}; sleep 1000", pids=100, timeout_seconds=5.0, grace_seconds=0.1)
     result = await run(executor, launch)
-    assert result.stopped is StopReason.PROCESS_LIMIT
+    # One whose processes live too short to be many at once ends with its time.
+    assert result.stopped in {StopReason.PROCESS_LIMIT, StopReason.TIME_LIMIT}
+    assert result.usage.wall_seconds is not None
+    assert result.usage.wall_seconds < 10
     assert of_task(launch) == []
 
 
@@ -485,5 +492,5 @@ def test_nursery_loads_nothing_but_the_standard_library() -> None:
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(ROOT)], check=True, capture_output=True)
     loaded = set(done.stdout.decode().split()) - {"__main__"}
-    ours = {"containment", "limits", "nursery", "supervisor"}
+    ours = {"cloning", "containment", "limits", "nursery", "supervisor", "watch"}
     assert loaded == {"agentina", "agentina.executors"} | {f"agentina.executors.{name}" for name in ours}
