@@ -152,9 +152,9 @@ async def get_artifact(call: routing.Call) -> routing.Reply:
 
 async def cancel(call: routing.Call) -> api.JobView:
     """End a job."""
-    return views.job_view(
-        call.control, await job_service.cancel(call.control, call.parameters["job"], actor=call.actor)
-    )
+    reason = call.body.reason if call.body is not None else ""
+    job = await job_service.cancel(call.control, call.parameters["job"], actor=call.actor, reason=reason)
+    return views.job_view(call.control, job)
 
 
 async def retry(call: routing.Call) -> api.JobView:
@@ -216,6 +216,7 @@ def routes() -> list[routing.Route]:
         ),
         routing.Route(
             method="POST", path="/v1/jobs/{job}/cancel", handler=cancel, summary="Cancel a job", auth="operator",
+            request=api.AgentAct | None,
             answer=api.JobView,
         ),
         routing.Route(

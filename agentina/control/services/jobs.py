@@ -105,13 +105,15 @@ def _after_queued(work: changes.Work, job: int, needed: list[engine.Row]) -> Non
         work.effects.ready.append((row["class_id"], row["memory_bytes"]))
 
 
-async def cancel(control: plane.Plane, public_id: str, *, actor: str) -> str:
+async def cancel(control: plane.Plane, public_id: str, *, actor: str, reason: str = "") -> str:
     """End a job: a waiting one now, one that an agent holds as soon as its process is gone. The id is returned.
 
     Raises:
         AgentinaError: ``JOB_UNKNOWN``, ``JOB_FINISHED``.
 
     """
+
+    said = f"by {actor}: {reason}" if reason else f"by {actor}"
 
     def operation(work: changes.Work) -> str:
         tx, now_ms = work.tx, work.now_ms
@@ -120,17 +122,17 @@ async def cancel(control: plane.Plane, public_id: str, *, actor: str) -> str:
             raise errors.JOB_FINISHED(job=public_id, state=job["state"])
         if job["cancel_requested"]:
             return public_id
-        audit.append(tx, actor=actor, action="job.cancel", subject=public_id, now_ms=now_ms)
+        audit.append(tx, actor=actor, action="job.cancel", subject=public_id, detail={"reason": reason}, now_ms=now_ms)
         jobs.set_cancel_requested(tx, job["id"])
         if job["state"] == State.QUEUED.value:
-            jobs.add_event(tx, job["id"], f"canceled by {actor}", state=State.CANCELED, now_ms=now_ms)
-            outcomes.end_job(work, job, _CANCELED, f"by {actor}")
+            jobs.add_event(tx, job["id"], f"canceled {said}", state=State.CANCELED, now_ms=now_ms)
+            outcomes.end_job(work, job, _CANCELED, said)
             return public_id
         task = tasks.find(tx, public_id, job["tasks"])
         assert task is not None
         tasks.set_stop(tx, task["id"], Reason.CANCELED_BY_OPERATOR)
-        jobs.add_event(tx, job["id"], f"{actor} canceled it; the agent is told", task=job["tasks"], now_ms=now_ms)
-        stop = wire.StopTask(task_id=outcomes.task_id(task), reason=Reason.CANCELED_BY_OPERATOR, detail=f"by {actor}")
+        jobs.add_event(tx, job["id"], f"canceled {said}; the agent is told", task=job["tasks"], now_ms=now_ms)
+        stop = wire.StopTask(task_id=outcomes.task_id(task), reason=Reason.CANCELED_BY_OPERATOR, detail=said)
         work.effects.stops.append(stop)
         work.effects.jobs.add(public_id)
         return public_id

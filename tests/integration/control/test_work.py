@@ -275,7 +275,8 @@ def test_cancellation_of_waiting_and_of_running_jobs(control: Any, operator: sim
     waiting, running = operator.submit(priority=0), operator.submit()
     (task,) = agent.take(slots=1)
     agent.report(agent.fact(task, "accepted"), agent.fact(task, "running"))
-    assert operator.call("POST", f"/v1/jobs/{waiting}/cancel")["job"]["state"] == "canceled"
+    canceled = operator.call("POST", f"/v1/jobs/{waiting}/cancel", {"reason": "not needed"})["job"]
+    assert (canceled["state"], canceled["detail"]) == ("canceled", "by operator:admin: not needed")
     thread, result = held_poll(agent)
     wait_until_held(control, agent)
     operator.call("POST", f"/v1/jobs/{running}/cancel")
