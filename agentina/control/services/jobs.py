@@ -112,7 +112,6 @@ async def cancel(control: plane.Plane, public_id: str, *, actor: str, reason: st
         AgentinaError: ``JOB_UNKNOWN``, ``JOB_FINISHED``.
 
     """
-
     said = f"by {actor}: {reason}" if reason else f"by {actor}"
 
     def operation(work: changes.Work) -> str:
