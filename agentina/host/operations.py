@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -18,31 +18,15 @@ from agentina.protocol.states import Reason, State
 from agentina.runners import registry
 from agentina.system import clock, files
 
+if TYPE_CHECKING:
+    from agentina.host import workspaces
+
 #: What every process gets besides its job's own variables.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Errors of this host, not of the job: another host may do better.
 _HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code}
 
 _log = logging.getLogger(__name__)
-
-
-class Prepared(Protocol):
-    """A workspace that is ready."""
-
-    path: Path
-    commit: str
-
-
-class Workspaces(Protocol):
-    """What makes workspaces from repositories and finds what was left in them."""
-
-    async def prepare(self, job: jobs.JobSpec, directory: Path) -> Prepared:
-        """Make the workspace in the task's directory."""
-        ...
-
-    async def collect(self, job: jobs.JobSpec, directory: Path, commit: str) -> list[tuple[wire.ArtifactInfo, Path]]:
-        """The patch and the declared artifacts."""
-        ...
 
 
 class Operations:
@@ -62,7 +46,7 @@ class Operations:
         self._transfers = transfers
         self._clock = clocks
         self._boot_id = boot_id
-        self._git: Workspaces | None = None
+        self._git: workspaces.Workspaces | None = None
 
     async def perform(self, entry: entries.Entry, operation: state.Do) -> state.Event:
         """Perform one operation; its end as an event."""
@@ -78,12 +62,12 @@ class Operations:
         assert operation is state.Do.UPLOAD, operation
         return await self._upload(entry)
 
-    def _workspaces(self) -> Workspaces:
+    def _workspaces(self) -> workspaces.Workspaces:
         if self._git is None:
             # Only jobs with a repository or artifacts pay for the import.
-            from agentina.host import workspaces  # noqa: PLC0415
+            from agentina.host import workspaces as made  # noqa: PLC0415
 
-            self._git = workspaces.Workspaces(self._cache)
+            self._git = made.Workspaces(self._cache)
         return self._git
 
     async def _prepare(self, entry: entries.Entry) -> state.Event:
@@ -246,7 +230,7 @@ async def _make_directory(path: Path) -> None:
             os.mkdir(path, 0o700)  # noqa: PTH102 - this and a few like it are in the way of every job
         except FileExistsError:
             await asyncio.to_thread(files.remove_tree, path)
-            path.mkdir(mode=0o700)
+            os.mkdir(path, 0o700)  # noqa: PTH102 - see above
     except OSError as error:
         raise files.from_os_error(error, path) from error
 

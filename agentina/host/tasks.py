@@ -52,9 +52,10 @@ class Tasks:
         self._boot_id = boot_id
         self._entries: dict[str, entries.Entry] = {}
         self._phases: collections.Counter[state.Phase] = collections.Counter()
+        self._occupied = 0
         self._promised = 0
         self._closing = False
-        #: Called when a slot or memory became free, or a task went on to another phase.
+        #: Called when a slot was taken or became free, and when a process began or ended.
         self.on_change: Callable[[], None] = lambda: None
         #: Removes a directory: path, whether to keep it for a look.
         self.on_remove: Callable[[Path, bool], None] = lambda *_: None
@@ -75,7 +76,7 @@ class Tasks:
     @property
     def occupied(self) -> int:
         """Slots in use."""
-        return sum(self._phases[phase] for phase in state.OCCUPYING)
+        return self._occupied
 
     @property
     def promised_bytes(self) -> int:
@@ -216,8 +217,6 @@ class Tasks:
         entry.task, commands = state.advance(entry.task, event)
         self._account(before, entry)
         self._act(entry, commands)
-        if entry.task.phase is not before:
-            self.on_change()
 
     def _act(self, entry: entries.Entry, commands: list[state.Command]) -> None:
         for command in commands:
@@ -294,15 +293,21 @@ class Tasks:
         self._entries[entry.task_id] = entry
         self._phases[entry.task.phase] += 1
         if entry.task.phase in state.OCCUPYING:
+            self._occupied += 1
             self._promised += entry.memory_bytes
 
     def _account(self, before: state.Phase, entry: entries.Entry) -> None:
         """Keep count of phases and promised memory."""
         after = entry.task.phase
+        if after is before:
+            return
         self._phases[before] -= 1
         self._phases[after] += 1
         change = (after in state.OCCUPYING) - (before in state.OCCUPYING)
+        self._occupied += change
         self._promised += change * entry.memory_bytes
+        if change or state.Phase.RUNNING in {before, after}:
+            self.on_change()
 
     def _say_everything_again(self) -> None:
         """The outbox began a new stream: say the present state of every task (reports are idempotent)."""

@@ -14,7 +14,7 @@ import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h11
 import msgspec
@@ -96,7 +96,7 @@ class FakeControl:
 
     # --- what tests do -----------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> FakeControl:
+    async def __aenter__(self) -> Self:
         await self.listen()
         return self
 
@@ -231,10 +231,10 @@ class FakeControl:
             except errors.AgentinaError as error:
                 status, content = error.entry.status, msgspec.json.encode(errors.to_wire(error))
             self.wake()
-        return await self._answer(http, writer, fault, status, content)
+        return await self._answer(http, writer, fault, status=status, content=content)
 
     async def _answer(
-        self, http: h11.Connection, writer: asyncio.StreamWriter, fault: Fault | None, status: int, content: bytes
+        self, http: h11.Connection, writer: asyncio.StreamWriter, fault: Fault | None, *, status: int, content: bytes
     ) -> bool:
         if fault is not None and fault.kind == "drop":
             return False
@@ -284,6 +284,9 @@ class FakeControl:
         if parts == ["reports"]:
             return self._reports(msgspec.json.decode(body, type=wire.Reports))
         assert parts[0] == "tasks", target
+        return self._upload(parts, query, body)
+
+    def _upload(self, parts: list[str], query: dict[str, str], body: bytes) -> msgspec.Struct:
         task = self.tasks.get(parts[1])
         if task is None or task.id in self.unknown:
             raise errors.TASK_UNKNOWN(task=parts[1])

@@ -27,7 +27,7 @@ def test_margin_is_a_tenth_and_at_least_five_seconds(lease: float, margin: float
 def test_interval_is_a_third_of_the_lease_while_tasks_are_held(
     beat: float,
     lease: float,
-    holding: bool,
+    holding: bool,  # noqa: FBT001
     expected: float,
 ) -> None:
     directives = wire.Directives(heartbeat_seconds=beat, lease_seconds=lease)
