@@ -1,7 +1,7 @@
 """``make bench``: speed and size in one run, as ratios to goals, to limits of this machine, and to peers.
 
-Absolute numbers depend on the machine; the ratios are what to compare between versions. ``python -m benchmarks.run NAME…``
-runs some of them: dispatch throughput burst supervision idle cli output polls peers.
+Absolute numbers depend on the machine; the ratios are what to compare between versions. Some of them only:
+``python -m benchmarks.run NAME…`` with dispatch throughput burst supervision idle cli output polls peers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Thousands of agents in one process that speak the real protocol: activation, sessions, held polls, heartbeats.
 
 Run by ``benchmarks.run`` as a process of its own, so that its CPU is not taken for the control plane's:
-``python -m benchmarks.simulator URL CA_FILE AGENTS SECONDS`` reads activation tokens from stdin, prints one JSON line when
-all polls are held and one with the heartbeat rate.
+``python -m benchmarks.simulator URL CA_FILE AGENTS SECONDS``. It reads activation tokens from stdin, prints one JSON
+line when all polls are held, waits for a line, and prints one with the heartbeat rate.
 """
 
 from __future__ import annotations
