@@ -87,9 +87,9 @@ def idle() -> None:
         time.sleep(5)
         daemon = lab.processes["daemon"].pid
         seconds = 30.0
-        before = measure.cpu_seconds([daemon])
+        before = measure.run_seconds(daemon)
         time.sleep(seconds)
-        spent = measure.cpu_seconds([daemon]) - before
+        spent = measure.run_seconds(daemon) - before
         helpers = [pid for pid in measure.descendants(daemon) if pid != daemon]
         show("idle daemon RSS, TLS", measure.memory_kib(daemon)["Rss"] / 1024, "MiB", goal=45)
         show("idle daemon private memory", measure.memory_kib(daemon)["Private"] / 1024, "MiB")
