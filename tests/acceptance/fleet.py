@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,33 +43,81 @@ def wait_for(condition: Callable[[], Any], what: str, *, seconds: float = PATIEN
 
 
 class Fleet:
-    """One control plane and any number of instances; everything is cleaned up by :func:`running`."""
+    """One control plane and any number of instances below one root; :func:`running` cleans up after it.
 
-    def __init__(self, root: Path, *, lease_seconds: float = 180.0, heartbeat_seconds: float = 60.0) -> None:
+    ``root`` is the ``--root`` of every command, the control plane's default data directory lies below it, and
+    ``<name>.log`` has what a process wrote.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        lease_seconds: float = 180.0,
+        heartbeat_seconds: float = 60.0,
+        certificate: tuple[Path, Path] | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
+        """``certificate`` and key make it serve TLS; ``variables`` are added to every environment."""
         self.root = root
-        self.layout = paths.Layout(root / "host")
-        self.data = root / "control-plane"
+        self.layout = paths.Layout(root)
+        self.data = root / "var/lib/agentina-control-plane"
         self.token_file = root / "operator-token"
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.port = 0
+        self.variables = variables or {}
+        self._certificate = certificate
         self._timing = ["--lease", f"{lease_seconds}s", "--heartbeat", f"{heartbeat_seconds}s"]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._client: api.Client | None = None
 
+    @property
+    def url(self) -> str:
+        """The control plane's address, the same over all its starts."""
+        return f"http{'s' if self._certificate else ''}://127.0.0.1:{self.port}"
+
     # --- processes -------------------------------------------------------------------------------------------------
 
-    def start_control_plane(self, *, wait: bool = True) -> None:
-        """Start it on the same address and data as before."""
-        listen = self.url.removeprefix("http://")
-        command = ["control-plane", "serve", "--data", str(self.data), "--listen", listen]
-        self._start("control-plane", [*command, "--token-file", str(self.token_file), *self._timing])
+    def start_control_plane(self, *, wait: bool = True, variables: dict[str, str] | None = None) -> None:
+        """Start it on the same address and data as before; the first time, log in as its operator."""
+        first = self.port == 0
+        if first:
+            self.port = free_port()
+        command = ["control-plane", "serve", "--listen", f"127.0.0.1:{self.port}", "--data", str(self.data)]
+        command += ["--token-file", str(self.token_file), *self._timing]
+        if self._certificate is not None:
+            command += ["--tls-cert", str(self._certificate[0]), "--tls-key", str(self._certificate[1])]
+        self.start("control-plane", *command, variables=variables)
         if wait:
-            wait_for(self.is_ready, "the control plane answers")
+            self.wait_running("control-plane", self.is_ready, "the control plane answers")
+        if first and wait:
+            trust = [] if self._certificate is None else ["--ca-file", str(self._certificate[0])]
+            self.answer("login", self.url, "--token-file", str(self.token_file), *trust)
 
-    def start_daemon(self, instance: str = "default", *, wait: bool = True) -> None:
-        """Start the daemon of an installed instance."""
-        self._start(instance, ["daemon", "--instance", instance, "--root", str(self.layout.root)])
+    def start_daemon(
+        self, instance: str = "default", *, wait: bool = True, variables: dict[str, str] | None = None
+    ) -> None:
+        """Start the daemon of an installed instance, and wait until it has a session."""
+        self.start(instance, "daemon", "--instance", instance, variables=variables)
         if wait:
-            wait_for(lambda: self.status(instance) is not None, f"daemon {instance} answers")
+            self.wait_running(instance, lambda: self.is_online(instance), f"daemon {instance} is online")
+
+    def start(self, name: str, *arguments: str, variables: dict[str, str] | None = None) -> None:
+        """Start a long-running ``agentina`` command."""
+        assert not self.is_running(name), f"{name} runs already"
+        environment = {**self.environment(), **(variables or {})}
+        with (self.root / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [*AGENTINA, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
+
+    def wait_running(self, name: str, condition: Callable[[], Any], what: str) -> Any:
+        """:func:`wait_for`, given up at once, with its log, when the process ends."""
+
+        def looked() -> Any:
+            assert self.is_running(name), f"{name} ended: {self.log(name)[-3000:]}"
+            return condition()
+
+        return wait_for(looked, what)
 
     def kill(self, name: str) -> None:
         """kill -9 of one of our processes."""
@@ -79,15 +131,23 @@ class Fleet:
         Raises:
             AssertionError: It did not end, or not with exit code 0.
         """
+        self._processes[name].terminate()
+        return self.wait_end(name)
+
+    def wait_end(self, name: str) -> float:
+        """Wait for the orderly end of a process that was told to end; returns the seconds it took.
+
+        Raises:
+            AssertionError: It did not end, or not with exit code 0.
+        """
         process = self._processes.pop(name)
         started = time.monotonic()
-        process.terminate()
         try:
             code = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise AssertionError(f"{name} did not end on SIGTERM") from None
+            raise AssertionError(f"{name} did not end") from None
         assert code == 0, f"{name} ended with {code}: {self.log(name)[-3000:]}"
         return time.monotonic() - started
 
@@ -103,64 +163,77 @@ class Fleet:
         """What the process has written to stderr and stdout, over all its starts."""
         return (self.root / f"{name}.log").read_text(errors="replace")
 
-    def _start(self, name: str, arguments: list[str]) -> None:
-        assert not self.is_running(name), f"{name} runs already"
-        with (self.root / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                [*AGENTINA, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment()
-            )
-
     def close(self) -> None:
         """End every process and every task that is still there."""
         for name in list(self._processes):
             with contextlib.suppress(ProcessLookupError):
                 self.kill(name)
-        end_tasks_below(self.layout.root)
+        end_tasks_below(self.root)
         if self._client is not None:
             self._client.close()
 
     # --- the product, as its users use it ---------------------------------------------------------------------------
 
     def environment(self) -> dict[str, str]:
-        """Environment of every command: the root, and the operator's token once there is one."""
-        environment = {**os.environ, "AGENTINA_ROOT": str(self.layout.root), "AGENTINA_CONTROL_PLANE": self.url}
-        environment["AGENTINA_API_TOKEN_FILE"] = str(self.token_file)
-        return environment
+        """Environment of every command: the root; what the operator needs is in the login."""
+        return {**os.environ, "AGENTINA_ROOT": str(self.root), "COLUMNS": "200", **self.variables}
 
-    def run(self, *arguments: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run an ``agentina`` command to its end."""
-        done = subprocess.run(
-            [*AGENTINA, *arguments], input=stdin, capture_output=True, text=True, env=self.environment(), check=False
+    def run(self, *arguments: str, text: str = "", seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+        """Run one ``agentina`` command to its end; ``text`` is its stdin."""
+        return subprocess.run(
+            [*AGENTINA, *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            env=self.environment(),
+            timeout=seconds,
+            check=False,
         )
-        assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
 
-    def install(self, instance: str = "default", *options: str) -> str:
-        """Mint a token and install an instance with it; returns the agent's id."""
-        token = self.client.create_tokens(messages.TokenCreate()).tokens[0].token
-        command = ["install", "--token-file", "-", "--control-plane", self.url, "--instance", instance, "--no-service"]
-        done = self.run(*command, *options, "--json", stdin=token)
-        return str(msgspec.json.decode(done.stdout)["agent_id"])
+    def answer(self, *arguments: str, text: str = "") -> str:
+        """The stdout of a command that must succeed."""
+        done = self.run(*arguments, text=text)
+        assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def document(self, *arguments: str, text: str = "") -> Any:
+        """The JSON document of a command that must succeed."""
+        return msgspec.json.decode(self.answer(*arguments, "--json", text=text))
+
+    def new_token(self) -> str:
+        """An activation token."""
+        return self.client.create_tokens(messages.TokenCreate()).tokens[0].token
+
+    def install(self, instance: str = "default", *options: str, token: str = "", url: str = "") -> str:
+        """Install an instance, with a new token unless one is given; returns the agent's id."""
+        command = ["install", "--token-file", "-", "--control-plane", url or self.url, "--instance", instance]
+        document = self.document(*command, "--no-service", *options, text=token or self.new_token())
+        return str(document["agent_id"])
 
     @property
     def client(self) -> api.Client:
         """A client with the operator's token."""
         if self._client is None:
-            self._client = api.Client(self.url, token=self.token_file.read_text().strip())
+            trust = "" if self._certificate is None else str(self._certificate[0])
+            self._client = api.Client(self.url, token=self.token_file.read_text().strip(), ca_file=trust)
         return self._client
 
     def is_ready(self) -> bool:
         """Whether the control plane answers /readyz with 200."""
-        import http.client  # noqa: PLC0415 - only here
+        return self.readiness()[0] == 200
 
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=5)
+    def readiness(self) -> tuple[int, str]:
+        """Status and text of /readyz; 0 when nothing answers."""
+        context = None if self._certificate is None else ssl.create_default_context(cafile=self._certificate[0])
         try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5, context=context) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
         except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+            return 0, ""
 
     def status(self, instance: str = "default") -> dict[str, Any] | None:
         """The daemon's own status, or None when it does not answer."""
@@ -168,6 +241,25 @@ class Fleet:
             return local.ask(self.layout.instance(instance), "status")
         except errors.AgentinaError:
             return None
+
+    def is_online(self, instance: str = "default") -> bool:
+        """Whether the daemon answers and has a session."""
+        return (self.status(instance) or {}).get("state") in {"online", "draining"}
+
+    def problems(self, instance: str = "default") -> set[str]:
+        """Codes of what needs attention, in the daemon's own words; empty when it does not answer."""
+        return {problem["code"] for problem in (self.status(instance) or {}).get("problems", [])}
+
+    def submit_script(self, script: str, **keys: Any) -> str:
+        """Submit a job that runs a shell script; returns its id."""
+        return self.client.submit_job({"name": "script", "payload": {"script": script}, **keys}).id
+
+    def output(self, job_id: str, *, task: str | None = None) -> bytes:
+        """All output the control plane has of a job's newest task, or of a given one."""
+        content = b""
+        while piece := self.client.get_output(job_id, task=task, offset=len(content), wait=0).data:
+            content += piece
+        return content
 
     def submit(self, argv: list[str], **keys: Any) -> str:
         """Submit a job; returns its id."""

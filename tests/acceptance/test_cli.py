@@ -12,19 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import fleet as fleets
+from tests.acceptance import fleet as fleets
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fleets.Fleet]:
-    started = fleets.Fleet(tmp_path_factory.mktemp("f"))
-    try:
-        started.serve()
+    with fleets.running(tmp_path_factory.mktemp("f")) as started:
         started.install("default", "--role", "tester", "--label", "zone=a", "--max-concurrent-tasks", "2")
         started.start_daemon()
         yield started
-    finally:
-        started.close()
 
 
 def test_run_passes_output_and_result_through(fleet: fleets.Fleet) -> None:
@@ -92,7 +88,7 @@ def test_interrupting_a_follower_leaves_the_job_alone(fleet: fleets.Fleet, tmp_p
     script = f"echo started; until [ -e {gate} ]; do sleep 0.05; done; echo done"
     process = subprocess.Popen(
         [sys.executable, "-m", "agentina", "job", "run", "--", "sh", "-c", script],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=fleet._environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=fleet.environment(),
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"started\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentina.cli import demo_job
-from tests.fakes import fleet as fleets
+from tests.acceptance import fleet as fleets
 
 
 def demo(root: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,17 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import fleet as fleets
+from agentina.protocol.states import State
+from tests.acceptance import fleet as fleets
 
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[fleets.Fleet]:
-    started = fleets.Fleet(tmp_path)
-    try:
-        started.serve()
+    with fleets.running(tmp_path) as started:
         yield started
-    finally:
-        started.close()
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -28,7 +25,8 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 def test_install_twice_and_on_another_host(fleet: fleets.Fleet, tmp_path: Path) -> None:
-    token = fleet.install()
+    token = fleet.new_token()
+    fleet.install(token=token)
     before = snapshot(fleet.root / "etc") | snapshot(fleet.root / "var/lib/agentina")
     arguments = ("install", "--control-plane", fleet.url, "--token-file", "-", "--json")
     again = fleet.run(*arguments, text=token)
@@ -46,7 +44,7 @@ def test_install_twice_and_on_another_host(fleet: fleets.Fleet, tmp_path: Path) 
 
 
 def test_fifty_hosts_race_for_one_token(fleet: fleets.Fleet) -> None:
-    token = fleet.answer("token", "create").strip()
+    token = fleet.new_token()
     # One process, fifty threads: what races is the redeeming, and fifty interpreters would only race for the CPU.
     script = """
 import sys, threading, json, pathlib
@@ -81,7 +79,7 @@ def test_uninstall_stops_the_daemon_and_install_needs_no_new_token(fleet: fleets
     fleet.install()
     fleet.start_daemon()
     assert "uninstalled" in fleet.answer("uninstall")
-    assert fleet.stop("default") == 0
+    fleet.wait_end("default")
     assert fleet.run("status").returncode == 5
     fleet.answer("install", "--control-plane", fleet.url)
     fleet.start_daemon()
@@ -94,14 +92,12 @@ def test_uninstall_refuses_while_a_task_runs(fleet: fleets.Fleet) -> None:
     fleet.install()
     fleet.start_daemon()
     job = fleet.answer("job", "run", "-d", "--", "sleep", "300").strip()
-    fleet.await_(
-        lambda: fleet.document("job", "show", job)["job"]["state"] == "running", "default", fleet.root / "default.log"
-    )
+    fleet.wait_state(job, State.RUNNING)
     refused = fleet.run("uninstall", "--json")
     assert refused.returncode == 6
     assert json.loads(refused.stdout)["error"]["code"] == "STATE_CONFLICT"
     assert "uninstalled" in fleet.answer("uninstall", "--force", "--purge")
-    assert fleet.stop("default") == 0
+    fleet.wait_end("default")
     assert not (fleet.root / "var/lib/agentina/default").exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import fleet as fleets
+from tests.acceptance import fleet as fleets
 
 #: Times the start of `python3 -c pass`: the bound that must hold (issue 2); the goal is 4.5.
 BOUND = 8.0
@@ -22,13 +21,9 @@ BOUND = 8.0
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fleets.Fleet]:
-    started = fleets.Fleet(tmp_path_factory.mktemp("f"))
-    try:
-        started.serve()
+    with fleets.running(tmp_path_factory.mktemp("f")) as started:
         started.install()
         yield started
-    finally:
-        started.close()
 
 
 def test_no_such_instance(fleet: fleets.Fleet) -> None:
@@ -62,7 +57,7 @@ def test_damaged_files_are_named_and_the_rest_shown(fleet: fleets.Fleet) -> None
 
 def test_killed_daemon_is_noticed_and_a_new_one_takes_over(fleet: fleets.Fleet) -> None:
     fleet.start_daemon()
-    fleet.stop("default", signal.SIGKILL)
+    fleet.kill("default")
     assert fleet.run("status").returncode == 4
     fleet.start_daemon()
     assert fleet.run("status").returncode == 0
