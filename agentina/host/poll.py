@@ -144,6 +144,9 @@ class Poll:
 
     async def _ask(self, offer: admission.Offer) -> wire.PollAnswer:
         wait = min(_MOST_WAIT_SECONDS, self._session.directives.lease_seconds / 3)
+        if self._session.failure is not None:
+            # Answered at once, so that the end of an outage is seen now and not when the long poll is over.
+            wait = 0.0
         number = self._number
 
         def make(session_number: int) -> wire.Poll:
