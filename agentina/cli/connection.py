@@ -13,7 +13,7 @@ import msgspec
 
 from agentina import errors
 from agentina.cli import options, output
-from agentina.client import api
+from agentina.client import address, api
 from agentina.protocol import inputs
 from agentina.system import files, paths
 
@@ -79,7 +79,7 @@ def resolve(layout: paths.Layout) -> Login:
     url = os.environ.get(URL_VARIABLE) or (stored.control_plane if stored else "")
     if not url:
         raise errors.USAGE(problem=f"No control plane is known here: run `agentina login`, or set {URL_VARIABLE}.")
-    same = stored is not None and str(api.parse_address(url)) == str(api.parse_address(stored.control_plane))
+    same = stored is not None and str(address.parse(url)) == str(address.parse(stored.control_plane))
     token = _token_from_environment() or (stored.token if stored and same else "")
     if not token:
         raise errors.AUTH_REQUIRED()  # noqa: RSE102 - an entry of the catalogue is called to make its error

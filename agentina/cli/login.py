@@ -8,7 +8,7 @@ import click
 
 from agentina import errors
 from agentina.cli import connection, options, output
-from agentina.client import api
+from agentina.client import address, api
 
 
 @click.command(
@@ -28,17 +28,15 @@ def login(control_plane: str, token_file: str | None, ca_file: str, *, as_json: 
     The token is asked for on the terminal, or read from a file or stdin; it is never taken from the command line, where
     every user of the machine could read it. It is checked before it is stored (readable by you alone).
     """
-    address = str(api.parse_address(control_plane))
+    url = str(address.parse(control_plane))
     token = _read_token(token_file)
-    with api.Client(address, token=token, ca_file=ca_file) as client:
+    with api.Client(url, token=token, ca_file=ca_file) as client:
         who = client.whoami()
-    path = connection.save_login(
-        options.layout(), connection.Login(control_plane=address, token=token, ca_file=ca_file)
-    )
+    path = connection.save_login(options.layout(), connection.Login(control_plane=url, token=token, ca_file=ca_file))
     if as_json:
-        output.document({"control_plane": address, "operator": who.operator, "role": who.role, "file": str(path)})
+        output.document({"control_plane": url, "operator": who.operator, "role": who.role, "file": str(path)})
     else:
-        output.answer(f"Logged in to {address} as {output.clean(who.operator)} ({who.role}); stored in {path}.")
+        output.answer(f"Logged in to {url} as {output.clean(who.operator)} ({who.role}); stored in {path}.")
 
 
 def _read_token(token_file: str | None) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
-import ipaddress
 import json
+import os
 import secrets
 import ssl
 import time
@@ -21,6 +21,7 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from agentina import errors
+from agentina.client import address as addresses
 from agentina.client import backoff
 from agentina.protocol import api, inputs, wire
 
@@ -37,48 +38,6 @@ _COPY: Final = 1 << 20
 _BUSY: Final = frozenset({429, 500, 502, 503, 504})
 
 Query = Mapping[str, str | int | float | None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Address:
-    """A control plane's address, checked."""
-
-    scheme: str
-    host: str
-    port: int
-    #: What stands before ``/v1`` when it is served below a path; no slash at the end.
-    prefix: str
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = 443 if self.scheme == "https" else 80
-        port = "" if self.port == default else f":{self.port}"
-        return f"{self.scheme}://{host}{port}{self.prefix}"
-
-
-def parse_address(url: str) -> Address:
-    """Check a control plane's URL.
-
-    Raises:
-        AgentinaError: ``INPUT_INVALID``, or ``URL_INSECURE`` for plain http to another machine.
-
-    """
-    shown = url[:200]
-    try:
-        parts = urllib.parse.urlsplit(url.strip())
-        port = parts.port
-        host = parts.hostname or ""
-    except ValueError as error:
-        raise errors.INPUT_INVALID(where="control plane", problem=f"{shown!r} is no address: {error}") from error
-    if parts.scheme not in {"http", "https"} or not host:
-        problem = f"expected an address such as https://agents.example.com, got {shown!r}"
-        raise errors.INPUT_INVALID(where="control plane", problem=problem)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise errors.INPUT_INVALID(where="control plane", problem="expected no user, password, query or fragment")
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise errors.URL_INSECURE(url=shown)
-    port = port or (443 if parts.scheme == "https" else 80)
-    return Address(scheme=parts.scheme, host=host, port=port, prefix=parts.path.rstrip("/"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +86,7 @@ class Client:
         pause: Callable[[float], None] = time.sleep,
         notice: Callable[[errors.AgentinaError], None] | None = None,
     ) -> None:
-        self.address = parse_address(url)
+        self.address = addresses.parse(url)
         #: May be changed between requests: following a job is worth more patience than one question.
         self.patience = patience or Patience()
         #: Told why before the first repetition of a request.
@@ -353,9 +312,13 @@ class Client:
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         if self._connection is None:
             host, port = self.address.host, self.address.port
-            if self.address.scheme == "https":
+            if self.address.tls:
                 context = tls_context(self._ca_file)
-                self._connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+                proxy = addresses.proxy_for(self.address, os.environ)
+                to = proxy or (host, port)
+                self._connection = http.client.HTTPSConnection(*to, timeout=timeout, context=context)
+                if proxy is not None:
+                    self._connection.set_tunnel(host, port)
             else:
                 self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
         self._connection.timeout = timeout
@@ -437,12 +400,3 @@ def _query(query: Query | None) -> str:
 
 def _quote(part: str) -> str:
     return urllib.parse.quote(part, safe="")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import re
 import ssl
-import urllib.parse
 from collections.abc import AsyncIterator
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -22,6 +20,7 @@ import h11
 import msgspec
 
 from agentina import errors
+from agentina.client import address as addresses
 from agentina.protocol import signing
 from agentina.system import clock
 
@@ -38,47 +37,6 @@ MAX_IDLE: Final = 8
 RENEW_BEFORE_MS: Final = 60_000
 _READ_SIZE: Final = 65_536
 _PROXY_HEAD: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
-
-
-class Address(NamedTuple):
-    """Where the control plane is."""
-
-    url: str
-    host: str
-    port: int
-    tls: bool
-    #: Path in front of /v1, without a slash at the end.
-    prefix: str
-
-
-def parse_url(url: str) -> Address:
-    """Split and check the address of a control plane.
-
-    Raises:
-        AgentinaError: ``INPUT_INVALID``, or ``URL_INSECURE`` for plain http to anything but loopback.
-
-    """
-    try:
-        parts = urllib.parse.urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise errors.INPUT_INVALID(where="control_plane", problem=f"{url[:200]!r} is no address: {error}") from error
-    if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment or parts.username:
-        problem = f"{url[:200]!r}: expected https://HOST[:PORT] without user, query and fragment"
-        raise errors.INPUT_INVALID(where="control_plane", problem=problem)
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise errors.URL_INSECURE(url=url[:200])
-    tls = parts.scheme == "https"
-    return Address(url.rstrip("/"), host, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Signer:
@@ -194,7 +152,7 @@ class Link:
     def __init__(
         self, url: str, *, signer: Signer | None = None, ca_file: str = "", clocks: clock.Clock | None = None
     ) -> None:
-        self.address = parse_url(url)
+        self.address = addresses.parse(url)
         self._signer = signer
         self._ca_file = ca_file
         self._clock: clock.Clock = clocks or clock.SystemClock()
@@ -203,9 +161,6 @@ class Link:
         self._closed = False
         #: Milliseconds to add to the boot clock for the control plane's time; None: it has not spoken yet.
         self._offset_ms: float | None = None
-        default_port = 443 if self.address.tls else 80
-        host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
-        self._host_header = host if self.address.port == default_port else f"{host}:{self.address.port}"
 
     @property
     def knows_time(self) -> bool:
@@ -269,7 +224,7 @@ class Link:
         self, method: str, path: str, body: bytes, kind: type[T], *, seconds: float, limit: int, media: str
     ) -> T:
         headers = [
-            ("Host", self._host_header),
+            ("Host", self.address.authority),
             ("Content-Type", media),
             ("Content-Length", str(len(body))),
             ("Accept", "application/json"),
@@ -333,7 +288,7 @@ class Link:
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port, tls = self.address.host, self.address.port, self.address.tls
-        proxy = proxy_for(self.address, dict(os.environ))
+        proxy = addresses.proxy_for(self.address, os.environ)
         if proxy is None:
             context = self._tls() if tls else None
             return await asyncio.open_connection(host, port, ssl=context, server_hostname=host if tls else None)
@@ -389,7 +344,7 @@ class Link:
             self._offset_ms = server_ms - self._clock.boot() * 1000
 
     def _unreachable(self, problem: str) -> errors.AgentinaError:
-        return errors.CONTROL_PLANE_UNREACHABLE(url=self.address.url, problem=problem)
+        return errors.CONTROL_PLANE_UNREACHABLE(url=str(self.address), problem=problem)
 
 
 def _document(body: bytes) -> Any:
@@ -403,28 +358,3 @@ def retry_after(error: errors.AgentinaError) -> float | None:
     """Seconds the peer asked to wait, if it did."""
     value = error.context.get("retry_after")
     return float(value) if isinstance(value, int | float) and value >= 0 else None
-
-
-def proxy_for(address: Address, environment: dict[str, str]) -> tuple[str, int] | None:
-    """The HTTP proxy that ``HTTPS_PROXY`` names for ``address``, unless ``NO_PROXY`` excepts it; https only.
-
-    Raises:
-        AgentinaError: ``INPUT_INVALID`` when the variable is no ``http://HOST:PORT``.
-
-    """
-    chosen = environment.get("HTTPS_PROXY") or environment.get("https_proxy") or ""
-    if not address.tls or not chosen or _is_loopback(address.host):
-        return None
-    excepted = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
-    for part in (word.strip().lstrip(".").lower() for word in excepted.split(",")):
-        if part and (part in {"*", address.host} or address.host.endswith("." + part)):
-            return None
-    try:
-        parts = urllib.parse.urlsplit(chosen if "://" in chosen else f"http://{chosen}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-        parts = urllib.parse.urlsplit("")
-    if parts.scheme != "http" or not host:
-        raise errors.INPUT_INVALID(where="HTTPS_PROXY", problem="expected http://HOST:PORT")
-    return host, port or 3128

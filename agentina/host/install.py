@@ -30,7 +30,7 @@ import msgspec
 
 import agentina
 from agentina import errors
-from agentina.client import api, local
+from agentina.client import address, api, local
 from agentina.host import config, doctor, identity
 from agentina.protocol import inputs, names, signing, versions, wire
 from agentina.system import files, paths, services
@@ -100,13 +100,13 @@ def install(instance: paths.InstancePaths, request: Request, *, say: Say) -> Ins
             ``LICENSE_…``, ``CONTROL_PLANE_UNREACHABLE``, ``SERVICE_FAILED``, ``DAEMON_NOT_RUNNING``.
 
     """
-    url = str(api.parse_address(request.control_plane))
+    url = str(address.parse(request.control_plane))
     for key, value in request.labels.items():
         names.check_label(key, value)
     if request.role is not None:
         names.check_role(request.role)
     settings = _known_settings(instance)
-    if settings is not None and str(api.parse_address(settings.control_plane)) != url:
+    if settings is not None and str(address.parse(settings.control_plane)) != url:
         raise errors.INSTANCE_OTHER(instance=instance.name, url=settings.control_plane)
     known = identity.load(instance)
     changed: list[str] = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -184,41 +185,6 @@ def test_cut_off_artifact_is_an_error(serve: Serve, pauses: list[float], tmp_pat
     assert b"".join(got) == b"1234"
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("https://agents.example.com/", "https://agents.example.com"),
-        ("https://agents.example.com:8443/base/", "https://agents.example.com:8443/base"),
-        ("http://127.0.0.1:8440", "http://127.0.0.1:8440"),
-        ("http://[::1]:80", "http://[::1]"),
-        ("http://localhost", "http://localhost"),
-    ],
-)
-def test_addresses(url: str, shown: str) -> None:
-    assert str(api.parse_address(url)) == shown
-
-
-@pytest.mark.parametrize(
-    ("url", "code"),
-    [
-        ("http://agents.example.com", "URL_INSECURE"),
-        ("http://127.0.0.1.example.com", "URL_INSECURE"),
-        ("ftp://x", "INPUT_INVALID"),
-        ("agents.example.com", "INPUT_INVALID"),
-        ("https://user:pw@x", "INPUT_INVALID"),
-        ("https://x:99999", "INPUT_INVALID"),
-        ("https://x/?q=1", "INPUT_INVALID"),
-        ("https://[::1", "INPUT_INVALID"),
-        ("", "INPUT_INVALID"),
-    ],
-)
-def test_bad_addresses_are_refused(url: str, code: str) -> None:
-    with pytest.raises(errors.AgentinaError) as caught:
-        api.parse_address(url)
-    assert caught.value.code == code
-    assert "pw" not in str(caught.value)
-
-
 def test_missing_ca_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(errors.AgentinaError) as caught:
         api.tls_context(str(tmp_path / "ca.pem"))
@@ -227,3 +193,26 @@ def test_missing_ca_file_is_named(tmp_path: Path) -> None:
 
 def test_token_is_not_in_repr() -> None:
     assert "aop_secret" not in repr(api.Client("https://x.example", token="aop_secret"))
+
+
+def test_proxy_is_asked_for_the_control_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    seen: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+
+        def refuse() -> None:
+            connection, _ = proxy.accept()
+            with connection:
+                seen.append(connection.recv(4096).split(b"\r\n")[0].rpartition(b" ")[0])
+                connection.sendall(b"HTTP/1.1 407 Authenticate\r\n\r\n")
+
+        server = threading.Thread(target=refuse)
+        server.start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        client = api.Client("https://control.invalid:8443", patience=api.Patience(attempts=1))
+        with pytest.raises(errors.AgentinaError, match="407") as caught:
+            client.whoami()
+        server.join()
+    assert caught.value.entry is errors.CONTROL_PLANE_UNREACHABLE
+    assert seen == [b"CONNECT control.invalid:8443"]

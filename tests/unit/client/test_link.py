@@ -15,7 +15,6 @@ from agentina.client import link
 from agentina.protocol import signing, wire
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"offset":7}'
-ADDRESS = link.Address("https://cp.example", "cp.example", 443, tls=True, prefix="")
 
 
 class Raw:
@@ -178,49 +177,6 @@ def test_assertion_is_renewed_before_its_end_and_when_time_went_back() -> None:
     assert signer.header(1_000_000 + 239_999) == first
     assert signer.header(1_000_000 + 240_000) != first
     assert signer.header(5) != first
-
-
-@pytest.mark.parametrize(
-    ("url", "code"),
-    [
-        ("http://example.org", "URL_INSECURE"),
-        ("http://192.168.1.5:8080", "URL_INSECURE"),
-        ("ftp://example.org", "INPUT_INVALID"),
-        ("https://user:pw@example.org", "INPUT_INVALID"),
-        ("https://example.org:99999", "INPUT_INVALID"),
-        ("https://", "INPUT_INVALID"),
-    ],
-)
-def test_addresses_that_are_refused(url: str, code: str) -> None:
-    with pytest.raises(errors.AgentinaError) as caught:
-        link.parse_url(url)
-    assert caught.value.code == code
-    assert "pw" not in str(caught.value) or "user" not in url or code == "INPUT_INVALID"
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost", "https://example.org/a/"])
-def test_addresses_that_are_taken(url: str) -> None:
-    assert link.parse_url(url).prefix in {"", "/a"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, None),
-        ({"HTTPS_PROXY": "http://proxy:3129"}, ("proxy", 3129)),
-        ({"https_proxy": "proxy"}, ("proxy", 3128)),
-        ({"HTTPS_PROXY": "http://proxy", "NO_PROXY": "other, .example"}, None),
-        ({"HTTPS_PROXY": "http://proxy", "NO_PROXY": "*"}, None),
-        ({"HTTPS_PROXY": "http://proxy", "NO_PROXY": "ample"}, ("proxy", 3128)),
-    ],
-)
-def test_proxy_is_chosen_from_the_environment(environment: dict[str, str], expected: tuple[str, int] | None) -> None:
-    assert link.proxy_for(ADDRESS, environment) == expected
-
-
-def test_proxy_that_is_no_address_is_refused() -> None:
-    with pytest.raises(errors.AgentinaError):
-        link.proxy_for(ADDRESS, {"HTTPS_PROXY": "socks5://x:1"})
 
 
 @pytest.fixture
