@@ -86,9 +86,11 @@ class ProcessExecutor:
 
     async def open(self) -> None:
         """See :meth:`agentina.executors.contract.Executor.open`."""
-        self._delegation = cgroups.find()
-        if self._delegation is not None:
-            cgroups.remove_empty(self._delegation)
+        found = cgroups.find()
+        if found is not None:
+            cgroups.remove_empty(found)
+            # Without a controller it limits nothing; all it would add to the process tree costs a tenth of a start.
+            self._delegation = found if found.controllers else None
         await self._ready_nursery()
 
     async def close(self) -> None:

@@ -32,12 +32,13 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGCHLD})
-#: Signals a Python process ignores or the nursery ignores; the command gets them back as they are by default.
-_RESET: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-#: Added to the task's oom_score_adj: when memory runs out the kernel takes a task before the daemon.
-_OOM_SCORE: Final = 500
-#: Added to the task's nice value, so that the daemon and the supervisor get their turn however many processes it has.
-_NICE: Final = 5
+#: Signals a Python process ignores or the nursery ignores. A supervisor has them as they are by default, which is what
+#: the command inherits, and blocked, so that none of them ends it.
+_BLOCKED: Final = frozenset({*_SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP})
+#: A task's oom_score_adj, 500 above ours: when memory runs out the kernel takes a task before the daemon.
+_OOM_SCORE: Final = str(min(1000, int(containment.read_small("/proc/self/oom_score_adj") or b"0") + 500))
+#: A task's nice value, 5 above ours: the daemon and the supervisor get their turn however many processes it has.
+_NICE: Final = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
 _MAX_FILES: Final = 65_536
 #: Of all tasks of this user together: process ids are left to the rest of the host. Root is exempt (getrlimit(2)).
 _MAX_PROCESSES: Final = int(containment.read_small("/proc/sys/kernel/pid_max") or b"32768") // 2
@@ -180,35 +181,20 @@ class Supervisor:
             if os.getppid() != parent:
                 os._exit(127)
             os.close(self._fence)
-            _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-            self._limit_self()
+            containment.write_text("/proc/self/oom_score_adj", _OOM_SCORE)
+            os.setpriority(os.PRIO_PROCESS, 0, _NICE)
             os.dup2(self._output, 1)
             os.dup2(self._output, 2)
-            os.umask(0o022)
             try:
                 os.chdir(self.request.workspace)
             except OSError as error:
                 raise OSError(error.errno, f"the workspace cannot be entered: {error.strerror}") from error
-            for number in _RESET:
-                signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             _execute(argv, self.request.environment)
         except (OSError, ValueError) as error:
             os.write(writer, (getattr(error, "strerror", None) or str(error)).encode("utf-8", "replace")[:4096])
         finally:
             os._exit(127)
-
-    def _limit_self(self) -> None:
-        present = containment.read_small("/proc/self/oom_score_adj").strip() or b"0"
-        containment.write_text("/proc/self/oom_score_adj", str(min(1000, int(present) + _OOM_SCORE)))
-        os.nice(_NICE)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        files = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-        _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-        if hard == resource.RLIM_INFINITY or hard > _MAX_PROCESSES:
-            resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_PROCESSES, _MAX_PROCESSES))
 
     def _answer(self, pid: int) -> None:
         """Make the start known: in the fence for any later daemon, and to the one that asked."""
@@ -363,7 +349,9 @@ class Supervisor:
         usage = self._usage(wall)
         oom = "full" if self._stopped == limits.MEMORY_LIMIT else "none"
         if self.request.cgroup:
-            oom = self._oom_of_cgroup(oom, ended)
+            counted = containment.cgroup_usage(self.request.cgroup)
+            usage.update(_figures(counted))
+            oom = self._oom_of_cgroup(oom, counted, ended)
             containment.remove_cgroup(self.request.cgroup)
         result = {
             **ended,
@@ -381,7 +369,7 @@ class Supervisor:
 
     def _usage(self, wall: float) -> dict[str, Any]:
         reaped = self._children.usage
-        usage: dict[str, Any] = {
+        return {
             "wall_seconds": round(wall, 6),
             "cpu_seconds": round(reaped.cpu_seconds, 6),
             "memory_peak_bytes": max(self._memory_peak, reaped.largest_bytes),
@@ -389,21 +377,10 @@ class Supervisor:
             "io_write_bytes": reaped.written_bytes,
             "processes_peak": max(self._tasks_peak, 1),
         }
-        if self.request.cgroup:
-            counted = containment.cgroup_usage(self.request.cgroup)
-            exact = {
-                "cpu_seconds": counted.cpu_seconds,
-                "memory_peak_bytes": counted.memory_peak_bytes,
-                "io_read_bytes": counted.read_bytes,
-                "io_write_bytes": counted.written_bytes,
-                "io_operations": counted.operations,
-            }
-            usage.update({key: value for key, value in exact.items() if value is not None})
-        return usage
 
-    def _oom_of_cgroup(self, oom: str, ended: dict[str, Any]) -> str:
+    def _oom_of_cgroup(self, oom: str, counted: containment.CgroupUsage, ended: dict[str, Any]) -> str:
         """The kernel's own word on memory: it kills at the cgroup's limit before this process could see it."""
-        if containment.cgroup_usage(self.request.cgroup).oom_kills == 0:
+        if counted.oom_kills == 0:
             return oom
         if ended.get("signal") != "SIGKILL":
             return "partial"
@@ -483,17 +460,39 @@ class Supervisor:
             self._details.append(text)
 
 
+def limit_self() -> None:
+    """Take the limits that every task inherits; for the nursery, once, so that no supervisor has to."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    if hard == resource.RLIM_INFINITY or hard > _MAX_PROCESSES:
+        resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_PROCESSES, _MAX_PROCESSES))
+
+
+def get_ready() -> None:
+    """Become a supervisor without a task yet, in a process just forked from the nursery.
+
+    Raises:
+        OSError: The kernel does not have what a supervisor needs.
+
+    """
+    os.setsid()
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    for number in _BLOCKED:
+        signal.signal(number, signal.SIG_DFL)
+    os.dup2(0, 2)
+
+
 def supervise(request: Request, *, fence: int, channel: Any) -> NoReturn:
-    """Be the supervisor of a task, in a process of its own just forked from the nursery."""
+    """Be the supervisor of a task, after :func:`get_ready`; ends the process."""
     code = 70
     supervisor = None
     try:
-        os.setsid()
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.dup2(0, 2)
         supervisor = Supervisor(request, fence=fence, channel=channel)
         supervisor.run()
         code = 0
@@ -505,6 +504,18 @@ def supervise(request: Request, *, fence: int, channel: Any) -> NoReturn:
         os.ftruncate(fence, len(text))
     finally:
         os._exit(code)
+
+
+def _figures(counted: containment.CgroupUsage) -> dict[str, Any]:
+    """What a cgroup counted, under the names of a result's usage."""
+    exact = {
+        "cpu_seconds": counted.cpu_seconds,
+        "memory_peak_bytes": counted.memory_peak_bytes,
+        "io_read_bytes": counted.read_bytes,
+        "io_write_bytes": counted.written_bytes,
+        "io_operations": counted.operations,
+    }
+    return {key: value for key, value in exact.items() if value is not None}
 
 
 def _execute(argv: list[str], environment: dict[str, str]) -> NoReturn:

@@ -159,7 +159,7 @@ def spawn_detached(argv: Sequence[str], *, pass_descriptors: Sequence[int]) -> s
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            env={},
+            env={"LD_BIND_NOW": "1"},
             pass_fds=pass_descriptors,
             start_new_session=True,
         )

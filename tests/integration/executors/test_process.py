@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,9 +20,9 @@ from typing import Any
 import pytest
 
 from agentina import errors
-from agentina.executors import contract, process
+from agentina.executors import contract, nursery, process
 from agentina.executors.contract import Condition, StopReason
-from agentina.system import clock, files, processes
+from agentina.system import cgroups, clock, files, processes
 from tests.fakes import launches
 
 ROOT = Path(__file__).parents[3]
@@ -190,7 +191,7 @@ async def test_stopped_task_is_ended(executor: process.ProcessExecutor, tmp_path
 async def test_fork_bomb_is_bounded_and_gone(
     executor: process.ProcessExecutor, tmp_path: Path, *, bomb: str, without_cgroup: bool
 ) -> None:
-    executor._delegation = None if without_cgroup else executor._delegation
+    executor._delegation = None if without_cgroup else cgroups.find()
     launch = shell(tmp_path, f"sleep 0.3; {bomb}; sleep 1000", pids=100, timeout_seconds=5.0, grace_seconds=0.1)
     result = await run(executor, launch)
     # One whose processes live too short to be many at once ends with its time.
@@ -331,6 +332,90 @@ async def test_nursery_killed_among_many_starts_runs_each_once(
         assert condition in ({Condition.ENDED} if ran else {Condition.UNSTARTED, Condition.VANISHED})
         if condition is Condition.UNSTARTED:
             assert isinstance(outcome, errors.AgentinaError)
+
+
+def spares_of(executor: process.ProcessExecutor) -> list[int]:
+    assert executor._nursery is not None
+    pid = executor._nursery.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def test_start_takes_the_spare_and_another_is_made(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    await until(lambda: len(spares_of(executor)) == 1)
+    (spare,) = spares_of(executor)
+    launch = shell(tmp_path, "exec sleep 1000")
+    await executor.start(launch)
+    assert process.read_fence(launch.directory).pid == spare
+    await until(lambda: len(spares_of(executor)) == 2)
+    executor.stop(launch.directory, StopReason.CANCELED)
+    await ended(executor, launch.directory)
+
+
+async def test_spare_killed_while_it_waits_costs_no_start(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    await until(lambda: len(spares_of(executor)) == 1)
+    os.kill(spares_of(executor)[0], signal.SIGKILL)
+    await until(lambda: not spares_of(executor))
+    assert (await run(executor, shell(tmp_path, "exit 3"))).exit_code == 3
+
+
+async def test_spare_killed_with_the_task_on_its_way_is_no_second_start(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    await until(lambda: len(spares_of(executor)) == 1)
+    (spare,) = spares_of(executor)
+    os.kill(spare, signal.SIGSTOP)
+    launch = shell(tmp_path, "echo ran > ../ran")
+    starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
+    await until(lambda: files.is_locked(launch.directory / "supervisor"))
+    assert executor.adopt(launch.directory)[0] is Condition.RUNNING
+    os.kill(spare, signal.SIGKILL)
+    await starting
+    await executor.wait(launch.directory)
+    assert executor.adopt(launch.directory)[0] is Condition.VANISHED
+    with pytest.raises(errors.AgentinaError) as raised:
+        await executor.start(launch)
+    assert raised.value.code == errors.STATE_CONFLICT.code
+    assert not (launch.directory / "ran").exists()
+
+
+async def test_spare_ends_with_a_killed_nursery(executor: process.ProcessExecutor) -> None:
+    await until(lambda: len(spares_of(executor)) == 1)
+    spare = processes.open_pidfd(spares_of(executor)[0])
+    assert spare is not None
+    assert executor._nursery is not None
+    watch = processes.Watch(spare)
+    os.kill(executor._nursery.pid, signal.SIGKILL)
+    async with asyncio.timeout(5):
+        await watch.wait()
+
+
+async def test_nursery_killed_with_the_task_on_its_way_starts_it_once(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    await until(lambda: len(spares_of(executor)) == 1)
+    (spare,) = spares_of(executor)
+    os.kill(spare, signal.SIGSTOP)
+    launch = shell(tmp_path, "echo ran >> ../ran")
+    starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
+    await until(lambda: files.is_locked(launch.directory / "supervisor"))
+    assert executor._nursery is not None
+    os.kill(executor._nursery.pid, signal.SIGKILL)
+    await asyncio.sleep(0.05)
+    os.kill(spare, signal.SIGCONT)
+    await starting
+    assert (await ended(executor, launch.directory)).exit_code == 0
+    assert (launch.directory / "ran").read_text() == "ran\n"
+
+
+async def test_nursery_whose_daemon_is_gone_ends_quietly(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.close()
+    argv = [sys.executable, "-I", "-S", nursery.__file__, str(theirs.fileno()), str(tmp_path / "lock")]
+    done = await asyncio.to_thread(
+        subprocess.run, argv, pass_fds=[theirs.fileno()], capture_output=True, timeout=10, check=False
+    )
+    theirs.close()
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 DAEMON = """
