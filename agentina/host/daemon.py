@@ -62,7 +62,7 @@ def run(instance: paths.InstancePaths) -> int:
 
     """
     settings = config.load(instance)
-    logs.set_up(instance=instance.name, level=settings.log_level)
+    logs.set_up(instance=instance.name, level=settings.log_level, file=instance.log)
     who = identity.load(instance)
     if who is None or not who.agent_id:
         raise errors.INSTANCE_UNKNOWN(instance=instance.name, path=str(instance.identity))

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from agentina.host import logs
 
@@ -35,3 +40,82 @@ def test_traceback_is_indented() -> None:
     text = logs.Formatter(instance="i", journal=False).format(record)
     assert all(part.startswith("  ") for part in text.split("\n")[1:])
     assert "ValueError: boom" in text
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield root
+    for handler in root.handlers:
+        if handler not in before:
+            handler.close()
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def test_file_is_bounded_and_one_older_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    handler = logs.BoundedFile(path, limit=1000)
+    for number in range(100):
+        handler.emit(logging.LogRecord("x", logging.INFO, __file__, 1, "line %03d %s", (number, "." * 40), None))
+    handler.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "a.log.1"]
+    older, newer = path.with_name("a.log.1").read_text(), path.read_text()
+    assert len(older) <= 1000
+    assert len(newer) <= 1000
+    lines = (older + newer).splitlines()
+    assert lines[-1].startswith("line 099")
+    assert [int(one.split()[1]) for one in lines] == list(range(100 - len(lines), 100))
+
+
+def test_what_the_disk_does_not_take_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = logs.BoundedFile(tmp_path / "a.log")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # Python ignores SIGXFSZ
+    try:
+        handler.emit(logging.LogRecord("x", logging.INFO, __file__, 1, "lost", (), None))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    handler.emit(logging.LogRecord("x", logging.INFO, __file__, 1, "kept", (), None))
+    handler.close()
+    assert (tmp_path / "a.log").read_text() == "kept\n"
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_journal_a_file_has_it_too(
+    tmp_path: Path, root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    path = tmp_path / "log/a.log"
+    logs.set_up(instance="a", level="info", file=path)
+    root_logger.info("hello")
+    assert "hello instance=a" in path.read_text()
+    assert "hello instance=a" in capsys.readouterr().err
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    logs.set_up(instance="a", level="info", file=path)
+    root_logger.info("journal")
+    assert "journal" not in path.read_text()
+    assert "<6>journal instance=a" in capsys.readouterr().err
+
+
+def test_standard_error_sent_to_the_file_is_enough(
+    tmp_path: Path, root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.log"
+    with path.open("a") as redirected:
+        monkeypatch.setattr(sys, "stderr", redirected)
+        monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+        logs.set_up(instance="a", level="info", file=path)
+        root_logger.info("once")
+        redirected.flush()
+    assert path.read_text().count("once") == 1
+
+
+def test_unwritable_file_is_said_and_the_daemon_goes_on(
+    tmp_path: Path, root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    (tmp_path / "log").write_text("not a directory")
+    logs.set_up(instance="a", level="info", file=tmp_path / "log/a.log")
+    assert "cannot be written" in capsys.readouterr().err
