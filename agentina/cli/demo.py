@@ -26,14 +26,14 @@ from agentina import errors
 from agentina.cli import connection, demo_job, following, job, job_submit, options, output
 from agentina.client import api as api_client
 from agentina.host import install as host_install
-from agentina.protocol import api
+from agentina.protocol import api, units
 from agentina.system import children, files, paths
 
 _START_SECONDS: Final = 30.0
 _LOOK_AGAIN: Final = 0.02
 _STOP_SECONDS: Final = 5.0
-_PATCH_LINES: Final = 25
-_PATCH_WIDTH: Final = 160
+_PATCH_LINES: Final = 12
+_PATCH_WIDTH: Final = 98
 _ADDRESS: Final = re.compile(rb"https?://127\.0\.0\.1:\d+")
 
 
@@ -212,9 +212,9 @@ class _Stage:
     def _show_patch(self, client: api_client.Client, job_id: str, item: Any) -> None:
         fetched = job.fetch(client, job_id, item, self.layout.root / "demo/artifacts")
         lines = fetched.read_text(errors="replace").splitlines()
-        output.answer(f"patch ({item.size} bytes)")
+        output.answer(f"patch ({units.show_size(item.size)})")
         for line in lines[:_PATCH_LINES]:
-            output.answer(f"  {output.clean(line.expandtabs(4))[:_PATCH_WIDTH]}")
+            output.answer("  " + output.shorten(output.clean(line.expandtabs(4)), _PATCH_WIDTH))
         if len(lines) > _PATCH_LINES:
             output.answer(f"  … {len(lines) - _PATCH_LINES} more lines")
 

@@ -52,7 +52,7 @@ def list_jobs(state: str | None, limit: int, *, everything: bool, as_json: bool)
         )
         for line in listed
     ]  # fmt: skip
-    output.table(("ID", "STATE", "NAME", "AGENT", "CREATED", "TOOK", "WHY"), rows)
+    output.table(("ID", "STATE", "NAME", "AGENT", "CREATED", "TOOK", "WHY"), rows, ends_in_prose=True)
     if after is not None:
         output.say(f"There are more than {limit}: use --all or --limit.")
 
@@ -212,7 +212,9 @@ def render(view: api.JobView) -> None:
     if view.tasks:
         output.answer()
         output.table(
-            ("ATTEMPT", "STATE", "AGENT", "STARTED", "EXIT", "CPU", "MEMORY", "OUTPUT", "WHY"), _task_rows(view)
+            ("ATTEMPT", "STATE", "AGENT", "STARTED", "EXIT", "CPU", "MEMORY", "OUTPUT", "WHY"),
+            _task_rows(view),
+            ends_in_prose=True,
         )
     if view.artifacts:
         output.answer()
@@ -221,7 +223,7 @@ def render(view: api.JobView) -> None:
     if view.events:
         output.answer()
         events = [(output.moment(event.at_ms), event.task_id or "-", event.text) for event in view.events]
-        output.table(("WHEN", "TASK", "WHAT"), events)
+        output.table(("WHEN", "TASK", "WHAT"), events, ends_in_prose=True)
 
 
 def _task_rows(view: api.JobView) -> list[tuple[Any, ...]]:
@@ -236,7 +238,9 @@ def _task_rows(view: api.JobView) -> list[tuple[Any, ...]]:
                 "-" if ended is None else ended,
                 "-" if usage.cpu_seconds is None else units.show_duration(usage.cpu_seconds),
                 "-" if usage.memory_peak_bytes is None else units.show_size(usage.memory_peak_bytes),
-                units.show_size(task.output_bytes), task.detail or states.REASONS[task.reason],
+                units.show_size(task.output_bytes),
+                # Of a success the columns tell everything.
+                "-" if task.state is states.State.SUCCEEDED else task.detail or states.REASONS[task.reason],
             )
         )  # fmt: skip
     return rows

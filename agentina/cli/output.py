@@ -29,6 +29,8 @@ _COLORS: Final = {
 }  # fmt: skip
 _PAINT: Final = {word: color for color, words in _COLORS.items() for word in words}
 _WIDEST_CELL: Final = 120
+#: The last column keeps at least this, however narrow the terminal is.
+_NARROWEST_CELL: Final = 20
 
 
 def answer(text: str = "") -> None:
@@ -80,10 +82,18 @@ def clean(text: object) -> str:
     )
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows in aligned columns under their headers; nothing but spaces between, so that awk and cut work."""
-    cells = [[_shorten(clean(cell)) for cell in row] for row in rows]
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, ends_in_prose: bool = False) -> None:
+    """Print rows in aligned columns under their headers; nothing but spaces between, so that awk and cut work.
+
+    With ``ends_in_prose`` the last column is cut to what fits on a terminal's line; a pipe gets it whole.
+    """
+    cells = [[shorten(clean(cell), _WIDEST_CELL) for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(headers), *cells]) for column in range(len(headers))]
+    if ends_in_prose and sys.stdout.isatty():
+        import shutil
+
+        room = max(shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * len(widths[:-1]), _NARROWEST_CELL)
+        cells = [[*row[:-1], shorten(row[-1], room)] for row in cells]
     answer("  ".join(header.ljust(width) for header, width in zip(headers, widths, strict=True)).rstrip())
     for row in cells:
         # Padding is counted before painting: colour codes have no width.
@@ -120,5 +130,6 @@ def labels(values: dict[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(values.items())) or "-"
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
+def shorten(text: str, width: int) -> str:
+    """``text`` in at most ``width`` characters; an ellipsis says that some are missing."""
+    return text if len(text) <= width else text[: width - 1] + "…"

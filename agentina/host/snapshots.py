@@ -36,7 +36,10 @@ _MAGIC: Final = frozenset("*?[")
 class Copied:
     """A file that was copied out of a workspace."""
 
+    #: Name of the artifact.
     name: str
+    #: Where it was, relative to the workspace.
+    source: str
     path: Path
     size: int
     sha256: str
@@ -187,7 +190,7 @@ def _copy(root: int, parts: tuple[str, ...], target: Path, *, left: int, limit: 
                 while view:
                     view = view[file.write(view) :]
             os.fsync(file.fileno())
-    return Copied(name=artifact_name(parts), path=target, size=size, sha256=digest.hexdigest())
+    return Copied(name=artifact_name(parts), source="/".join(parts), path=target, size=size, sha256=digest.hexdigest())
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -74,6 +75,9 @@ class Workspaces:
     async def collect(self, job: JobSpec, directory: Path, commit: str) -> list[tuple[wire.ArtifactInfo, Path]]:
         """The patch against ``commit`` and the declared artifacts, copied to ``artifacts`` in the task's directory.
 
+        A new file that is an artifact is left out of the patch: a report is not a change to apply, and would be sent
+        twice. A changed file of the repository is in the patch even if it is an artifact too.
+
         Safe to repeat: an earlier, unfinished collection is thrown away.
 
         Raises:
@@ -84,10 +88,10 @@ class Workspaces:
         try:
             await asyncio.to_thread(files.remove_tree, target)
             target.mkdir(mode=0o700)
-            found = await self._artifacts(job, directory / "workspace", target)
-            left = job.limits.artifacts - sum(info.size for info, _ in found)
+            copies = await self._copies(job, directory / "workspace", target)
+            found = _named(copies)
             if commit and job.workspace.git is not None:
-                found += await self._patch(job, directory, commit, left=left)
+                found += await self._patch(job, directory, commit, copies)
             await asyncio.to_thread(files.sync_directory, target)
         except git.GitError as error:
             shown = git.without_credentials(job.workspace.git or "")
@@ -136,26 +140,17 @@ class Workspaces:
 
     # --- collecting --------------------------------------------------------------------------------------------------
 
-    async def _artifacts(self, job: JobSpec, workspace: Path, target: Path) -> list[tuple[wire.ArtifactInfo, Path]]:
+    async def _copies(self, job: JobSpec, workspace: Path, target: Path) -> list[snapshots.Copied]:
         if not job.artifacts or not _is_directory(workspace):
             return []
-        copies = await asyncio.to_thread(
+        return await asyncio.to_thread(
             snapshots.copy_matches, workspace, job.artifacts, target, limit=job.limits.artifacts
         )
-        taken = {PATCH}
-        found = []
-        for copied in copies:
-            # The patch has its name first; two unusual paths may be encoded to the same name.
-            name = copied.name
-            while name in taken:
-                name = f"workspace/{name}"
-            taken.add(name)
-            found.append((wire.ArtifactInfo(name=name, size=copied.size, sha256=copied.sha256), copied.path))
-        return found
 
     async def _patch(
-        self, job: JobSpec, directory: Path, commit: str, *, left: int
+        self, job: JobSpec, directory: Path, commit: str, copies: list[snapshots.Copied]
     ) -> list[tuple[wire.ArtifactInfo, Path]]:
+        left = job.limits.artifacts - sum(copied.size for copied in copies)
         workspace, path = directory / "workspace", directory / "artifacts" / PATCH
         repository = directory / ".collect.tmp"
         assert job.workspace.git is not None
@@ -167,6 +162,7 @@ class Workspaces:
             if not mirror.path.exists():
                 await mirror.commit_of(commit)
             _make_repository(repository, mirror.path, commit)
+            _ignore(repository, [copied.source for copied in copies])
             await _Comparison(repository, workspace).write(path, commit, limit=left)
         finally:
             await asyncio.to_thread(files.remove_tree, repository)
@@ -229,6 +225,30 @@ class _Comparison:
             tolerated=tolerated,
         )
         return os.fsdecode(done.output).strip("\n")
+
+
+def _named(copies: list[snapshots.Copied]) -> list[tuple[wire.ArtifactInfo, Path]]:
+    """Artifacts of the copies, each with a name of its own."""
+    taken = {PATCH}
+    found = []
+    for copied in copies:
+        # The patch has its name first; two unusual paths may be encoded to the same name.
+        name = copied.name
+        while name in taken:
+            name = f"workspace/{name}"
+        taken.add(name)
+        found.append((wire.ArtifactInfo(name=name, size=copied.size, sha256=copied.sha256), copied.path))
+    return found
+
+
+def _ignore(repository: Path, paths: list[str]) -> None:
+    """Have git ignore exactly these paths while they are untracked (gitignore(5)).
+
+    A line ends a pattern, so a path's own line ends are written as ``?``, which matches any character.
+    """
+    escaped = [re.sub(r"([\\*?\[\] ])", r"\\\1", path) for path in paths]
+    lines = ["/" + re.sub(r"[\r\n]", "?", path) + "\n" for path in escaped]
+    (repository / "info/exclude").write_bytes(os.fsencode("".join(lines)))
 
 
 def _is_directory(path: Path) -> bool:

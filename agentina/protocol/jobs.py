@@ -131,7 +131,7 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     retry: Retry = Retry()
     #: 0 to 100; higher runs first.
     priority: Annotated[int, msgspec.Meta(ge=0, le=100)] = 50
-    #: Glob patterns, relative to the workspace, of files to keep.
+    #: Glob patterns, relative to the workspace, of files to keep. A new file that one matches is not in the patch.
     artifacts: Patterns = []
     #: Variables for the process. Values are never shown; those marked ``{secret: …}`` or named like one are masked.
     environment: dict[str, Text | Secret] = {}

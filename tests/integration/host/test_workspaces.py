@@ -389,8 +389,30 @@ async def test_declared_file_called_like_the_patch_is_kept_beside_it(
     made, spec = workspaces.Workspaces(cache), job(repository, artifacts=("changes.patch",))
     prepared = await made.prepare(spec, task)
     (prepared.path / "changes.patch").write_bytes(b"mine")
+    (prepared.path / "README.md").write_bytes(b"changed\n")
     found = {info.name: info.kind for info, _ in await made.collect(spec, task, prepared.commit)}
     assert found == {"workspace/changes.patch": "file", "changes.patch": "patch"}
+
+
+@pytest.mark.parametrize(
+    "name", ["a.xml", "-x", "#x", "!x", "s p ", "a*b", "[ab]", "back\\slash\\", "line\nend\r", "\udcff", "tab\t"]
+)
+async def test_new_artifact_is_not_in_the_patch_too(
+    repository: Repository, cache: Path, tmp_path: Path, *, task: Path, name: str
+) -> None:
+    made, spec = workspaces.Workspaces(cache), job(repository, artifacts=("report/**", "README.md"))
+    prepared = await made.prepare(spec, task)
+    (prepared.path / "report").mkdir()
+    (prepared.path / "report" / name).write_bytes(b"a report")
+    (prepared.path / "README.md").write_bytes(b"changed\n")
+    for other in ("ab", "aXb", "x", "report.xml"):
+        (prepared.path / other).write_bytes(b"new and no artifact")
+    found = await made.collect(spec, task, prepared.commit)
+    assert [info.kind for info, _ in found] == ["file", "file", "patch"]
+    clone = applied(repository, tmp_path / "clone", found[-1][1], prepared.commit)
+    (prepared.path / "report" / name).unlink()
+    # The changed README.md is an artifact and, as a file of the repository, a change as well.
+    assert content(clone) == content(prepared.path)
 
 
 async def test_collecting_again_gives_the_same(repository: Repository, cache: Path, task: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -30,6 +31,16 @@ def test_empty_table_shows_its_headers(capsys: pytest.CaptureFixture[str]) -> No
 def test_cells_are_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     output.table(("A",), [("x" * 10_000,)])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(("terminal", "prose", "width"), [(True, True, 40), (True, False, 96), (False, True, 96)])
+def test_prose_is_cut_for_terminals_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, terminal: bool, prose: bool, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    output.table(("ID", "WHY"), [("abcd", "x" * 90)], ends_in_prose=prose)
+    assert len(capsys.readouterr().out.splitlines()[1]) == width
 
 
 @pytest.mark.parametrize(
