@@ -178,6 +178,9 @@ class Nursery:
 
 def main() -> None:
     """Serve until the daemon is gone."""
+    # What a shell's `&` or nohup had the daemon ignore, no task shall inherit: exec keeps what is ignored.
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
     # A Ctrl-C at the daemon's terminal or its stop is not for the tasks. Ended supervisors are not waited for.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_IGN)
