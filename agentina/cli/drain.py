@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from agentina import errors
 from agentina.cli import options, output
 from agentina.client import local
 
@@ -17,7 +18,7 @@ from agentina.client import local
 @options.json_option
 def drain(instance: str, reason: str, *, as_json: bool) -> None:
     """Take no new work; let running tasks finish."""
-    _report(local.ask(options.layout().instance(instance), "drain", reason=reason), as_json=as_json)
+    _report(_ask(instance, "drain", reason=reason), as_json=as_json)
 
 
 @click.command(epilog=options.examples("agentina resume"))
@@ -26,7 +27,17 @@ def drain(instance: str, reason: str, *, as_json: bool) -> None:
 @options.json_option
 def resume(instance: str, *, as_json: bool) -> None:
     """Take work again after a drain."""
-    _report(local.ask(options.layout().instance(instance), "resume"), as_json=as_json)
+    _report(_ask(instance, "resume"), as_json=as_json)
+
+
+def _ask(instance: str, verb: str, *, reason: str = "") -> dict[str, Any]:
+    where = options.layout().instance(instance)
+    try:
+        return local.ask(where, verb, reason=reason)
+    except errors.AgentinaError as error:
+        if error.entry is errors.DAEMON_NOT_RUNNING and not where.config.exists():
+            raise errors.INSTANCE_UNKNOWN(instance=instance, path=str(where.config)) from error
+        raise
 
 
 def _report(status: dict[str, Any], *, as_json: bool) -> None:

@@ -117,7 +117,10 @@ def cancel(job_id: str, reason: str, *, as_json: bool) -> None:
     """End a job that waits or runs."""
     with connection.open_client() as client:
         view = client.cancel_job(job_id, reason=reason)
-    _acted(view, as_json=as_json)
+    if as_json or view.job.state in states.FINAL:
+        _acted(view, as_json=as_json)
+    else:
+        output.answer(f"{view.job.id} {view.job.state.value}: its agent was told to end it; see `agentina job show`.")
 
 
 @job.command(epilog=options.examples("agentina job retry JOB"))

@@ -92,7 +92,6 @@ def render(one: dict[str, Any], *, now_ms: int) -> None:
 
 def _facts(one: dict[str, Any], now_ms: int) -> list[tuple[str, object]]:
     heartbeat = f"last heartbeat {output.ago(one.get('last_heartbeat_ms'), now_ms)}"
-    error = f"; {output.clean(one['last_error'])}" if one.get("last_error") and one.get("state") == "offline" else ""
     running = len([task for task in one.get("tasks") or [] if task.get("state") == "running"])
     return [
         ("agent", one.get("agent_id") or "not activated"),
@@ -102,7 +101,7 @@ def _facts(one: dict[str, Any], now_ms: int) -> list[tuple[str, object]]:
         ("version", f"{one.get('version', '?')}{_update(one)}"),
         ("channel", one.get("channel")),
         ("license", _license(one.get("license"), now_ms)),
-        ("control plane", f"{one.get('control_plane', '?')}, {heartbeat}{error}"),
+        ("control plane", f"{one.get('control_plane', '?')}, {heartbeat}"),
         ("daemon", _daemon(one, now_ms)),
         ("tasks", f"{running} running, {one.get('slots_free', 0)} of {one.get('max_concurrent_tasks', 0)} slots free"),
         ("admission", output.clean(one.get("admission") or "")),

@@ -242,7 +242,7 @@ class Link:
         except _Stale as error:
             raise self._unreachable("it closed the connection without an answer") from error
         except OSError as error:
-            raise self._unreachable(error.strerror or str(error) or type(error).__name__) from error
+            raise self._unreachable(_words(error)) from error
         return self._interpret(answer, kind)
 
     async def _exchange(self, request: h11.Request, body: bytes, *, limit: int) -> _Answer:
@@ -345,6 +345,13 @@ class Link:
 
     def _unreachable(self, problem: str) -> errors.AgentinaError:
         return errors.CONTROL_PLANE_UNREACHABLE(url=str(self.address), problem=problem)
+
+
+def _words(error: OSError) -> str:
+    """What happened, as the system says it: asyncio puts a call and its arguments in place of that."""
+    # Negative numbers are the resolver's (gaierror), larger ones ssl's; both have words of their own.
+    known = error.errno is not None and not isinstance(error, ssl.SSLError) and error.errno > 0
+    return (os.strerror(error.errno or 0) if known else error.strerror) or str(error) or type(error).__name__
 
 
 def _document(body: bytes) -> Any:

@@ -67,7 +67,9 @@ def _describe(result: contract.Result, reason: Reason, job: JobSpec) -> str:
         Reason.EXIT_NONZERO: f"exit code {result.exit_code}",
         Reason.VERIFY_FAILED: f"exit code {result.exit_code}" if result.exit_code is not None else "",
     }.get(reason, "")
-    sentence = "It " + states.REASONS[reason] + (f" ({particulars})" if particulars else "") + "."
+    words = states.REASONS[reason]
+    words = f"Its {words[4:]}" if words.startswith("its ") else f"It {words}"
+    sentence = words + (f" ({particulars})" if particulars else "") + "."
     return f"{sentence} {result.detail}" if result.detail else sentence
 
 
