@@ -329,11 +329,11 @@ def remove_cgroup(path: str) -> None:
 
 
 class DiskWalk:
-    """Adds up what a directory takes on disk, some entries at a time, so that a large one delays nothing else."""
+    """Adds up what directories take on disk, some entries at a time, so that a large one delays nothing else."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, *roots: str) -> None:
         self.used = 0
-        self._todo = [root]
+        self._todo = [*roots]
         #: Files with several names are counted once.
         self._linked: set[tuple[int, int]] = set()
 

@@ -148,6 +148,10 @@ class Executor(Protocol):
         """Return when the task no longer runs."""
         ...
 
+    def end_leftovers(self, directory: Path) -> int:
+        """End what is left of a task that vanished; returns how many processes. Blocks, so call it in a thread."""
+        ...
+
     def read_result(self, directory: Path) -> Result | None:
         """The result, or None when there is none that can be read."""
         ...

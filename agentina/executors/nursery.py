@@ -181,8 +181,9 @@ def main() -> None:
     # What a shell's `&` or nohup had the daemon ignore, no task shall inherit: exec keeps what is ignored.
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
-    # A Ctrl-C at the daemon's terminal or its stop is not for the tasks. Ended supervisors are not waited for.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+    # A Ctrl-C at the daemon's terminal or its stop is not for the tasks. Ended supervisors are not waited for. A spare
+    # or a daemon that is gone is an error of the call that speaks to it.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)  # it was for us; no task may speak to the daemon through it

@@ -105,7 +105,7 @@ class Supervisor:
         self._details: list[str] = []
         self._memory_peak = 0
         self._tasks_peak = 0
-        self._watch = watch.Watch(self._started, request.workspace)
+        self._watch = watch.Watch(self._started, request.workspace, f"{request.directory}/home")
 
     def run(self) -> None:
         """Run the command, then ``verify``; end everything; write the result."""
@@ -313,7 +313,7 @@ class Supervisor:
         if now >= self._watch.disk_due and self._watch.walk_disk(self._limits, now):
             self._end(
                 limits.DISK_LIMIT,
-                f"its workspace took {self._watch.disk_used} bytes of disk; the limit is {self._limits.disk_bytes}",
+                f"its files took {self._watch.disk_used} bytes of disk; the limit is {self._limits.disk_bytes}",
             )
 
     def _check_processes(self, now: float) -> None:

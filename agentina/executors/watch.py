@@ -14,13 +14,14 @@ from agentina.executors import containment, limits
 class Watch:
     """When to look at what, and what was seen last."""
 
-    def __init__(self, now: float, workspace: str) -> None:
+    def __init__(self, now: float, workspace: str, home: str) -> None:
         self.output_due = now + 0.01
         self.processes_due = now + limits.SHORTEST_PERIOD
         self.disk_due = now + limits.SHORTEST_PERIOD
         self.disk_used = 0
         self.fence_synced = False
         self._workspace = workspace
+        self._home = home
         self._period = limits.SHORTEST_PERIOD
         self._output = (now, 0)
         self._walk: containment.DiskWalk | None = None
@@ -52,7 +53,7 @@ class Watch:
             consumed = self._free - _free_bytes(self._workspace)
             if not limits.disk_walk_due(bounds, now=now, due_at=self._walk_due, used=self.disk_used, consumed=consumed):
                 return False
-            self._walk = containment.DiskWalk(self._workspace)
+            self._walk = containment.DiskWalk(self._workspace, self._home)
             self._walk_cost = 0.0
         began = time.thread_time()
         complete = self._walk.step()

@@ -12,6 +12,7 @@ import os
 import platform
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
@@ -50,6 +51,9 @@ from agentina.system import tasks as background
 _END_SECONDS: Final = 2.0
 #: Seconds between marks of the offline grace.
 _GRACE_SECONDS: Final = 60.0
+#: Longest a thread keeps the interpreter from another, in seconds. Commits and clean-up have threads; with the usual
+#: 5 ms the event loop would wait longer for one of them than all of a task's way to its start takes.
+_SWITCH_SECONDS: Final = 0.0005
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +70,7 @@ def run(instance: paths.InstancePaths) -> int:
     who = identity.load(instance)
     if who is None or not who.agent_id:
         raise errors.INSTANCE_UNKNOWN(instance=instance.name, path=str(instance.identity))
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with _only_daemon(instance):
         asyncio.run(_run(instance, settings, who))
     return errors.Exit.OK

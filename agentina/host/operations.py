@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -74,8 +73,10 @@ class Operations:
         job = entry.job
         assert job is not None
         try:
+            _make_directory(entry.directory.home)
+            _make_directory(entry.directory.temporary)
             if job.workspace.git is None:
-                await _make_directory(entry.directory.workspace)
+                _make_directory(entry.directory.workspace)
             else:
                 prepared = await self._workspaces().prepare(job, entry.directory.path)
                 entry.workspace = prepared.path
@@ -114,7 +115,8 @@ class Operations:
             environment={
                 "PATH": _PATH,
                 "LANG": "C.UTF-8",
-                "HOME": str(workspace),
+                "HOME": str(entry.directory.home),
+                "TMPDIR": str(entry.directory.temporary),
                 "AGENTINA_TASK_ID": entry.task_id,
                 "AGENTINA_JOB_ID": entry.assignment.job_id,
                 **plan.environment,
@@ -136,6 +138,8 @@ class Operations:
         job = entry.job
         result = self._executor.read_result(entry.directory.path)
         if result is None or job is None:
+            # Nothing is reported lost, and so perhaps run again, while a part of it may still run here.
+            await asyncio.to_thread(self._executor.end_leftovers, entry.directory.path)
             return state.Collected(self._vanished(entry))
         outcome = outcomes.from_result(result, job)
         if entry.task.stop is not None and outcome.reason is Reason.CANCELED_BY_OPERATOR:
@@ -223,14 +227,9 @@ def _with_stop(outcome: wire.Outcome, asked: state.StopAsked) -> wire.Outcome:
     return msgspec.structs.replace(outcome, state=stopped.state, reason=stopped.reason, detail=detail)
 
 
-async def _make_directory(path: Path) -> None:
-    """Make an empty workspace; what an attempt that was cut off left there is deleted."""
+def _make_directory(path: Path) -> None:
     try:
-        try:
-            os.mkdir(path, 0o700)  # noqa: PTH102 - this and a few like it are in the way of every job
-        except FileExistsError:
-            await asyncio.to_thread(files.remove_tree, path)
-            os.mkdir(path, 0o700)  # noqa: PTH102 - see above
+        records.make_empty(path)
     except OSError as error:
         raise files.from_os_error(error, path) from error
 

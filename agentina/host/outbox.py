@@ -304,10 +304,11 @@ class Outbox:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)
         self._clear_trouble()
+        # Starting what was accepted comes first, then talking about it.
+        batch.fulfil()
         if batch.stream == self.stream and batch.reports:
             self._waiting.extend(batch.reports)
             self.pending.set()
-        batch.fulfil()
 
     async def _replace_file(self, failed: _Batch) -> None:
         """Begin a new file in place of the one set aside. What ``failed`` said is said again by ``on_renewed``."""

@@ -7,6 +7,7 @@ which has them durably. ``outcome.json`` is written when collecting left more th
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from pathlib import Path
 
@@ -55,6 +56,9 @@ class TaskDirectory:
         self.output = path / "output.log"
         #: Where it works when the job names no repository.
         self.workspace = path / "workspace"
+        #: Its HOME and TMPDIR: what tools leave there is no part of the work.
+        self.home = path / "home"
+        self.temporary = self.home / "tmp"
 
     def create(self, record: bytes) -> None:
         """Make the directory with its record. Not durable by itself: the outbox keeps the same bytes durably.
@@ -64,19 +68,15 @@ class TaskDirectory:
 
         """
         try:
-            try:
-                self.path.mkdir(mode=0o700)
-            except FileExistsError:
-                # Left by an acceptance that never became durable; the caller knows that no such task is held.
-                files.remove_tree(self.path)
-                self.path.mkdir(mode=0o700)
-            files.write_atomic(self.job, record, durable=False)
+            make_empty(self.path)
+            # Not atomic: should a crash leave only a part, the signature says so, and the outbox has all of it.
+            with open(self.job, "xb", buffering=0, opener=_open_private) as file:
+                _write_all(file, record)
         except OSError as error:
-            raise files.from_os_error(error, self.path) from error
-        except errors.AgentinaError:
             with contextlib.suppress(OSError):
+                self.job.unlink(missing_ok=True)
                 self.path.rmdir()
-            raise
+            raise files.from_os_error(error, self.path) from error
 
     def read_collection(self) -> Collection | None:
         """What was collected, or None when there is nothing readable; collecting again is harmless."""
@@ -95,6 +95,30 @@ class TaskDirectory:
             return os.stat(self.output).st_size  # noqa: PTH116 - asked several times a second for each task
         except OSError:
             return 0
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _write_all(file: io.RawIOBase, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def make_empty(path: Path) -> None:
+    """Make a directory only we can enter; what an attempt that was cut off left there is deleted.
+
+    Raises:
+        OSError: It cannot be made.
+
+    """
+    try:
+        os.mkdir(path, 0o700)  # noqa: PTH102 - in the way of every job, three times
+    except FileExistsError:
+        files.remove_tree(path)
+        os.mkdir(path, 0o700)  # noqa: PTH102 - see above
 
 
 def read_record(content: bytes, task_id: str, trusted: dict[str, signing.PublicKey]) -> tuple[Record, wire.Assignment]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agentina.executors import process
 from agentina.protocol import local, signing
 from agentina.protocol.states import Reason, State
 from agentina.system import paths
@@ -103,6 +104,13 @@ def resident_kib(pid: int) -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
 
 
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def marks(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
@@ -172,6 +180,31 @@ async def test_running_task_keeps_its_process_when_the_daemon_is_killed(
     assert bytes(task.output) == b"before\nafter\n"
     assert task.outcome is not None
     assert task.outcome.state is State.SUCCEEDED
+
+
+async def test_nothing_runs_any_more_when_a_task_is_reported_lost(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    task = plane.submit(f"setsid sleep 1000 & echo $! > {root}/left.tmp; mv {root}/left.tmp {root}/left; wait")
+    await plane.until(lambda: bool(task.pids) and (root / "left").exists())
+    left = int((root / "left").read_text())
+    (supervisor,) = [process.read_fence(path).pid for path in daemon.instance.tasks.iterdir()]
+    os.kill(supervisor, signal.SIGKILL)
+    await plane.until_ended(task)
+    assert state_of(left) in {"", "Z"}  # Z: ended, and not yet collected by its new parent
+    assert task.outcome is not None
+    assert (task.outcome.state, task.outcome.reason) == (State.LOST, Reason.SUPERVISOR_DIED)
+
+
+async def test_home_and_temporary_files_are_apart_from_the_work(
+    daemon: DaemonProcess, plane: control.FakeControl
+) -> None:
+    task = plane.submit('touch ~/.config && file=$(mktemp) && ls -A && echo "$HOME $file $PWD"')
+    await plane.until_ended(task)
+    home, file, work = bytes(task.output).decode().split()  # nothing else: the workspace is empty
+    parent = Path(work).parent
+    assert Path(home) == parent / "home"
+    assert Path(file).parent == parent / "home/tmp"
 
 
 async def test_task_that_ends_while_no_daemon_is_there(

@@ -37,6 +37,20 @@ def test_forgotten_directories_go(instance: paths.InstancePaths) -> None:
     assert list(instance.tasks.iterdir()) == list((instance.state / "trash").iterdir()) == []
 
 
+def test_trees_deeper_than_most_go_and_links_are_not_followed(instance: paths.InstancePaths) -> None:
+    path = task(instance, "a")
+    (path / "workspace/1/2/3/4/5").mkdir(parents=True)
+    (path / "workspace/1/2/3/4/5/file").touch()
+    outside = instance.state / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    (path / "workspace/link").symlink_to(outside)
+    (path / "workspace/1/2/link").symlink_to(outside / "file")
+    cleaner(instance)._clean([(path, False)])
+    assert list(instance.tasks.iterdir()) == list((instance.state / "trash").iterdir()) == []
+    assert (outside / "file").exists()
+
+
 def test_failed_ones_are_kept_without_their_secrets(instance: paths.InstancePaths) -> None:
     path = task(instance, "a")
     cleaner(instance)._clean([(path, True)])
