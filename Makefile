@@ -13,7 +13,7 @@ help:  ## show this list
 $(STAMP): pyproject.toml
 	@echo "== setting up $(VENV)"
 	@$(PYTHON) -m venv --without-pip --clear $(VENV)
-	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## run a real job on this checkout through an embedded control plane and agent

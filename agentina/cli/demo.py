@@ -92,7 +92,8 @@ class _Stage:
         choice = demo_job.choose(self.layout.root / "demo")
         created = client.submit_job(choice.document, key=secrets.token_hex(16))
         self._job = created.id
-        output.say(f"job: {created.id}. {choice.words}")
+        output.say(f"job: {created.id}")
+        output.say(f"  {choice.words}")
         output.say("----- output of the job " + "-" * 40)
         stream = sys.stderr.buffer if as_json else sys.stdout.buffer
         view = following.follow(client, created.id, write=job_submit.writer(stream))

@@ -32,6 +32,13 @@ def test_no_such_instance(fleet: fleets.Fleet) -> None:
     assert json.loads(done.stdout)["error"]["code"] == "INSTANCE_UNKNOWN"
 
 
+@pytest.mark.parametrize("verb", ["drain", "resume"])
+def test_wish_for_an_unknown_instance_names_it(fleet: fleets.Fleet, verb: str) -> None:
+    refused = fleet.run(verb, "--instance", "nope")
+    assert refused.returncode == 5
+    assert "INSTANCE_UNKNOWN" in refused.stderr
+
+
 def test_without_a_daemon_what_is_on_disk_is_shown(fleet: fleets.Fleet) -> None:
     done = fleet.run("status", "--json")
     document = json.loads(done.stdout)
