@@ -74,7 +74,6 @@ class Operations:
         assert job is not None
         try:
             _make_directory(entry.directory.home)
-            _make_directory(entry.directory.temporary)
             if job.workspace.git is None:
                 _make_directory(entry.directory.workspace)
             else:
@@ -116,7 +115,7 @@ class Operations:
                 "PATH": _PATH,
                 "LANG": "C.UTF-8",
                 "HOME": str(entry.directory.home),
-                "TMPDIR": str(entry.directory.temporary),
+                "TMPDIR": str(entry.directory.home),
                 "AGENTINA_TASK_ID": entry.task_id,
                 "AGENTINA_JOB_ID": entry.assignment.job_id,
                 **plan.environment,

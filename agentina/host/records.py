@@ -56,9 +56,9 @@ class TaskDirectory:
         self.output = path / "output.log"
         #: Where it works when the job names no repository.
         self.workspace = path / "workspace"
-        #: Its HOME and TMPDIR: what tools leave there is no part of the work.
+        #: Its HOME and TMPDIR in one (a directory costs more than all else of a small task's files): what tools leave
+        #: there is no part of the work.
         self.home = path / "home"
-        self.temporary = self.home / "tmp"
 
     def create(self, record: bytes) -> None:
         """Make the directory with its record. Not durable by itself: the outbox keeps the same bytes durably.

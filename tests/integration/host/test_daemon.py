@@ -204,7 +204,7 @@ async def test_home_and_temporary_files_are_apart_from_the_work(
     home, file, work = bytes(task.output).decode().split()  # nothing else: the workspace is empty
     parent = Path(work).parent
     assert Path(home) == parent / "home"
-    assert Path(file).parent == parent / "home/tmp"
+    assert Path(file).parent == parent / "home"
 
 
 async def test_task_that_ends_while_no_daemon_is_there(
