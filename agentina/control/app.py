@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import uvloop
@@ -58,6 +59,9 @@ def serve(settings: config.Settings, announce: Announcements, *, clock: clocks.C
 
     """
     _allow_many_connections()
+    # A thread that returns from the disk waits at most this long for the event loop to yield (the default is ten times
+    # as much); commits and blobs are what threads do here.
+    sys.setswitchinterval(0.0005)
 
     async def main() -> None:
         stop = asyncio.Event()

@@ -20,6 +20,10 @@ from agentina.protocol.states import State
 HEARTBEATS_MISSED: Final = 3
 
 
+#: As the poll of an assignment that no answer has carried yet: no acknowledgement reaches it.
+UNSENT: Final = 1 << 62
+
+
 class Held:
     """A task an agent holds, with its lease."""
 
@@ -29,7 +33,7 @@ class Held:
     )  # fmt: skip
 
     def __init__(
-        self, *, agent: Agent, task: int, task_id: str, job: int, job_id: str, memory_bytes: int, poll: int,
+        self, *, agent: Agent, task: int, task_id: str, job: int, job_id: str, memory_bytes: int,
         state: State, deadline: float, spec: str | None = None,
     ) -> None:  # fmt: skip
         self.agent = agent
@@ -38,8 +42,8 @@ class Held:
         self.job = job
         self.job_id = job_id
         self.memory_bytes = memory_bytes
-        #: The last poll whose answer carried the assignment.
-        self.poll = poll
+        #: The last poll whose answer carried the assignment; a poll may end between a claim and its commit.
+        self.poll = UNSENT
         self.state = state
         #: Boot clock seconds at which it is given up.
         self.deadline = deadline
@@ -244,14 +248,21 @@ class Fleet:
         """The agent's poll looks by itself now; False: it was woken for something (or did not wait for work)."""
         return self._waiting.pop(agent.id, None) is not None
 
-    def wake_one(self, class_id: int, memory_bytes: int) -> bool:
-        """Wake the longest waiting agent that can take a job of this class and size."""
+    def take_waiting(self, class_id: int, memory_bytes: int) -> Agent | None:
+        """Take the longest waiting agent for a job of this class and size out of the queue; the caller wakes it."""
         for agent in self._waiting.values():
             if class_id in agent.classes and memory_bytes <= agent.poll_memory:
                 del self._waiting[agent.id]
-                agent.wake()
-                return True
-        return False
+                return agent
+        return None
+
+    def wake_one(self, class_id: int, memory_bytes: int) -> bool:
+        """Wake the longest waiting agent that can take a job of this class and size."""
+        agent = self.take_waiting(class_id, memory_bytes)
+        if agent is None:
+            return False
+        agent.wake()
+        return True
 
     def holding_polls(self) -> Iterator[Agent]:
         """Agents whose poll is held."""

@@ -78,7 +78,7 @@ class Plane:
                 owner = agent_from_row(agents.by_id(tx, row["agent_id"]))
             held = fleet.Held(
                 agent=owner, task=row["id"], task_id=f"{row['job']}.{row['number']}", job=row["job_id"],
-                job_id=row["job"], memory_bytes=row["memory_bytes"], poll=row["poll"], state=State(row["state"]),
+                job_id=row["job"], memory_bytes=row["memory_bytes"], state=State(row["state"]),
                 deadline=now + self.settings.lease_seconds,
             )  # fmt: skip
             if row["stop_reason"] is not None:

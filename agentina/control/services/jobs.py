@@ -10,7 +10,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import ids, plane
-from agentina.control.services import changes, lifecycle, outcomes
+from agentina.control.services import changes, claims, lifecycle, outcomes
 from agentina.control.store import audit, engine, jobs, registry, tasks
 from agentina.protocol import api, wire
 from agentina.protocol import jobs as protocol_jobs
@@ -33,7 +33,7 @@ class Submission:
 
 
 async def submit(control: plane.Plane, submission: Submission) -> api.JobCreated:
-    """Store a job durably and wake an agent that can take it.
+    """Store a job durably and wake an agent that can take it; one that waits is given it in the same transaction.
 
     Raises:
         AgentinaError: ``NOT_FOUND`` (organization), ``JOB_NEED_UNKNOWN``, ``JOB_KEY_REUSED``, ``INPUT_INVALID`` (key).
@@ -42,45 +42,78 @@ async def submit(control: plane.Plane, submission: Submission) -> api.JobCreated
     control.check_running()
     if submission.key is not None and not (0 < len(submission.key) <= MAX_KEY and submission.key.isprintable()):
         raise errors.INPUT_INVALID(where="Idempotency-Key", problem=f"expected 1 to {MAX_KEY} printable characters")
-    text = msgspec.json.encode(submission.spec).decode()
+    attempt = _Attempt(submission, msgspec.json.encode(submission.spec).decode(), control)
 
-    def committed(result: tuple[api.JobCreated, engine.Row | None]) -> None:
-        if result[1] is not None and result[1]["id"] not in control.fleet.classes:
-            control.fleet.add_class(plane.job_class(result[1]))
+    def committed(_: object) -> None:
+        if attempt.job_class is not None and attempt.job_class["id"] not in control.fleet.classes:
+            control.fleet.add_class(plane.job_class(attempt.job_class))
+        if attempt.reserved is not None and attempt.claimed is not None:
+            claims.hold(control, attempt.reserved.agent, [attempt.claimed])
 
-    created, _ = await control.write(lambda work: _submit(work, submission, text), committed=committed)
-    return created
+    try:
+        return await control.write(attempt.run, committed=committed)
+    finally:
+        if attempt.reserved is not None:
+            attempt.reserved.agent.wake()
 
 
-def _submit(work: changes.Work, submission: Submission, text: str) -> tuple[api.JobCreated, engine.Row | None]:
-    tx, now_ms, spec = work.tx, work.now_ms, submission.spec
-    organization = registry.organization(tx, submission.organization)
-    if organization is None:
-        raise errors.NOT_FOUND(what="organization", name=submission.organization)
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    if submission.key is not None:
-        known = jobs.by_submission(tx, organization["id"], submission.key)
-        if known is not None and known["submission_sha256"] != sha256:
-            raise errors.JOB_KEY_REUSED(job=known["public_id"])
-        if known is not None:
-            return api.JobCreated(id=known["public_id"], created=False), None
-    needed = _needed(tx, organization["id"], spec)
-    job_class = jobs.ensure_class(
-        tx, organization["id"], role=spec.role or "", labels=msgspec.json.encode(spec.labels, order="sorted").decode(),
-        runner=spec.runner,
-    )  # fmt: skip
-    new = jobs.NewJob(
-        public_id=ids.new_job_id(now_ms), organization_id=organization["id"], class_id=job_class["id"], name=spec.name,
-        role=spec.role, spec=text, priority=spec.priority, memory_bytes=spec.memory_bytes,
-        submission_key=submission.key, submission_sha256=sha256 if submission.key is not None else None,
-    )  # fmt: skip
-    left = sum(row["state"] != State.SUCCEEDED.value for row in needed)
-    job = jobs.insert(tx, new, needs_left=left, now_ms=now_ms)
-    jobs.add_event(tx, job, "submitted", state=State.QUEUED, now_ms=now_ms)
-    for row in needed:
-        jobs.add_need(tx, job, row["id"])
-    _after_queued(work, job, needed)
-    return api.JobCreated(id=new.public_id), job_class
+@dataclasses.dataclass(slots=True)
+class _Attempt:
+    """One submission, stored and, when an agent waits for such a job, given to it in the same transaction."""
+
+    submission: Submission
+    #: The specification as stored.
+    text: str
+    control: plane.Plane
+    job_class: engine.Row | None = None
+    #: Out of the queue of waiting agents before the commit, but whatever becomes of that, it is woken and looks again.
+    reserved: claims.Reserved | None = None
+    claimed: claims.Claimed | None = None
+
+    def run(self, work: changes.Work) -> api.JobCreated:
+        """The operation."""
+        tx, submission = work.tx, self.submission
+        organization = registry.organization(tx, submission.organization)
+        if organization is None:
+            raise errors.NOT_FOUND(what="organization", name=submission.organization)
+        sha256 = None
+        if submission.key is not None:
+            sha256 = hashlib.sha256(self.text.encode()).hexdigest()
+            known = jobs.by_submission(tx, organization["id"], submission.key)
+            if known is not None and known["submission_sha256"] != sha256:
+                raise errors.JOB_KEY_REUSED(job=known["public_id"])
+            if known is not None:
+                return api.JobCreated(id=known["public_id"], created=False)
+        needed = _needed(tx, organization["id"], submission.spec)
+        row = self._store(work, organization["id"], needed, sha256)
+        if not needed:
+            self._offer(work, row)
+        if self.claimed is None:
+            _announce(work, row, needed)
+        return api.JobCreated(id=row["public_id"])
+
+    def _store(self, work: changes.Work, organization: int, needed: list[engine.Row], sha256: str | None) -> engine.Row:
+        tx, now_ms, spec = work.tx, work.now_ms, self.submission.spec
+        self.job_class = jobs.ensure_class(
+            tx, organization, role=spec.role or "", labels=msgspec.json.encode(spec.labels, order="sorted").decode(),
+            runner=spec.runner,
+        )  # fmt: skip
+        new = jobs.NewJob(
+            public_id=ids.new_job_id(now_ms), organization_id=organization, class_id=self.job_class["id"],
+            name=spec.name, role=spec.role, spec=self.text, priority=spec.priority, memory_bytes=spec.memory_bytes,
+            submission_key=self.submission.key, submission_sha256=sha256,
+        )  # fmt: skip
+        left = sum(row["state"] != State.SUCCEEDED.value for row in needed)
+        row = jobs.insert(tx, new, needs_left=left, now_ms=now_ms)
+        jobs.add_event(tx, row["id"], "submitted", state=State.QUEUED, now_ms=now_ms)
+        for need in needed:
+            jobs.add_need(tx, row["id"], need["id"])
+        return row
+
+    def _offer(self, work: changes.Work, row: engine.Row) -> None:
+        self.reserved = claims.reserve(self.control, row["class_id"], row["memory_bytes"])
+        if self.reserved is not None:
+            self.claimed = claims.give(work, self.reserved, row)
 
 
 def _needed(tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSpec) -> list[engine.Row]:
@@ -93,9 +126,8 @@ def _needed(tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSp
     return rows
 
 
-def _after_queued(work: changes.Work, job: int, needed: list[engine.Row]) -> None:
+def _announce(work: changes.Work, row: engine.Row, needed: list[engine.Row]) -> None:
     """Announce a queued job, or cancel it at once when something it needs has already ended badly."""
-    row = jobs.by_id(work.tx, job)
     work.effects.jobs.add(row["public_id"])
     for need in needed:
         if need["state"] in _FINAL_VALUES and need["state"] != State.SUCCEEDED.value:
@@ -166,7 +198,7 @@ async def retry(control: plane.Plane, public_id: str, *, actor: str) -> str:
         audit.append(tx, actor=actor, action="job.retry", subject=public_id, now_ms=now_ms)
         jobs.reopen(tx, job["id"], needs_left=left, now_ms=now_ms)
         jobs.add_event(tx, job["id"], f"queued again by {actor}", state=State.QUEUED, now_ms=now_ms)
-        _after_queued(work, job["id"], [])
+        _announce(work, jobs.by_id(tx, job["id"]), [])
         return public_id
 
     return await control.write(operation)

@@ -107,8 +107,9 @@ def _settle(
         return
     delay_ms = round(verdict.delay * 1000)
     when = f"again in {units.show_duration(verdict.delay)}" if delay_ms else "queued again"
-    line = f"{outcome.state.value}: {text}; {when}"
-    detail = text if outcome.reason is Reason.RETURNED_UNSTARTED else f"attempt {number}: {text}"
+    is_returned = outcome.reason is Reason.RETURNED_UNSTARTED
+    line = f"{'returned' if is_returned else outcome.state.value}: {text}; {when}"
+    detail = text if is_returned else f"attempt {number}: {text}"
     jobs.set_queued(
         tx, job["id"], reason=verdict.reason, detail=detail, ready=not delay_ms, runnable_ms=work.now_ms + delay_ms
     )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 
 import msgspec
 
 from agentina import errors
 from agentina.control import fleet, plane
-from agentina.control.services import changes, sessions
-from agentina.control.store import engine, jobs, tasks
+from agentina.control.services import changes, claims, sessions
+from agentina.control.store import jobs, tasks
 from agentina.protocol import signing, wire
-from agentina.protocol.states import State
 
 #: What a held request does when its connection breaks: the callback it registers is called.
 OnLost = Callable[[Callable[[], None]], None]
@@ -34,15 +32,6 @@ class _Assignment(msgspec.Struct, frozen=True, kw_only=True):
     job: msgspec.Raw
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Claimed:
-    """A job turned into a task by the claim's transaction."""
-
-    task: int
-    number: int
-    row: engine.Row
-
-
 async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_lost: OnLost) -> wire.PollAnswer:
     """Answer with work or orders, or with nothing when the time is over."""
     sessions.check(agent, message.session)
@@ -58,7 +47,7 @@ async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_
     deadline = loop.time() + message.wait_seconds
     while True:
         # Looked at again after a claim that came too late: a job that arrived meanwhile has woken nobody else.
-        while _takes_work(agent) and agent.poll == message.number and _is_work_waiting(control, agent):
+        while claims.takes_work(agent) and agent.poll == message.number and _is_work_waiting(control, agent):
             if await _claim(control, agent, message):
                 break
         answer = _collect(control, agent, message)
@@ -73,15 +62,6 @@ def _acknowledge(agent: fleet.Agent, number: int) -> None:
     for held in agent.held.values():
         if held.poll <= number:
             held.is_taken, held.spec = True, None
-
-
-def _takes_work(agent: fleet.Agent) -> bool:
-    return agent.state == "active" and _room(agent) > 0
-
-
-def _room(agent: fleet.Agent) -> int:
-    """How many tasks may be given: what the host offers, the license allows, and one answer carries."""
-    return min(agent.poll_slots, agent.license_tasks - len(agent.held), wire.MAX_ASSIGNMENTS)
 
 
 def _is_work_waiting(control: plane.Plane, agent: fleet.Agent) -> bool:
@@ -107,7 +87,7 @@ async def _wait(control: plane.Plane, agent: fleet.Agent, seconds: float, on_los
     timer = loop.call_later(seconds, give_up)
     on_lost(give_up)
     agent.waiter = waiter
-    waits_for_work = _takes_work(agent)
+    waits_for_work = claims.takes_work(agent)
     if waits_for_work:
         control.fleet.wait_for_work(agent)
     try:
@@ -178,65 +158,13 @@ def _sign(control: plane.Plane, agent: fleet.Agent, held: fleet.Held, number: in
     return control.sign("assignment", msgspec.json.encode(content))
 
 
-# --- claims ------------------------------------------------------------------------------------------------------
-
-
 async def _claim(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> bool:
     """Turn waiting jobs into tasks of this agent; whether there were any."""
 
-    def claim(work: changes.Work) -> list[_Claimed]:
+    def claim(work: changes.Work) -> list[claims.Claimed]:
         if sessions.check_standing(work.tx, agent, message.session) != "active" or agent.poll != message.number:
             return []
-        chosen, left = _choose(work.tx, agent)
-        work.effects.ready.extend(left)
-        return [_assign(work, agent, row, message) for row in chosen]
+        return claims.take(work, agent)
 
-    def committed(claimed: list[_Claimed]) -> None:
-        deadline = control.clock.boot() + control.settings.lease_seconds
-        agent.poll_slots = max(agent.poll_slots - len(claimed), 0)
-        for item in claimed:
-            public_id = item.row["public_id"]
-            held = fleet.Held(
-                agent=agent, task=item.task, task_id=f"{public_id}.{item.number}", job=item.row["id"],
-                job_id=public_id, memory_bytes=item.row["memory_bytes"], poll=message.number, state=State.ASSIGNED,
-                deadline=deadline, spec=item.row["spec"],
-            )  # fmt: skip
-            control.fleet.hold(held)
-
-    claimed: list[_Claimed] = await control.write(claim, committed=committed)
+    claimed = await control.write(claim, committed=lambda taken: claims.hold(control, agent, taken))
     return bool(claimed)
-
-
-def _choose(tx: engine.Transaction, agent: fleet.Agent) -> tuple[list[engine.Row], list[tuple[int, int]]]:
-    """The jobs to take, by priority and age, and one of those left behind, to wake the next agent for."""
-    room, memory = _room(agent), agent.poll_memory
-    if room <= 0:
-        return [], []
-    rows = [row for class_id in agent.classes for row in jobs.ready(tx, class_id, memory, room + 1)]
-    rows.sort(key=_by_priority_and_age)
-    chosen: list[engine.Row] = []
-    left: dict[int, int] = {}
-    for row in rows:
-        if len(chosen) < room and row["memory_bytes"] <= memory:
-            chosen.append(row)
-            memory -= row["memory_bytes"]
-        else:
-            left.setdefault(row["class_id"], row["memory_bytes"])
-    return chosen, list(left.items())
-
-
-def _by_priority_and_age(row: engine.Row) -> tuple[int, int]:
-    return -row["priority"], row["id"]
-
-
-def _assign(work: changes.Work, agent: fleet.Agent, row: engine.Row, message: wire.Poll) -> _Claimed:
-    tx, number = work.tx, row["tasks"] + 1
-    jobs.set_assigned(tx, row["id"], number)
-    task = tasks.insert(
-        tx, job=row["id"], number=number, agent=agent.id, session=message.session, poll=message.number,
-        now_ms=work.now_ms,
-    )  # fmt: skip
-    text = f"given to {agent.name}"
-    jobs.add_event(tx, row["id"], text, state=State.ASSIGNED, task=number, now_ms=work.now_ms)
-    work.effects.jobs.add(row["public_id"])
-    return _Claimed(task, number, row)

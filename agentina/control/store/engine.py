@@ -6,7 +6,8 @@ when the operation's effects are on disk; ``store.read(op)`` sees one consistent
 
 SQLite is driven with *group commit*: operations that arrive while a commit is on its way run together in the next
 transaction, each in its own savepoint, on the event loop (they take microseconds); the commit, which waits for the
-disk, runs in a thread. docs/adr/0003 has the reasons and how another engine would do the same.
+disk, runs in a thread unless the disk is fast (:class:`Pace`). docs/adr/0003 has the reasons and how another engine
+would do the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import collections
 import concurrent.futures
 import logging
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -30,6 +32,16 @@ Row = Any
 
 #: Most operations in one transaction, so that one commit stays short and an answer comes soon.
 MAX_BATCH: Final = 512
+
+#: Commits below this many seconds are cheaper on the event loop than the way to a thread and back.
+FAST_COMMIT: Final = 0.001
+
+#: Most operations of a commit on the event loop: larger ones have more pages to write.
+_MAX_INLINE: Final = 32
+
+#: Changed rows after which the log is copied into the database, in the commit thread. SQLite itself does so at 8000
+#: pages, for operations that change few rows and many bytes.
+_CHECKPOINT_ROWS: Final = 4000
 
 #: SQLite's ways to say that there is no room: a full disk, a quota, a file size limit.
 _FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE})
@@ -74,6 +86,33 @@ class _Pending(Generic[T]):
         self.error: Exception | None = None
 
 
+class Pace:
+    """Decides from the commits so far whether the next may run on the event loop.
+
+    One slow commit is enough to leave the loop; many fast ones in the thread are needed to come back.
+    """
+
+    __slots__ = ("_expected",)
+
+    #: Weight of the newest commit while they get faster.
+    _WEIGHT: Final = 1 / 16
+
+    def __init__(self) -> None:
+        self._expected = 2 * FAST_COMMIT
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the loop may wait for the next commit."""
+        return self._expected < FAST_COMMIT
+
+    def note(self, seconds: float) -> None:
+        """A commit took this long."""
+        if seconds > 4 * FAST_COMMIT:
+            self._expected = max(self._expected, seconds)
+        else:
+            self._expected += (seconds - self._expected) * self._WEIGHT
+
+
 class Store:
     """A SQLite database with one writer and one reader. Used from one event loop only."""
 
@@ -99,6 +138,9 @@ class Store:
         self._closed = False
         self._idle: asyncio.Future[None] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._pace = Pace()
+        #: Rows changed by the writer when the log was last copied into the database.
+        self._checkpointed_at = 0
         #: What the last commit failed with; None while the store can write.
         self.failure: errors.AgentinaError | None = None
 
@@ -161,7 +203,7 @@ class Store:
         self._writer.close()
 
     def _run_batch(self) -> None:
-        """Run what waits inside one transaction and hand it to the commit thread."""
+        """Run what waits inside one transaction and commit it, here or in the thread."""
         batch = [self._pending.popleft() for _ in range(min(len(self._pending), MAX_BATCH))]
         try:
             self._writer.execute("BEGIN IMMEDIATE")
@@ -173,7 +215,13 @@ class Store:
         except Exception as error:  # noqa: BLE001 - whatever it was, every caller of the batch must hear of it
             self._end_batch(batch, error)
             return
-        committed = asyncio.get_running_loop().run_in_executor(self._thread, self._commit)
+        is_checkpoint_due = self._writer.total_changes - self._checkpointed_at >= _CHECKPOINT_ROWS
+        if self._pace.is_fast and len(batch) <= _MAX_INLINE and not is_checkpoint_due:
+            self._end_batch(batch, self._commit())
+            return
+        loop = asyncio.get_running_loop()
+        work = self._commit_and_checkpoint if is_checkpoint_due else self._commit
+        committed = loop.run_in_executor(self._thread, work)
         committed.add_done_callback(lambda done: self._end_batch(batch, done.result()))
 
     def _run_alone(self, item: _Pending[Any]) -> None:
@@ -206,12 +254,27 @@ class Store:
         self._writer.execute("RELEASE op")
 
     def _commit(self) -> Exception | None:
-        """Wait for the disk (in the commit thread)."""
+        """Wait for the disk. The loop and the thread never do so at the same time: there is one batch."""
+        began = time.perf_counter()
         try:
             self._writer.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - judged on the loop
             return error
+        self._pace.note(time.perf_counter() - began)
         return None
+
+    def _commit_and_checkpoint(self) -> Exception | None:
+        """Commit, then copy the log into the database (in the commit thread)."""
+        error = self._commit()
+        if error is None:
+            self._checkpointed_at = self._writer.total_changes
+            try:
+                # Readers never last: all of the log is copied, and the next transaction begins it anew.
+                self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.Error as failure:
+                # What was committed is safe in the log, and the next checkpoint tries again.
+                _log.warning("the log could not be copied into the database: %s", failure)
+        return error
 
     def _end_batch(self, batch: list[_Pending[Any]], error: Exception | None) -> None:
         """Tell every caller how it went, and go on with what arrived meanwhile."""
@@ -220,7 +283,8 @@ class Store:
         for item in batch:
             _resolve(item, failure)
         if self._pending:
-            self._run_batch()
+            # Not at once: commits on the loop must leave requests their turn.
+            asyncio.get_running_loop().call_soon(self._run_batch)
             return
         self._committing = False
         if self._idle is not None and not self._idle.done():
@@ -259,7 +323,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         "synchronous = FULL",
         "foreign_keys = ON",
         "busy_timeout = 5000",
-        "wal_autocheckpoint = 4000",
+        "wal_autocheckpoint = 8000",
     ):
         connection.execute(f"PRAGMA {pragma}")
     # Pages wait in memory until the commit thread writes them, so that an operation does not wait for the disk.

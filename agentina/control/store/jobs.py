@@ -28,21 +28,22 @@ class NewJob:
     submission_sha256: str | None
 
 
-def insert(tx: engine.Transaction, job: NewJob, *, needs_left: int, now_ms: int) -> int:
-    """Store a queued job; its row id is returned."""
+def insert(tx: engine.Transaction, job: NewJob, *, needs_left: int, now_ms: int) -> engine.Row:
+    """Store a queued job; what a claim needs of its row is returned, as :func:`ready` does."""
     reason = Reason.WAITING_FOR_NEEDS if needs_left else Reason.WAITING_FOR_AGENT
     row = tx.one(
         "INSERT INTO jobs (public_id, organization_id, class_id, name, role, spec, priority, memory_bytes, state,"
         " reason, ready, needs_left, runnable_ms, created_ms, submission_key, submission_sha256)"
         " VALUES (:public_id, :organization, :class, :name, :role, :spec, :priority, :memory, 'queued',"
-        " :reason, :ready, :needs_left, :now, :now, :key, :sha256) RETURNING id",
+        " :reason, :ready, :needs_left, :now, :now, :key, :sha256)"
+        " RETURNING id, public_id, class_id, spec, priority, memory_bytes, tasks, ready",
         public_id=job.public_id, organization=job.organization_id, **{"class": job.class_id},
         name=job.name, role=job.role, spec=job.spec, priority=job.priority, memory=job.memory_bytes,
         reason=reason.value, ready=0 if needs_left else 1, needs_left=needs_left, now=now_ms,
         key=job.submission_key, sha256=job.submission_sha256,
     )  # fmt: skip
     assert row is not None
-    return int(row[0])
+    return row
 
 
 def by_public_id(tx: engine.Transaction, public_id: str) -> engine.Row | None:
@@ -131,7 +132,7 @@ def is_any_ready(tx: engine.Transaction, class_id: int, memory_bytes: int) -> bo
 def ready(tx: engine.Transaction, class_id: int, memory_bytes: int, limit: int) -> list[engine.Row]:
     """The first jobs of a class that wait for an agent and fit, by priority and age."""
     return tx.all(
-        "SELECT id, public_id, class_id, name, spec, priority, memory_bytes, tasks, role, created_ms, runnable_ms"
+        "SELECT id, public_id, class_id, spec, priority, memory_bytes, tasks, ready"
         " FROM jobs WHERE ready = 1 AND class_id = :class AND memory_bytes <= :memory"
         " ORDER BY priority DESC, id LIMIT :limit",
         **{"class": class_id}, memory=memory_bytes, limit=limit,

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from agentina import errors
+from agentina.control import fleet
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.integration.control import simulated
@@ -56,6 +57,41 @@ def test_a_submitted_job_wakes_one_held_poll(control: Any, operator: simulated.O
     assert polls[2][1] == []
     operator.submit()
     polls[2][0].join(5)
+
+
+def test_a_waiting_agent_is_given_the_job_by_the_submission_itself(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    operator.submit()
+    (first,) = agent.take()
+    thread, result = held_poll(agent)
+    wait_until_held(control, agent)
+    writes = 0
+    write = control.plane.store.write
+
+    def counted(operation: Any) -> Any:
+        nonlocal writes
+        writes += 1
+        return write(operation)
+
+    control.plane.store.write = counted
+    job = operator.submit()
+    thread.join(5)
+    assert [assignment.job_id for assignment in agent.assignments(result[0])] == [job]
+    assert writes == 1
+    texts = [event["text"].split()[0] for event in operator.show(job)["events"]]
+    assert (first != job, texts) == (True, ["submitted", "given"])
+
+
+def test_only_an_answer_that_was_sent_can_be_acknowledged(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit()
+    agent.poll(acknowledge=False)
+    held = control.plane.fleet.held[f"{job}.1"]
+    # As it is when a poll ends between a claim and its commit, and its empty answer is acknowledged.
+    held.poll = fleet.UNSENT
+    agent.acknowledged = 1
+    assert agent.take() == [f"{job}.1"]
+    assert agent.take() == []
 
 
 def test_a_lost_answer_is_sent_again_until_acknowledged(control: Any, operator: simulated.Operator) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ async def store(tmp_path: Path) -> AsyncIterator[engine.Store]:
 
 def insert(number: int, text: str = "") -> engine.Operation[int]:
     return lambda tx: tx.execute("INSERT INTO numbers VALUES (:n, :text)", n=number, text=text)
+
+
+def is_fast(pace: engine.Pace) -> bool:
+    return pace.is_fast
 
 
 def is_failing(store: engine.Store) -> bool:
@@ -136,3 +141,50 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a database, but long enough to have a header" * 100)
     with pytest.raises(errors.AgentinaError, match=r"control\.db"):
         engine.Store(path, now_ms=1)
+
+
+def test_one_slow_commit_leaves_the_loop_and_many_fast_ones_come_back() -> None:
+    pace = engine.Pace()
+    assert not is_fast(pace)
+    for _ in range(40):
+        pace.note(0.0002)
+    assert is_fast(pace)
+    pace.note(0.05)
+    fast = 0
+    while not is_fast(pace):
+        pace.note(0.0002)
+        fast += 1
+    assert 20 < fast < 200
+    for _ in range(40):
+        pace.note(0.0002)
+    pace.note(0.002)
+    assert is_fast(pace), "a small hiccup is no slow disk"
+    for _ in range(40):
+        pace.note(0.002)
+    assert not is_fast(pace)
+
+
+async def test_the_loop_never_waits_for_a_slow_disk(store: engine.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    commit = store._commit
+
+    def watched() -> Exception | None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return commit()
+
+    monkeypatch.setattr(store, "_commit", watched)
+    store._pace._expected = 0.0
+    await store.write(insert(1))
+    store._pace.note(0.5)
+    await store.write(insert(2))
+    assert threads == [True, False]
+    assert numbers(store) == [1, 2]
+
+
+async def test_the_log_is_copied_into_the_database_now_and_then(store: engine.Store, tmp_path: Path) -> None:
+    store._pace._expected = 0.0
+    for start in range(0, 15_000, 500):
+        await asyncio.gather(*(store.write(insert(start + number, "x" * 400)) for number in range(500)))
+    rows = len(numbers(store)) * 400
+    assert (tmp_path / "control.db").stat().st_size > rows / 2
+    assert (tmp_path / "control.db-wal").stat().st_size < rows

@@ -21,7 +21,7 @@ def job_class(number: int, **changes: Any) -> fleet.JobClass:
 
 def held(owner: fleet.Agent, task_id: str, deadline: float) -> fleet.Held:
     return fleet.Held(
-        agent=owner, task=1, task_id=task_id, job=1, job_id=task_id.partition(".")[0], memory_bytes=0, poll=1,
+        agent=owner, task=1, task_id=task_id, job=1, job_id=task_id.partition(".")[0], memory_bytes=0,
         state=State.RUNNING, deadline=deadline,
     )  # fmt: skip
 
