@@ -30,6 +30,9 @@ def convert(document: object, kind: type[T], where: str) -> T:
         raise explain(error, kind, where) from error
     except RecursionError as error:
         raise errors.INPUT_INVALID(where=where, problem="the document is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        # JSON can write half of a surrogate pair; no text contains it.
+        raise errors.INPUT_INVALID(where=where, problem="a character is half of a surrogate pair") from error
 
 
 def decode(body: bytes, kind: type[T], where: str, *, limit: int) -> T:

@@ -25,3 +25,8 @@ def test_bad_bodies_get_a_code(body: bytes, code: str) -> None:
 
 def test_good_body() -> None:
     assert inputs.decode(b'{"count": 3}', api.TokenCreate, "body", limit=100).count == 3
+
+
+def test_half_a_surrogate_pair_is_the_senders_fault() -> None:
+    with pytest.raises(errors.AgentinaError, match="surrogate"):
+        inputs.convert({"\ud800": 1}, api.TokenCreate, "body")
