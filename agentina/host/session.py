@@ -96,6 +96,8 @@ class Session:
                 self._succeeded()
                 self.apply(answer.directives)
             except errors.AgentinaError as error:
+                # Also when it was opened, but what it brought could not be taken over: nobody may wait for it forever.
+                self._lost.set()
                 self._failed(error, 0)
                 await asyncio.sleep(pause.delay(link.retry_after(error)))
                 continue

@@ -194,7 +194,14 @@ class Tasks:
                 continue
             entry.deadline = deadline
             if entry.task.phase is state.Phase.RUNNING:
-                self._executor.renew(entry.directory.path, deadline)
+                self._renew_running(entry, deadline)
+
+    def _renew_running(self, entry: entries.Entry, deadline: float) -> None:
+        try:
+            self._executor.renew(entry.directory.path, deadline)
+        except errors.AgentinaError as error:
+            # The next renewal tries again; one task's lease must not hold up the answer that renews the others.
+            _log.warning("the lease of task %s is not renewed: %s", entry.task_id, error, extra={"code": error.code})
 
     def applied(self, number: int) -> None:
         """Reports up to ``number`` are applied: tasks given back with one of them need no ``forget``."""
