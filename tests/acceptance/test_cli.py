@@ -174,3 +174,9 @@ def test_wrong_token_is_refused(fleet: fleets.Fleet) -> None:
     assert refused.returncode == 3
     assert "AUTH_INVALID" in refused.stderr
     assert "aop_wrong" not in refused.stderr
+
+
+def test_logs_of_a_daemon_without_a_journal(fleet: fleets.Fleet) -> None:
+    shown = fleet.answer("logs", "-n", "1000")
+    assert "session 1 is open" in shown
+    assert shown == fleet.log("default"), "standard error and the file have the same"
