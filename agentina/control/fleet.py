@@ -61,10 +61,10 @@ class Agent:
 
     __slots__ = (
         "assertions", "channel", "classes", "created_ms", "executor", "facts", "guarantees", "heartbeat_ms", "held",
-        "host", "hostname", "id", "instance", "is_changed", "key", "labels", "last_seen", "license_issued_ms",
-        "license_repeats", "license_tasks", "max_agents", "max_concurrent_tasks", "offline_grace_hours", "orders",
-        "organization", "organization_id", "plan", "poll", "poll_memory", "poll_slots", "public_id", "role", "runners",
-        "session", "state", "state_reason", "version", "waiter",
+        "host", "hostname", "id", "instance", "is_changed", "is_draining", "key", "labels", "last_seen",
+        "license_issued_ms", "license_repeats", "license_tasks", "max_agents", "max_concurrent_tasks",
+        "offline_grace_hours", "orders", "organization", "organization_id", "plan", "poll", "poll_memory", "poll_slots",
+        "public_id", "role", "runners", "session", "state", "state_reason", "version", "waiter",
     )  # fmt: skip
 
     def __init__(self, agent_id: int, public_id: str, key: signing.PublicKey) -> None:
@@ -100,6 +100,8 @@ class Agent:
         self.heartbeat_ms: int | None = None
         #: Boot clock seconds of the last sign of life; -inf: none since the control plane's start.
         self.last_seen = float("-inf")
+        #: Its host said with the last heartbeat that it takes no new work.
+        self.is_draining = False
         #: Heartbeat facts not yet in the database.
         self.is_changed = False
         self.held: dict[str, Held] = {}

@@ -182,6 +182,8 @@ class AgentView(_Message, frozen=True, kw_only=True):
     #: ``active``, ``draining``, ``quarantined``.
     state: Literal["active", "draining", "quarantined"]
     state_reason: str = ""
+    #: Its host takes no new work (`agentina drain` there), whatever ``state`` says.
+    draining_by_host: bool = False
     #: Heard of within three heartbeats.
     online: bool
     last_heartbeat_ms: int | None = None

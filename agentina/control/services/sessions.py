@@ -130,7 +130,7 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
     check(agent, message.session)
     now = control.clock.boot()
     agent.last_seen, agent.heartbeat_ms = now, control.clock.wall_ms()
-    agent.host, agent.is_changed = message.host, True
+    agent.host, agent.is_changed, agent.is_draining = message.host, True, message.draining
     renewed: list[str] = []
     unheld_listed: list[wire.Held] = []
     for listed in message.tasks:

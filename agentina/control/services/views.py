@@ -128,7 +128,9 @@ def agent_view(control: plane.Plane, agent: fleet.Agent) -> api.AgentView:
     state: Any = agent.state
     return api.AgentView(
         id=agent.public_id, organization=agent.organization, hostname=agent.hostname, instance=agent.instance,
-        role=agent.role, labels=agent.labels, state=state, state_reason=agent.state_reason,
+        role=agent.role, labels=agent.labels, state=state,
+        state_reason=agent.state_reason or ("draining by its host" if agent.is_draining else ""),
+        draining_by_host=agent.is_draining,
         online=control.fleet.is_online(agent, control.clock.boot()), last_heartbeat_ms=agent.heartbeat_ms,
         version=agent.version, executor=agent.executor, guarantees=agent.guarantees,
         max_concurrent_tasks=min(agent.max_concurrent_tasks, agent.license_tasks), tasks=sorted(agent.held),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from agentina import errors
+from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.integration.control import simulated
 
@@ -189,3 +190,12 @@ def test_what_heartbeats_say_is_shown_and_survives_in_the_database(control: Any,
     assert (shown["online"], shown["session"]) == (True, 1)
     control.step_boot(181)
     assert not operator.call("GET", f"/v1/agents/{shown['id']}")["online"]
+
+
+def test_a_drain_by_the_host_is_shown(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    path = f"/v1/agents/{agent.activated.agent_id}"
+    for draining, reason in ((True, "draining by its host"), (False, "")):
+        agent.call("POST", "/v1/agent/heartbeat", wire.Heartbeat(session=agent.session, draining=draining))
+        shown = operator.call("GET", path)
+        assert (shown["state"], shown["draining_by_host"], shown["state_reason"]) == ("active", draining, reason)
