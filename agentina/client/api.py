@@ -44,7 +44,7 @@ Query = Mapping[str, str | int | float | None]
 class Patience:
     """How long a request is repeated when the control plane is away or busy."""
 
-    attempts: int = 4
+    attempts: int = 7
     #: Seconds the first pause is at most; it doubles.
     first: float = 0.25
     #: Seconds any pause is at most.

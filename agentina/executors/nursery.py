@@ -113,7 +113,7 @@ class Nursery:
         try:
             fcntl.flock(fence, fcntl.LOCK_EX)
             try:
-                self._hand_over(message, fence)
+                self._hand_over(request, message, fence)
             except OSError:
                 # Nothing was started and the lock is still held: the task may be tried again.
                 os.unlink(path)
@@ -121,26 +121,25 @@ class Nursery:
         finally:
             os.close(fence)
 
-    def _hand_over(self, message: bytes, fence: int) -> None:
-        """Give a request and its fence to a spare.
+    def _hand_over(self, request: supervisor.Request, message: bytes, fence: int) -> None:
+        """Give a request and its fence to a spare, or to a new fork, which has both by birth.
 
         Raises:
             OSError: Nobody has it.
 
         """
-        while True:
-            is_fresh = not self._spares
-            spare = self._fork() if is_fresh else self._spares.pop()
+        while self._spares:
+            spare = self._spares.pop()
             try:
                 _send(spare.socket, message, fence)
             except OSError:
-                if is_fresh:
-                    raise
-                # It was killed while it waited; nothing of the message left this process.
+                continue  # it was killed while it waited; nothing of the message left this process
             else:
                 return
             finally:
                 spare.socket.close()
+        if os.fork() == 0:
+            self._supervise(request, fence)
 
     def _fork(self) -> _Spare:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -159,9 +158,7 @@ class Nursery:
 
     def _be_spare(self, own: socket.socket) -> NoReturn:
         try:
-            os.close(self._lock)
-            for spare in self._spares:
-                spare.socket.close()  # else it would not see the end of the nursery
+            self._let_go()
             supervisor.get_ready()
             message, descriptors = _receive(own, 2)
             if not message:
@@ -174,6 +171,20 @@ class Nursery:
             supervisor.supervise(supervisor.Request(**json.loads(message)), fence=fence, channel=self._channel)
         finally:
             os._exit(70)
+
+    def _supervise(self, request: supervisor.Request, fence: int) -> NoReturn:
+        try:
+            self._let_go()
+            supervisor.get_ready()
+            supervisor.supervise(request, fence=fence, channel=self._channel)
+        finally:
+            os._exit(70)
+
+    def _let_go(self) -> None:
+        """In the child: close what is the nursery's own."""
+        os.close(self._lock)
+        for spare in self._spares:
+            spare.socket.close()  # else it would not see the end of the nursery
 
 
 def main() -> None:

@@ -181,7 +181,17 @@ class ProcessExecutor:
 
     def renew(self, directory: Path, lease_deadline: float) -> None:
         """See :meth:`agentina.executors.contract.Executor.renew`."""
-        files.write_atomic(directory / "lease", repr(lease_deadline).encode(), durable=False)
+        # In place and of one width: a full disk, which could not take a new file, must not cost a task its lease.
+        # Readers see the old or the new value: the kernel writes so few bytes at once.
+        path = directory / "lease"
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(descriptor, f"{lease_deadline:020.6f}".encode("ascii"), 0)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise files.from_os_error(error, path) from error
 
     def end_leftovers(self, directory: Path) -> int:
         """End what a killed supervisor left of its task; returns how many processes. Blocks for some milliseconds."""
