@@ -36,9 +36,8 @@ def document(routes: Sequence[routing.Route]) -> dict[str, Any]:
     typed = [kind for route in routes for kind in (route.request, route.answer) if kind not in {None, bytes, str}]
     schemas, components = msgspec.json.schema_components(typed, ref_template="#/components/schemas/{name}")
     references = {str(kind): schema for kind, schema in zip(typed, schemas, strict=True)}
-    job = protocol_jobs.schema()
     # What people may write (sizes as text) is wider than the struct.
-    components = {**components, **job["$defs"], "Error": _ERROR}
+    components = {**components, **_job_components(), "Error": _ERROR}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         path = route.path.replace(":path}", "}")
@@ -58,6 +57,13 @@ def document(routes: Sequence[routing.Route]) -> dict[str, Any]:
             },
         },
     }  # fmt: skip
+
+
+def _job_components() -> dict[str, Any]:
+    """The definitions of the published job schema, pointing at each other where they are in this document."""
+    definitions = msgspec.json.encode(protocol_jobs.schema()["$defs"])
+    components: dict[str, Any] = msgspec.json.decode(definitions.replace(b'"#/$defs/', b'"#/components/schemas/'))
+    return components
 
 
 def _operation(route: routing.Route, references: dict[str, Any]) -> dict[str, Any]:
