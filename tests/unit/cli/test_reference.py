@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from agentina import errors
 from agentina.cli import reference
+from agentina.control import metrics
+from agentina.control.api import routes
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = reference.pages()
@@ -21,6 +24,24 @@ def test_every_key_and_code_is_explained() -> None:
         assert "|  |" not in PAGES[page], "a row without its meaning"
     for code in errors.CATALOGUE:
         assert f"## {code}\n" in PAGES["troubleshooting.md"]
+
+
+def test_every_address_and_message_is_listed() -> None:
+    page = PAGES["reference/api.md"]
+    for route in routes.table():
+        assert f"| `{route.method} {route.path.replace(':path}', '}')}` |" in page
+    headings = {line.removeprefix("### ").lower() for line in page.splitlines() if line.startswith("### ")}
+    links = set(re.findall(r"\(#(\w+)\)", page))
+    assert links
+    assert links <= headings
+
+
+def test_metrics_have_their_exposed_names() -> None:
+    page = PAGES["reference/metrics.md"]
+    exposed = set(re.findall(r"^# TYPE (\w+) ", metrics.Metrics().render().decode(), re.MULTILINE))
+    assert exposed
+    listed = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
+    assert {name for name in exposed if not name.endswith("_created")} == listed
 
 
 def test_example_job_is_valid() -> None:
