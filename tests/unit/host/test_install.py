@@ -94,7 +94,7 @@ def test_lost_answer_is_fetched_by_the_same_run(
 def test_lost_answer_is_fetched_by_the_next_run(
     instance: paths.InstancePaths, plane: activating.Activating, url: str
 ) -> None:
-    plane._lose = 4
+    plane._lose = api.Patience().attempts
     with pytest.raises(errors.AgentinaError) as caught:
         run(instance, request(url))
     assert caught.value.entry is errors.CONTROL_PLANE_UNREACHABLE
