@@ -115,12 +115,7 @@ def api_page() -> str:
     table = routes.table()
     for title, roles in _API_SECTIONS:
         parts.append(f"## {title}\n")
-        lines = [
-            f"| `{route.method} {route.path.replace(':path}', '}')}` | {_cell(route.summary)} | {route.auth} "
-            f"| {_message(route.request)} | {f'{route.status} {_message(route.answer)}'.strip()} | {_query(route.query)} |"
-            for route in table
-            if route.auth in roles
-        ]
+        lines = [_address(route) for route in table if route.auth in roles]
         parts.append(_table(("address", "does", "who", "request", "answer", "query"), lines))
     parts.append("## Messages\n")
     comments = _comments(api)
@@ -215,6 +210,13 @@ def _command(command: click.Command, parent: click.Context, name: str) -> Iterat
     examples = [line.strip() for line in (command.epilog or "").splitlines()[2:]]
     if examples:
         yield "```sh\n" + "\n".join(examples) + "\n```\n"
+
+
+def _address(route: Any) -> str:
+    path = route.path.replace(":path}", "}")
+    answer = f"{route.status} {_message(route.answer)}".strip()
+    cells = (f"`{route.method} {path}`", _cell(route.summary), route.auth, _message(route.request), answer)
+    return f"| {' | '.join(cells)} | {_query(route.query)} |"
 
 
 def _message(kind: Any) -> str:
