@@ -6,8 +6,8 @@ when the operation's effects are on disk; ``store.read(op)`` sees one consistent
 
 SQLite is driven with *group commit*: operations that arrive while a commit is on its way run together in the next
 transaction, each in its own savepoint, on the event loop (they take microseconds); the commit, which waits for the
-disk, runs in a thread unless the disk is fast (:class:`Pace`). docs/adr/0003 has the reasons and how another engine
-would do the same.
+disk, runs in a thread unless the disk is fast (:mod:`agentina.system.pace`). docs/adr/0003 has the reasons and how
+another engine would do the same.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from agentina import errors
 from agentina.control.store import migrate
+from agentina.system import pace
 
 T = TypeVar("T")
 
@@ -32,9 +33,6 @@ Row = Any
 
 #: Most operations in one transaction, so that one commit stays short and an answer comes soon.
 MAX_BATCH: Final = 512
-
-#: Commits below this many seconds are cheaper on the event loop than the way to a thread and back.
-FAST_COMMIT: Final = 0.001
 
 #: Most operations of a commit on the event loop: larger ones have more pages to write.
 _MAX_INLINE: Final = 32
@@ -86,33 +84,6 @@ class _Pending(Generic[T]):
         self.error: Exception | None = None
 
 
-class Pace:
-    """Decides from the commits so far whether the next may run on the event loop.
-
-    One slow commit is enough to leave the loop; many fast ones in the thread are needed to come back.
-    """
-
-    __slots__ = ("_expected",)
-
-    #: Weight of the newest commit while they get faster.
-    _WEIGHT: Final = 1 / 16
-
-    def __init__(self) -> None:
-        self._expected = 2 * FAST_COMMIT
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether the loop may wait for the next commit."""
-        return self._expected < FAST_COMMIT
-
-    def note(self, seconds: float) -> None:
-        """A commit took this long."""
-        if seconds > 4 * FAST_COMMIT:
-            self._expected = max(self._expected, seconds)
-        else:
-            self._expected += (seconds - self._expected) * self._WEIGHT
-
-
 class Store:
     """A SQLite database with one writer and one reader. Used from one event loop only."""
 
@@ -138,7 +109,7 @@ class Store:
         self._closed = False
         self._idle: asyncio.Future[None] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._pace = Pace()
+        self._pace = pace.Pace()
         #: Rows changed by the writer when the log was last copied into the database.
         self._checkpointed_at = 0
         #: What the last commit failed with; None while the store can write.

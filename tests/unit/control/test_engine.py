@@ -24,10 +24,6 @@ def insert(number: int, text: str = "") -> engine.Operation[int]:
     return lambda tx: tx.execute("INSERT INTO numbers VALUES (:n, :text)", n=number, text=text)
 
 
-def is_fast(pace: engine.Pace) -> bool:
-    return pace.is_fast
-
-
 def is_failing(store: engine.Store) -> bool:
     return store.failure is not None
 
@@ -141,27 +137,6 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a database, but long enough to have a header" * 100)
     with pytest.raises(errors.AgentinaError, match=r"control\.db"):
         engine.Store(path, now_ms=1)
-
-
-def test_one_slow_commit_leaves_the_loop_and_many_fast_ones_come_back() -> None:
-    pace = engine.Pace()
-    assert not is_fast(pace)
-    for _ in range(40):
-        pace.note(0.0002)
-    assert is_fast(pace)
-    pace.note(0.05)
-    fast = 0
-    while not is_fast(pace):
-        pace.note(0.0002)
-        fast += 1
-    assert 20 < fast < 200
-    for _ in range(40):
-        pace.note(0.0002)
-    pace.note(0.002)
-    assert is_fast(pace), "a small hiccup is no slow disk"
-    for _ in range(40):
-        pace.note(0.002)
-    assert not is_fast(pace)
 
 
 async def test_the_loop_never_waits_for_a_slow_disk(store: engine.Store, monkeypatch: pytest.MonkeyPatch) -> None:
