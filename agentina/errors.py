@@ -513,3 +513,34 @@ SERVICE_FAILED = _entry(
     cause="Not enough rights, a unit that is missing or damaged, or a daemon that ends at once.",
     remedy="Run as root, and read `systemctl status {unit}` and `journalctl -u {unit}`.",
 )  # fmt: skip
+
+# --- releases and updates ---------------------------------------------------------------------------------------------
+
+UPDATE_UNTRUSTED = _entry(
+    "UPDATE_UNTRUSTED", 502, Exit.REFUSED,
+    message="The release repository was refused: {problem}.",
+    cause="Its files were changed on the way or at the server, are older than what was seen before, or are signed by "
+    "keys that this host does not trust (any more).",
+    remedy="Nothing was installed and what runs goes on. Try again; if it stays, ask whoever publishes the releases, "
+    "and see docs/how-to/publish-releases.md (recovery).",
+)  # fmt: skip
+UPDATE_EXPIRED = _entry(
+    "UPDATE_EXPIRED", 502, Exit.REFUSED,
+    message="The release metadata is out of date: {problem}.",
+    cause="Nobody signed the repository anew in time, something on the way serves an old copy, or this host's clock "
+    "is wrong.",
+    remedy="What runs goes on; only installing waits. Check the clock (`timedatectl`), and that the control plane or "
+    "whoever signs the repository does so.",
+)  # fmt: skip
+UPDATE_UNREACHABLE = _entry(
+    "UPDATE_UNREACHABLE", 503, Exit.UNAVAILABLE,
+    message="The release repository at {url} cannot be read: {problem}.",
+    cause="The network, the name service, a proxy or the server is away or too slow.",
+    remedy="Try again later; nothing was changed.",
+)  # fmt: skip
+RELEASE_UNKNOWN = _entry(
+    "RELEASE_UNKNOWN", 404, Exit.NOT_FOUND,
+    message="There is no {what} in {where}.",
+    cause="It was never published there, was withdrawn, or is not made for this machine.",
+    remedy="See `agentina release list` for what there is.",
+)  # fmt: skip

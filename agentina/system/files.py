@@ -67,6 +67,15 @@ def read_bounded(path: Path, *, limit: int = MAX_STATE_FILE) -> bytes:
     return content
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable that somebody else wrote."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(path: Path) -> None:
     """Make the directory's entries durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -19,9 +19,10 @@ MAY_IMPORT = {
     "client": SIDE,
     "executors": SIDE,
     "runners": SIDE,
-    "host": SIDE | {"client", "executors", "runners", "__init__"},
-    "control": SIDE | {"__init__"},
-    "cli": SIDE | {"client", "host", "control", "__init__"},
+    "updates": SIDE | {"__init__"},
+    "host": SIDE | {"client", "executors", "runners", "updates", "__init__"},
+    "control": SIDE | {"updates", "__init__"},
+    "cli": SIDE | {"client", "updates", "host", "control", "__init__"},
 }
 
 
