@@ -173,8 +173,14 @@ INPUT_UNKNOWN_KEY = _entry(
 INPUT_UNREADABLE = _entry(
     "INPUT_UNREADABLE", 400, Exit.USAGE,
     message="{where} cannot be read: {problem}.",
-    cause="The file is missing, is not text, or is not valid YAML or JSON.",
-    remedy="Check the path and the syntax at the line named in the message.",
+    cause="The content is damaged, is not text, or is not valid YAML or JSON.",
+    remedy="Correct the content at the place named in the message.",
+)  # fmt: skip
+FILE_UNREADABLE = _entry(
+    "FILE_UNREADABLE", 400, Exit.USAGE,
+    message="{where} cannot be read: {problem}.",
+    cause="The file does not exist, is a directory, or belongs to somebody else.",
+    remedy="Check the path, and that this user may read it (`ls -l`).",
 )  # fmt: skip
 INPUT_TOO_LARGE = _entry(
     "INPUT_TOO_LARGE", 413, Exit.USAGE,
@@ -400,6 +406,12 @@ CONTROL_PLANE_UNREACHABLE = _entry(
     cause="It is down, the address is wrong, or a firewall, proxy or DNS stands between.",
     remedy="Check the address and try `curl {url}/healthz` from this host.",
 )  # fmt: skip
+CONTROL_PLANE_UNKNOWN = _entry(
+    "CONTROL_PLANE_UNKNOWN", 400, Exit.USAGE,
+    message="No control plane is known here.",
+    cause="Nobody has logged in as this user, or under this --root.",
+    remedy="Run `agentina login URL`, or set AGENTINA_CONTROL_PLANE and AGENTINA_API_TOKEN_FILE.",
+)  # fmt: skip
 ANSWER_UNREADABLE = _entry(
     "ANSWER_UNREADABLE", 502, Exit.UNAVAILABLE,
     message="The answer is not what an agentina control plane sends: {what}.",
@@ -461,9 +473,9 @@ INSTANCE_OTHER = _entry(
 DAEMON_NOT_RUNNING = _entry(
     "DAEMON_NOT_RUNNING", 503, Exit.UNAVAILABLE,
     message="The daemon of instance {instance!r} does not answer on {path}.",
-    cause="It is not started, is starting, or crashed.",
-    remedy="Start it (`systemctl start agentina@{instance}` or `agentina daemon --instance {instance}`) "
-    "and read `agentina logs`.",
+    cause="It is not started, is starting, or crashed. An installed package runs it as a service of systemd "
+    "(`systemctl start agentina@INSTANCE`); elsewhere, and under --root, it is a process that you start.",
+    remedy="Start it with `{start}`; `{logs}` tells what it did before.",
 )  # fmt: skip
 DAEMON_RUNNING = _entry(
     "DAEMON_RUNNING", 409, Exit.CONFLICT,

@@ -104,7 +104,9 @@ def _verb(name: str, summary: str, example: str) -> Callable[..., Any]:
         if as_json:
             output.document(one)
         else:
-            output.answer(f"{one.id} is {output.paint(one.state)}; it holds {len(one.tasks)} task(s).")
+            output.answer(
+                f"{one.id} is {output.paint(one.state)}; it holds {units.show_count(len(one.tasks), 'task')}."
+            )
 
     return act
 
@@ -124,7 +126,11 @@ def remove(agent_id: str, *, yes: bool, as_json: bool) -> None:
     with connection.open_client() as client:
         if not yes:
             one = client.get_agent(agent_id)
-            click.confirm(f"Remove {one.hostname}/{one.instance} with {len(one.tasks)} task(s)?", abort=True, err=True)
+            click.confirm(
+                f"Remove {one.hostname}/{one.instance} with {units.show_count(len(one.tasks), 'task')}?",
+                abort=True,
+                err=True,
+            )
         client.remove_agent(agent_id)
     if as_json:
         output.document({"id": agent_id, "removed": True})

@@ -47,7 +47,7 @@ def load_login(layout: paths.Layout) -> Login | None:
     """The stored login, if any.
 
     Raises:
-        AgentinaError: ``INPUT_UNREADABLE`` or ``INPUT_INVALID``, naming the file.
+        AgentinaError: ``FILE_UNREADABLE``, ``INPUT_UNREADABLE`` or ``INPUT_INVALID``, naming the file.
 
     """
     path = login_file(layout)
@@ -56,7 +56,7 @@ def load_login(layout: paths.Layout) -> Login | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise errors.INPUT_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
+        raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
     return inputs.decode(content, Login, str(path), limit=_MAX_FILE)
 
 
@@ -72,13 +72,13 @@ def resolve(layout: paths.Layout) -> Login:
     """The control plane and token to use.
 
     Raises:
-        AgentinaError: ``USAGE`` when no control plane is known, ``AUTH_REQUIRED`` when no token is.
+        AgentinaError: ``CONTROL_PLANE_UNKNOWN``, ``AUTH_REQUIRED`` when no token is.
 
     """
     stored = load_login(layout)
     url = os.environ.get(URL_VARIABLE) or (stored.control_plane if stored else "")
     if not url:
-        raise errors.USAGE(problem=f"No control plane is known here: run `agentina login`, or set {URL_VARIABLE}.")
+        raise errors.CONTROL_PLANE_UNKNOWN()  # noqa: RSE102 - an entry of the catalogue is called to make its error
     same = stored is not None and str(address.parse(url)) == str(address.parse(stored.control_plane))
     token = _token_from_environment() or (stored.token if stored and same else "")
     if not token:
@@ -97,7 +97,7 @@ def read_secret(source: str, what: str) -> str:
     """A secret from a file, or from stdin for ``-``: without the newline at its end.
 
     Raises:
-        AgentinaError: ``INPUT_UNREADABLE`` or ``INPUT_INVALID``; the content is never repeated.
+        AgentinaError: ``FILE_UNREADABLE`` or ``INPUT_INVALID``; the content is never repeated.
 
     """
     import sys
@@ -108,7 +108,7 @@ def read_secret(source: str, what: str) -> str:
         )
         text = content.decode().rstrip("\r\n")
     except OSError as error:
-        raise errors.INPUT_UNREADABLE(where=f"{what} {source}", problem=error.strerror or str(error)) from error
+        raise errors.FILE_UNREADABLE(where=f"{what} {source}", problem=error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
         raise errors.INPUT_INVALID(where=f"{what} {source}", problem="it is not text in UTF-8") from error
     if not text or len(content) > _MAX_FILE:

@@ -9,6 +9,7 @@ import click
 from agentina import errors
 from agentina.cli import options, output
 from agentina.client import local
+from agentina.protocol import units
 
 
 @click.command(epilog=options.examples("agentina drain --reason 'kernel update'", "agentina drain --instance coder-2"))
@@ -44,8 +45,6 @@ def _report(status: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         output.document(status)
         return
-    tasks = len(status.get("tasks") or [])
+    tasks = units.show_count(len(status.get("tasks") or []), "task")
     reason = f": {output.clean(status['state_reason'])}" if status.get("state_reason") else ""
-    output.answer(
-        f"{status.get('instance')} is {output.paint(str(status.get('state')))}{reason}; {tasks} task(s) held."
-    )
+    output.answer(f"{status.get('instance')} is {output.paint(str(status.get('state')))}{reason}; {tasks} held.")

@@ -60,8 +60,8 @@ def read(source: str) -> tuple[Any, jobs.JobSpec]:
     """Read and validate the job in file ``source`` (``-``: stdin): the document as written, and the job.
 
     Raises:
-        AgentinaError: ``INPUT_UNREADABLE``, ``INPUT_TOO_LARGE``, ``INPUT_INVALID``, ``INPUT_UNKNOWN_KEY``,
-            ``NAME_INVALID``.
+        AgentinaError: ``FILE_UNREADABLE``, ``INPUT_UNREADABLE``, ``INPUT_TOO_LARGE``, ``INPUT_INVALID``,
+            ``INPUT_UNKNOWN_KEY``, ``NAME_INVALID``.
 
     """
     where = "stdin" if source == "-" else source
@@ -92,7 +92,7 @@ def _read_bounded(source: str, where: str) -> bytes:
             return content
         return files.read_bounded(Path(source), limit=limit)
     except OSError as error:
-        raise errors.INPUT_UNREADABLE(where=where, problem=error.strerror or str(error)) from error
+        raise errors.FILE_UNREADABLE(where=where, problem=error.strerror or str(error)) from error
 
 
 def _decode(text: str, where: str) -> tuple[Any, yaml.Node | None]:

@@ -105,7 +105,7 @@ def _facts(one: dict[str, Any], now_ms: int) -> list[tuple[str, object]]:
         ("daemon", _daemon(one, now_ms)),
         ("tasks", f"{running} running, {one.get('slots_free', 0)} of {one.get('max_concurrent_tasks', 0)} slots free"),
         ("admission", output.clean(one.get("admission") or "")),
-        ("waiting", f"{one['reports_waiting']} reports to send" if one.get("reports_waiting") else ""),
+        ("waiting", _waiting(one.get("reports_waiting", 0))),
         *_host(one.get("host")),
     ]
 
@@ -117,9 +117,14 @@ def _license(license_: dict[str, Any] | None, now_ms: int) -> str:
     state = "expired" if license_["expires_ms"] < now_ms else "expires"
     return (
         f"{license_['plan']}, {state} {output.moment(license_['expires_ms'])}, "
-        f"{license_['max_concurrent_tasks_per_agent']} tasks at once, {license_['max_agents']} agents, "
+        f"{units.show_count(license_['max_concurrent_tasks_per_agent'], 'task')} at once, "
+        f"{units.show_count(license_['max_agents'], 'agent')}, "
         f"offline grace {license_['offline_grace_hours']:g} h ({left} left)"
     )
+
+
+def _waiting(reports: int) -> str:
+    return f"{units.show_count(reports, 'report')} to send" if reports else ""
 
 
 def _daemon(one: dict[str, Any], now_ms: int) -> str:

@@ -352,15 +352,17 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
     """Verify servers against the system's certificates and those in ``ca_file``.
 
     Raises:
-        AgentinaError: ``INPUT_UNREADABLE`` when the file is missing or no PEM.
+        AgentinaError: ``FILE_UNREADABLE``, or ``INPUT_UNREADABLE`` when the file is no PEM.
 
     """
     context = ssl.create_default_context()
     if ca_file:
         try:
             context.load_verify_locations(ca_file)
-        except (OSError, ssl.SSLError) as error:
+        except ssl.SSLError as error:  # an OSError as well, so it comes first
             raise errors.INPUT_UNREADABLE(where=ca_file, problem=_words(error)) from error
+        except OSError as error:
+            raise errors.FILE_UNREADABLE(where=ca_file, problem=_words(error)) from error
     return context
 
 

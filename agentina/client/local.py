@@ -36,8 +36,23 @@ def ask(instance: paths.InstancePaths, verb: str, *, reason: str = "", timeout_s
     except PermissionError as error:
         raise errors.STATE_UNWRITABLE(path=str(instance.socket), problem="this user may not talk to it") from error
     except OSError as error:
-        raise errors.DAEMON_NOT_RUNNING(instance=instance.name, path=str(instance.socket)) from error
+        raise _not_running(instance) from error
     return _status(line, instance)
+
+
+def _not_running(instance: paths.InstancePaths) -> errors.AgentinaError:
+    """Names the command that starts this very daemon: the service's, or the process's where there is no service."""
+    import shlex  # noqa: PLC0415 - `agentina status` starts fast and seldom needs them
+
+    from agentina.system import services  # noqa: PLC0415
+
+    which = "" if instance.name == "default" else f" --instance {instance.name}"
+    root = "" if instance.layout.is_system else f" --root {shlex.quote(str(instance.layout.root))}"
+    start = f"agentina daemon{which}{root}"
+    if instance.layout.is_system and services.runs_here():
+        start = f"systemctl start {services.unit_of(instance.name)}"
+    logs = f"agentina logs{which}{root}"
+    return errors.DAEMON_NOT_RUNNING(instance=instance.name, path=str(instance.socket), start=start, logs=logs)
 
 
 def _read_line(connection: socket.socket) -> bytes:
@@ -52,7 +67,7 @@ def _read_line(connection: socket.socket) -> bytes:
 
 def _status(line: bytes, instance: paths.InstancePaths) -> dict[str, Any]:
     if not line:
-        raise errors.DAEMON_NOT_RUNNING(instance=instance.name, path=str(instance.socket))
+        raise _not_running(instance)
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from agentina import errors
+from agentina.protocol import units, wire
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,21 @@ class Settings:
     body_seconds: float = 60.0
     #: Seconds that requests under way get to finish at a stop.
     stop_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            AgentinaError: ``INPUT_INVALID``.
+
+        """
+        if not self.lease_seconds >= wire.MIN_LEASE_SECONDS:
+            least = units.show_duration(wire.MIN_LEASE_SECONDS)
+            problem = (
+                f"{units.show_duration(self.lease_seconds)} is too short: hosts end a task 5 s before its lease runs "
+                f"out, so a single lost heartbeat would cost its work; expected at least {least}"
+            )
+            raise errors.INPUT_INVALID(where="lease", problem=problem)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -42,7 +42,7 @@ from agentina.host import (
     tasks,
     uploads,
 )
-from agentina.protocol import local, signing, versions, wire
+from agentina.protocol import local, signing, units, versions, wire
 from agentina.runners import registry as runners
 from agentina.system import clock, files, notify, paths
 from agentina.system import tasks as background
@@ -211,7 +211,8 @@ class Daemon:
                 self._tasks.hold_again(adoption.entry)
             self._tasks.adopt(adoption.entry, adoption.found, adoption.outcome)
         if found.adoptions:
-            _log.info("%d tasks were found and go on", len(found.adoptions), extra={"action": "tasks-adopted"})
+            count = units.show_count(len(found.adoptions), "task")
+            _log.info("found again after the restart: %s", count, extra={"action": "tasks-adopted"})
         self._outbox.held.clear()
 
     def _make_loops(self) -> None:

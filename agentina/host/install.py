@@ -32,7 +32,7 @@ import agentina
 from agentina import errors
 from agentina.client import address, api, local
 from agentina.host import config, doctor, identity
-from agentina.protocol import inputs, names, signing, versions, wire
+from agentina.protocol import inputs, names, signing, units, versions, wire
 from agentina.system import files, paths, services
 
 Say = Callable[[str], None]
@@ -138,12 +138,12 @@ def uninstall(
     if running and not force:
         raise errors.STATE_CONFLICT(
             what=f"Instance {instance.name!r}",
-            state=f"running {len(running)} task(s) ({', '.join(running[:5])})",
+            state=f"running {units.show_count(len(running), 'task')} ({', '.join(running[:5])})",
             expected="none: run `agentina drain` and wait for them, or use --force to end them",
         )
     _stop_daemon(instance, say, timeout_seconds)
     if running:
-        say(f"Ending {len(running)} task(s) …")
+        say(f"Ending {units.show_count(len(running), 'task')} …")
         end_tasks(instance, timeout_seconds)
     if instance.config.exists():
         if not purge and instance.state.is_dir():
@@ -347,7 +347,7 @@ def _note_differences(known: identity.Identity, request: Request, license_: wire
         say(f"Not taken over: label {shown}: the token or an earlier activation set the agent's labels.")
     allowed = license_.max_concurrent_tasks_per_agent
     if request.max_concurrent_tasks is not None and request.max_concurrent_tasks > allowed:
-        say(f"The license allows {allowed} task(s) at once; {request.max_concurrent_tasks} were asked for.")
+        say(f"The license allows {units.show_count(allowed, 'task')} at once, not {request.max_concurrent_tasks}.")
 
 
 def _stop_daemon(instance: paths.InstancePaths, say: Say, timeout_seconds: float) -> None:

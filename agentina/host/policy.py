@@ -47,7 +47,8 @@ def load(path: Path) -> Policy:
     """Read the policy file; one that does not exist restricts nothing.
 
     Raises:
-        AgentinaError: ``INPUT_UNREADABLE``, ``INPUT_UNKNOWN_KEY``, ``INPUT_INVALID`` or ``INPUT_TOO_LARGE``.
+        AgentinaError: ``FILE_UNREADABLE``, ``INPUT_UNREADABLE``, ``INPUT_UNKNOWN_KEY``, ``INPUT_INVALID`` or
+            ``INPUT_TOO_LARGE``.
 
     """
     try:
@@ -55,7 +56,7 @@ def load(path: Path) -> Policy:
     except FileNotFoundError:
         return Policy()
     except OSError as error:
-        raise errors.INPUT_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
+        raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
     import yaml  # noqa: PLC0415 - hosts without a policy do not pay for it
 
     try:

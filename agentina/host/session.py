@@ -52,6 +52,8 @@ class Session:
         self.refusal: errors.AgentinaError | None = None
         #: Why the last request failed; None after one that worked.
         self.failure: errors.AgentinaError | None = None
+        #: Why this host could not take over what the control plane answered; nothing is wrong with the connection.
+        self.trouble: errors.AgentinaError | None = None
         #: Wall time of the last answer, for people.
         self.last_answer_ms: int | None = None
         #: Called with every answer that carries directives.
@@ -90,15 +92,13 @@ class Session:
                     answer = await self._link.post("/v1/agent/session", make(), wire.SessionOpened)
                     self.number = answer.session
                     self._opened_at = self._clock.boot()
-                    self._lost.clear()
-                    opened(answer, sent)
-                    self._open.set()
-                self._succeeded()
+                    self._succeeded()
+                    self._take_over(opened, answer, sent)
                 self.apply(answer.directives)
             except errors.AgentinaError as error:
-                # Also when it was opened, but what it brought could not be taken over: nobody may wait for it forever.
-                self._lost.set()
-                self._failed(error, 0)
+                if error is not self.trouble:
+                    self.trouble = None
+                    self._failed(error, 0)
                 await asyncio.sleep(pause.delay(link.retry_after(error)))
                 continue
             _log.info("session %d is open", self.number, extra={"action": "session-opened"})
@@ -107,6 +107,27 @@ class Session:
                 pause.reset()
             else:
                 await asyncio.sleep(pause.delay())
+
+    def _take_over(
+        self, opened: Callable[[wire.SessionOpened, float], None], answer: wire.SessionOpened, sent: float
+    ) -> None:
+        """Let the host take over what the session brought; only then is it open, for nobody may wait for half of it.
+
+        Raises:
+            AgentinaError: The host cannot, for example because its disk is full; ``trouble`` says so.
+
+        """
+        try:
+            opened(answer, sent)
+        except errors.AgentinaError as error:
+            if self.trouble is None or self.trouble.code != error.code:
+                _log.error("a session cannot be taken over: %s", error, extra={"code": error.code})
+            self.trouble = error
+            self.on_change()
+            raise
+        self.trouble = None
+        self._lost.clear()
+        self._open.set()
 
     async def current(self) -> int:
         """The number of the open session; waits until there is one."""

@@ -197,6 +197,8 @@ class Standing:
         failure = self._session.failure
         if failure is not None and failure is not self._session.refusal:
             found.append(_problem(failure, severe=True))
+        if self._session.trouble is not None:
+            found.append(_problem(self._session.trouble, severe=True))
         damage = [*self.damage, *([self._outbox.damage] if self._outbox.damage is not None else [])]
         found.extend(_problem(error, severe=False) for error in damage)
         disk = pressure.disk(self._instance.state)

@@ -92,6 +92,8 @@ class StatusView:
             return "quarantined", directives.quarantine
         if self._session.refusal is not None:
             return "quarantined", self._session.refusal.message
+        if self._session.trouble is not None:
+            return "offline", f"this host cannot take over a session: {self._session.trouble.message}"
         if not self._session.is_open or self._session.failure is not None:
             failure = self._session.failure
             return "offline", "connecting to the control plane" if failure is None else failure.message

@@ -67,7 +67,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     instance: str
     version: str
-    #: ``online``, ``offline`` (control plane away), ``draining``, ``quarantined``, ``stopped`` (no daemon).
+    #: ``online``, ``offline`` (no session; the reason says on whose side it lies), ``draining``, ``quarantined``,
+    #: ``stopped`` (no daemon).
     state: Literal["online", "offline", "draining", "quarantined", "stopped"]
     state_reason: str = ""
     healthy: bool

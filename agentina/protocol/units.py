@@ -45,6 +45,11 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def show_count(number: int, noun: str) -> str:
+    """``number`` and ``noun`` for a person, for example ``1 task`` or ``2 tasks``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def show_size(size: float) -> str:
     """``size`` bytes for a person, for example ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -21,6 +21,8 @@ MAX_BODY: Final = 4 << 20
 MAX_PIECE: Final = 1 << 20
 #: Most assignments in one poll answer.
 MAX_ASSIGNMENTS: Final = 128
+#: Shortest lease of a task, in seconds: two heartbeats (one may be lost) and the host's margin of 5 s fit into it.
+MIN_LEASE_SECONDS: Final = 15.0
 #: Most tasks one agent reports as held.
 MAX_HELD: Final = 10_000
 

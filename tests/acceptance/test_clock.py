@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from agentina.protocol import wire
 from agentina.protocol.states import State
 from tests.acceptance import fleet as fleets
 
 LIBRARY = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), "")  # noqa: PTH207 - an absolute pattern
 #: With the margin of 5 s and the grace below, a task must hear of a renewal within 6 s.
-LEASE = 12.0
+LEASE = wire.MIN_LEASE_SECONDS
 
 pytestmark = pytest.mark.skipif(not LIBRARY, reason="needs libfaketime (apt install faketime)")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
+from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.acceptance import fleet as fleets
 
@@ -229,7 +230,7 @@ def test_program_that_does_not_exist(fleet: fleets.Fleet) -> None:
 
 
 def test_removed_agents_tasks_are_lost_and_run_elsewhere(tmp_path: Path) -> None:
-    with fleets.running(tmp_path, lease_seconds=9.0, heartbeat_seconds=1.0) as fleet:
+    with fleets.running(tmp_path, lease_seconds=wire.MIN_LEASE_SECONDS, heartbeat_seconds=1.0) as fleet:
         doomed = fleet.install()
         fleet.start_daemon()
         job = fleet.submit(["sleep", "1000"], retry={"max_attempts": 1})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.acceptance import fleet as fleets
 from tests.fakes import proxy as proxies
@@ -98,7 +99,7 @@ def test_task_ends_by_itself_before_it_is_given_away(tmp_path: Path) -> None:
         'echo "end $$ $(cut -d" " -f1 /proc/uptime)" >&9\n'
     )
     with (
-        fleets.running(tmp_path, lease_seconds=12.0, heartbeat_seconds=1.0) as fleet,
+        fleets.running(tmp_path, lease_seconds=wire.MIN_LEASE_SECONDS, heartbeat_seconds=1.0) as fleet,
         proxies.before(fleet.port) as proxy,
     ):
         fleet.install("default", url=proxy.url)
@@ -115,7 +116,7 @@ def test_task_ends_by_itself_before_it_is_given_away(tmp_path: Path) -> None:
         proxy.set(proxies.Fault.BLACKHOLE)
         began = time.monotonic()
         fleets.wait_for(lambda: "end" in marks.read_text(), "the host ends the task by itself", seconds=20)
-        assert time.monotonic() - began < 12.0, "it outlived its lease"
+        assert time.monotonic() - began < wire.MIN_LEASE_SECONDS, "it outlived its lease"
         assert fleet.job(job).job.state is State.RUNNING, "given away before its lease was over"
         (tmp_path / "gate").touch()
         fleet.start_daemon("second")

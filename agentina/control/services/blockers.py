@@ -43,7 +43,7 @@ _Sentence = Callable[[int], str]
 def explain(waits: Waits, wanted: fleet.JobClass, candidates: Iterable[Candidate]) -> list[str]:
     """The sentences; empty when an agent can take the job any moment."""
     if waits.needs:
-        return [f"It waits for {_count(len(waits.needs), 'job')} to succeed: {', '.join(waits.needs[:10])}."]
+        return [f"It waits for {units.show_count(len(waits.needs), 'job')} to succeed: {', '.join(waits.needs[:10])}."]
     if waits.backoff_seconds > 0:
         return [f"It waits {units.show_duration(waits.backoff_seconds)} before the next attempt."]
     remaining = [agent for agent in candidates if agent.organization_id == wanted.organization_id]
@@ -64,38 +64,39 @@ def _narrowing(waits: Waits, wanted: fleet.JobClass) -> list[tuple[_Keep, _Sente
     return [
         (
             lambda agent: wanted.role in {"", agent.role},
-            lambda count: f"None of {_count(count, 'agent')} has the role {wanted.role!r}.",
+            lambda count: f"None of {units.show_count(count, 'agent')} has the role {wanted.role!r}.",
         ),
         (
             lambda agent: wanted.labels.items() <= dict(agent.labels).items(),
-            lambda count: f"None of {_count(count, 'agent')} has all the labels {labels}.",
+            lambda count: f"None of {units.show_count(count, 'agent')} has all the labels {labels}.",
         ),
         (
             lambda agent: wanted.runner in agent.runners,
-            lambda count: f"None of {_count(count, 'agent')} has the runner {wanted.runner!r}.",
+            lambda count: f"None of {units.show_count(count, 'agent')} has the runner {wanted.runner!r}.",
         ),
-        (lambda agent: agent.is_online, lambda count: f"No suitable agent is online ({_count(count, 'agent')})."),
+        (
+            lambda agent: agent.is_online,
+            lambda count: f"No suitable agent is online ({units.show_count(count, 'agent')}).",
+        ),
         (
             lambda agent: agent.state == "active",
-            lambda count: f"All suitable agents are draining or in quarantine ({_count(count, 'agent')}).",
+            lambda count: f"All suitable agents are draining or in quarantine ({units.show_count(count, 'agent')}).",
         ),
         (
             lambda agent: agent.held < agent.max_tasks,
-            lambda count: f"All suitable agents are busy ({_count(count, 'agent')}).",
+            lambda count: f"All suitable agents are busy ({units.show_count(count, 'agent')}).",
         ),
         (
             lambda agent: agent.slots > 0,
             lambda count: (
-                f"No suitable agent takes work at the moment ({_count(count, 'agent')}); "
+                f"No suitable agent takes work at the moment ({units.show_count(count, 'agent')}); "
                 "`agentina status` on the host says why."
             ),
         ),
         (
             lambda agent: waits.memory_bytes <= agent.memory_bytes,
-            lambda count: f"It needs {memory} of memory; none of {_count(count, 'suitable agent')} offers that now.",
+            lambda count: (
+                f"It needs {memory} of memory; none of {units.show_count(count, 'suitable agent')} offers that now."
+            ),
         ),
     ]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -52,7 +52,7 @@ def test_environment_wins(layout: paths.Layout, monkeypatch: pytest.MonkeyPatch,
 def test_nothing_known(tmp_path: Path) -> None:
     with pytest.raises(errors.AgentinaError) as caught:
         connection.resolve(paths.Layout(tmp_path))
-    assert caught.value.entry is errors.USAGE
+    assert caught.value.entry is errors.CONTROL_PLANE_UNKNOWN
 
 
 def test_damaged_login_is_named(layout: paths.Layout) -> None:

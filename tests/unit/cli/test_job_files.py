@@ -101,8 +101,9 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
     for source in (str(tmp_path / "none.yaml"), str(tmp_path)):
         with pytest.raises(errors.AgentinaError) as caught:
             job_files.read(source)
-        assert caught.value.entry is errors.INPUT_UNREADABLE
+        assert caught.value.entry is errors.FILE_UNREADABLE
         assert source in caught.value.message
+        assert "syntax" not in caught.value.remedy
 
 
 def test_secret_values_stay_out_of_errors() -> None:

@@ -95,8 +95,8 @@ def test_mistakes_are_explained(arguments: list[str], hint: str, capsys: pytest.
 def test_error_with_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["job", "list", "--json"]) == errors.Exit.USAGE
     said = capsys.readouterr()
-    assert json.loads(said.out)["error"]["code"] == "USAGE"
-    assert "remedy:" in said.err
+    assert json.loads(said.out)["error"]["code"] == "CONTROL_PLANE_UNKNOWN"
+    assert "remedy: Run `agentina login" in said.err
 
 
 def test_json_of_the_job_is_not_json_of_ours(capsys: pytest.CaptureFixture[str]) -> None:

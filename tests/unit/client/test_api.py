@@ -185,10 +185,16 @@ def test_cut_off_artifact_is_an_error(serve: Serve, pauses: list[float], tmp_pat
     assert b"".join(got) == b"1234"
 
 
-def test_missing_ca_file_is_named(tmp_path: Path) -> None:
+def test_missing_and_wrong_ca_files_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
     with pytest.raises(errors.AgentinaError) as caught:
-        api.tls_context(str(tmp_path / "ca.pem"))
+        api.tls_context(str(file))
+    assert caught.value.entry is errors.FILE_UNREADABLE
+    file.write_text("no certificate")
+    with pytest.raises(errors.AgentinaError) as caught:
+        api.tls_context(str(file))
     assert caught.value.entry is errors.INPUT_UNREADABLE
+    assert str(file) in caught.value.message
 
 
 def test_token_is_not_in_repr() -> None:

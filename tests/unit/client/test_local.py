@@ -10,7 +10,7 @@ import pytest
 
 from agentina import errors
 from agentina.client import local
-from agentina.system import paths
+from agentina.system import paths, services
 
 Listen = Callable[[bytes], list[bytes]]
 
@@ -94,3 +94,21 @@ def test_a_daemon_that_hangs_is_given_up(instance: paths.InstancePaths) -> None:
         with pytest.raises(errors.AgentinaError) as caught:
             local.ask(instance, "status", timeout_seconds=0.1)
     assert caught.value.entry is errors.DAEMON_NOT_RUNNING
+
+
+@pytest.mark.parametrize(
+    ("root", "name", "manager", "start"),
+    [
+        ("/", "default", "systemd", "systemctl start agentina@default.service"),
+        ("/", "coder-2", "systemd", "systemctl start agentina@coder-2.service"),
+        ("/", "coder-2", "none", "agentina daemon --instance coder-2"),
+        ("/srv/a b", "default", "systemd", "agentina daemon --root '/srv/a b'"),
+    ],
+)
+def test_remedy_is_the_command_that_starts_this_daemon(  # noqa: PLR0917 - the table's columns
+    monkeypatch: pytest.MonkeyPatch, root: str, name: str, manager: str, start: str
+) -> None:
+    monkeypatch.setattr(services, "runs_here", lambda: manager == "systemd")
+    remedy = local._not_running(paths.Layout(Path(root)).instance(name)).remedy
+    assert f"`{start}`" in remedy
+    assert ("systemctl" in remedy) == start.startswith("systemctl")

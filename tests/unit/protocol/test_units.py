@@ -43,3 +43,8 @@ def test_shown_sizes_are_close_to_the_truth(size: int) -> None:
 )
 def test_shown_durations(seconds: float, text: str) -> None:
     assert units.show_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 tasks"), (1, "1 task"), (2, "2 tasks")])
+def test_shown_counts(number: int, text: str) -> None:
+    assert units.show_count(number, "task") == text
