@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check test-slow format docs bench clean
+.PHONY: help demo test check test-slow format docs bench deb lock clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -39,6 +39,12 @@ docs: $(STAMP)  ## regenerate the reference pages
 
 bench: $(STAMP)  ## measure speed and size, print ratios
 	$(BIN)/python -m benchmarks.run
+
+deb:  ## build the Debian packages into dist/ (VERSION=1.2.3 calls the release that, ARCHITECTURE=arm64 crosses)
+	@PYTHONPATH=packaging $(PYTHON) -B -m releasing deb $(if $(VERSION),--version $(VERSION)) $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE))
+
+lock:  ## take the newest libraries into releases
+	@PYTHONPATH=packaging $(PYTHON) -B -m releasing lock
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
