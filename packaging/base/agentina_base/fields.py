@@ -1,0 +1,1 @@
+../../../agentina/executors/fields.py
