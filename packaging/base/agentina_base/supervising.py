@@ -4,15 +4,15 @@ It starts the command, then ``verify``, holds what the kernel's control group ca
 takes orders from the daemon's files, and says what happened in its report. PID 1 ends whatever is left when it ends.
 
 The task has the same user id, so it could signal its supervisor. That ends its own unit: killed, the unit ends;
-stopped, the watchdog ends it. It cannot do more: this process is not dumpable, so nothing of the task can trace it, read its
-memory or take its open files (ptrace(2), "access mode checking"), and the report and the launch have no name to open.
+stopped, the watchdog ends it. It cannot do more: this process is not dumpable, so nothing of the task can trace it,
+read its memory or take its open files (ptrace(2), "access mode checking"), and the report and the launch have no name
+that the task could open.
 
 What is loaded here stays in memory as long as the task runs, so it is little: no json, no typing, no signal module.
 """
 
 from __future__ import annotations
 
-import _signal
 import _socket
 import ctypes
 import os
@@ -20,6 +20,12 @@ import sys
 import time
 
 from agentina_base import fields, slots
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal
 
 TASK = "/var/lib/agentina/task"
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
