@@ -2,78 +2,153 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import datetime as dt
 import os
+import re
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import click
 
 from agentina import errors
-from agentina.cli import options
-from agentina.system import services
+from agentina.cli import options, output
+from agentina.protocol import units
+from agentina.system import clock, paths, services
 
-_PIECE: Final = 65_536
 #: Seconds between looks at a file that is followed; there is nothing to await without inotify.
 _LOOK_AGAIN: Final = 0.25
-_NEWLINE: Final = 0x0A
+_LINES: Final = 100
 
 
-@click.command(epilog=options.examples("agentina logs", "agentina logs -f --instance coder-2"))
+class _Since(click.ParamType):  # type: ignore[type-arg]  # only newer versions of click have it generic
+    """A moment: a duration before now, or ISO 8601 (without a zone: the host's own). Seconds since the epoch."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds since the epoch."""
+        if isinstance(value, int | float):
+            return float(value)
+        try:
+            return time.time() - units.parse_duration(value)
+        except ValueError:
+            pass
+        try:
+            return dt.datetime.fromisoformat(value).astimezone().timestamp()
+        except ValueError:
+            self.fail(f"expected a duration before now (2h) or a time (2026-11-21T10:00), got {value!r}", param, ctx)
+
+
+@click.command(
+    epilog=options.examples(
+        "agentina logs",
+        "agentina logs -f --instance coder-2",
+        "agentina logs --task job_01k2x.1",
+        "agentina logs --since 2h",
+    )
+)
 @options.instance_option
 @click.option("--follow", "-f", is_flag=True, help="Go on as it is written.")
-@click.option("--lines", "-n", type=click.IntRange(0, 100_000), default=100, show_default=True, help="How many.")
+@click.option("--lines", "-n", type=click.IntRange(0, 100_000), help="How many [100; all with --since or --task].")
+@click.option("--task", metavar="ID", help="Only what is about this task.")
+@click.option("--since", type=_Since(), metavar="TIME", help="From then on: 2h (ago), or 2026-11-21T10:00.")
 @options.root_option
-def logs(instance: str, lines: int, *, follow: bool) -> None:
-    """Show the daemon's log (for a job's output: `agentina job logs`)."""
+def logs(instance: str, *, lines: int | None, task: str | None, since: float | None, follow: bool) -> None:
+    """Show the daemon's log (for a job's output: `agentina job logs`).
+
+    A service's log is in the systemd journal, with a field for each instance, job, task and error code; `journalctl`
+    knows more ways to look at it. Elsewhere it is in a file.
+    """
     where = options.layout().instance(instance)
-    if where.layout.is_system and services.runs_here() and not where.log.exists():
-        command = ["journalctl", "--no-pager", "--unit", services.unit_of(instance), "--lines", str(lines)]
-        os.execvp(command[0], [*command, "--follow"] if follow else command)  # noqa: S606 - journalctl takes over
+    if lines is None and since is None and task is None:
+        lines = _LINES
+    if _is_in_journal(where):
+        _become(journal_command(instance, lines=lines, task=task, since=since, follow=follow))
+    wanted = Wanted(task=task, since=since)
     try:
-        _print_file(where.log, lines=lines, follow=follow)
+        _print_file(where.log, wanted, lines=lines, follow=follow)
     except FileNotFoundError as error:
         if not where.config.exists():
             raise errors.INSTANCE_UNKNOWN(instance=instance, path=str(where.config)) from error
         raise errors.NOT_FOUND(what="log file", name=str(where.log)) from error
 
 
-def _print_file(path: Path, *, lines: int, follow: bool) -> None:
-    """Write the file's last lines to stdout, and with ``follow`` what comes after, also across a rotation."""
+def _is_in_journal(where: paths.InstancePaths) -> bool:
+    """Whether the daemon logs to the journal: as a service. One that somebody started by hand has a file."""
+    if not (where.layout.is_system and services.runs_here()):
+        return False
+    if not where.log.exists() or services.is_active(where.name):
+        return True
+    output.say(f"{services.unit_of(where.name)} does not run; this is {where.log}.")
+    return False
+
+
+def journal_command(
+    instance: str, *, lines: int | None, task: str | None, since: float | None, follow: bool
+) -> list[str]:
+    """The journalctl that shows it (journalctl(1)): a match on a field holds besides the one on the unit."""
+    command = ["journalctl", "--no-pager", "--unit", services.unit_of(instance)]
+    # With --follow alone journalctl would begin with the last ten lines.
+    command += ["--lines", "all" if lines is None else str(lines)]
+    if since is not None:
+        command += ["--since", f"@{since:.6f}"]
+    if follow:
+        command.append("--follow")
+    if task is not None:
+        command.append(f"AGENTINA_TASK={task}")
+    return command
+
+
+def _become(command: list[str]) -> NoReturn:
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - journalctl takes over
+    except OSError as error:
+        raise errors.NOT_FOUND(what="program", name=command[0]) from error
+
+
+class Wanted:
+    """Which lines of the file are wanted. A traceback's lines are indented and belong to the line before them."""
+
+    def __init__(self, *, task: str | None, since: float | None) -> None:
+        """``since`` in seconds since the epoch; None for either: whatever it is."""
+        self._task = None if task is None else re.compile(rb" task=%s(?= |$)" % re.escape(task.encode()))
+        self._since = b"" if since is None else clock.show_time(int(since * 1000)).encode()
+        self._is_wanted = not self._since and self._task is None
+
+    def __call__(self, line: bytes) -> bool:
+        """Whether to show ``line``; lines are asked about in their order."""
+        if not line.startswith(b" "):
+            self._is_wanted = line[: len(self._since)] >= self._since and (
+                self._task is None or self._task.search(line) is not None
+            )
+        return self._is_wanted
+
+
+def _print_file(path: Path, wanted: Wanted, *, lines: int | None, follow: bool) -> None:
+    """Write the last wanted lines to stdout, and with ``follow`` what comes after, also across a rotation."""
     write = sys.stdout.buffer
+    kept: collections.deque[bytes] = collections.deque(maxlen=lines)
     file = path.open("rb")
     try:
-        file.seek(_start_of_last(path, lines))
-        while True:
-            while piece := file.read(_PIECE):
-                write.write(piece)
-            write.flush()
-            if not follow:
-                return
+        with contextlib.suppress(FileNotFoundError), path.with_name(path.name + ".1").open("rb") as older:
+            # Rotated right now, it is the file opened above.
+            if not os.path.sameopenfile(older.fileno(), file.fileno()):
+                kept.extend(filter(wanted, older))
+        kept.extend(filter(wanted, file))
+        write.writelines(kept)
+        write.flush()
+        while follow:
             time.sleep(_LOOK_AGAIN)
-            if path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            # Looked at before the rest is read: nothing is written to a file after it was rotated.
+            is_rotated = path.exists() and not os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            write.writelines(filter(wanted, file))
+            write.flush()
+            if is_rotated:
                 file.close()
                 file = path.open("rb")
     finally:
         file.close()
-
-
-def _start_of_last(path: Path, lines: int) -> int:
-    """The offset at which the last ``lines`` lines start, read from the end."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        position, seen = end, -1
-        while position > 0:
-            start = max(0, position - _PIECE)
-            file.seek(start)
-            piece = file.read(position - start)
-            if position == end and not piece.endswith(b"\n"):
-                seen = 0  # the last line has no end yet and counts
-            for offset in range(len(piece) - 1, -1, -1):
-                if piece[offset] == _NEWLINE:
-                    seen += 1
-                    if seen == lines:
-                        return start + offset + 1
-            position = start
-    return 0

@@ -1,9 +1,10 @@
-"""The daemon's log: a sentence for people, and fields for machines, on standard error and where `agentina logs` looks.
+"""The daemon's log: a sentence for people, and fields for machines, where `agentina logs` looks for it.
 
-The journal keeps what a service writes to standard error; without one the daemon also writes a file of bounded size.
-
-Each line is ``TIME LEVEL sentence key=value …``; with a journal the time is left out, because the journal has its own,
-and the level becomes the prefix of sd-daemon(3). Fields come from ``extra``: instance, action, job, task, code.
+When standard error is the journal, each record becomes an entry of it: the sentence is MESSAGE, the rest are fields of
+their own (docs/reference/logs.md), for ``journalctl AGENTINA_TASK=…``. Elsewhere the daemon writes to standard error
+and to a file of bounded size, each line ``TIME LEVEL sentence key=value …``; on a standard error that is the journal's
+but from where its socket cannot be reached, lines carry the prefix of sd-daemon(3) instead of time and level.
+Fields come from ``extra``: action, job, task, code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from agentina.system import clock
+from agentina.system import clock, journal
 
 #: Bytes of the file before a new one begins; two are kept.
 _MAX_FILE: Final = 8 << 20
@@ -27,25 +28,63 @@ _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, log
 class Formatter(logging.Formatter):
     """Formats records as described above. A line break in a message would fake another line: it is escaped."""
 
-    def __init__(self, *, instance: str, journal: bool) -> None:
+    def __init__(self, *, instance: str, prefixed: bool = False) -> None:
+        """``prefixed``: with the priority of sd-daemon(3) in front, for a standard error that is the journal's."""
         super().__init__()
         self._instance = instance
-        self._journal = journal
+        self._prefixed = prefixed
 
     def format(self, record: logging.LogRecord) -> str:
         """One record, on one line but for a traceback, which is indented."""
-        message = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")
         fields = [f"instance={self._instance}"]
-        for name in _FIELDS:
-            value = getattr(record, name, None)
-            if value:
-                fields.append(f"{name}={_quoted(str(value))}")
-        line = f"{message} {' '.join(fields)}"
+        fields.extend(f"{name}={_quoted(value)}" for name, value in _particulars(record))
+        line = f"{_one_line(record)} {' '.join(fields)}"
         if record.exc_info:
             line += "\n  " + self.formatException(record.exc_info).replace("\n", "\n  ")
-        if self._journal:
+        if self._prefixed:
             return f"<{_PRIORITIES.get(record.levelno, 6)}>{line}"
         return f"{clock.show_time(int(record.created * 1000))} {record.levelname.lower()} {line}"
+
+
+class Journal(logging.Handler):
+    """Writes entries to the journal; never waits for it, and never fails."""
+
+    def __init__(self, sender: journal.Sender, *, instance: str) -> None:
+        super().__init__()
+        self._sender = sender
+        self._common = (("SYSLOG_IDENTIFIER", "agentina"), ("AGENTINA_INSTANCE", instance))
+        self.setFormatter(logging.Formatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        try:
+            self._sender.send(self._fields(record), gap=self._common)
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted is a fault of ours, and no reason to stop
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Close the sender."""
+        self._sender.close()
+        super().close()
+
+    def _fields(self, record: logging.LogRecord) -> list[tuple[str, str]]:
+        message = _one_line(record)
+        if record.exc_info and self.formatter is not None:
+            message += "\n" + self.formatter.formatException(record.exc_info)
+        fields = [
+            ("MESSAGE", message),
+            ("PRIORITY", str(_PRIORITIES.get(record.levelno, 6))),
+            *self._common,
+            ("CODE_FILE", record.pathname),
+            ("CODE_LINE", str(record.lineno)),
+            ("CODE_FUNC", record.funcName or ""),
+        ]
+        particulars = dict(_particulars(record))
+        if "task" in particulars:
+            # A task's id begins with its job's.
+            particulars.setdefault("job", particulars["task"].rpartition(".")[0])
+        fields.extend((f"AGENTINA_{name.upper()}", value) for name, value in particulars.items() if value)
+        return fields
 
 
 class BoundedFile(logging.Handler):
@@ -95,19 +134,12 @@ class BoundedFile(logging.Handler):
 
 
 def set_up(*, instance: str, level: str, file: Path) -> None:
-    """Send everything of this process to standard error and, without a journal, to ``file``."""
-    journal = "JOURNAL_STREAM" in os.environ
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    """Send everything of this process to the journal, or to standard error and ``file`` where there is none."""
     trouble: OSError | None = None
-    if not journal:
-        try:
-            file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if not _is_stderr(file):
-                handlers.append(BoundedFile(file))
-        except OSError as error:
-            trouble = error
-    for handler in handlers:
-        handler.setFormatter(Formatter(instance=instance, journal=journal))
+    if journal.is_stderr():
+        handlers = _to_journal(instance)
+    else:
+        handlers, trouble = _to_file(instance, file)
     root = logging.getLogger()
     root.handlers[:] = handlers
     root.setLevel(logging.getLevelNamesMapping().get(level.upper(), logging.INFO))
@@ -115,6 +147,40 @@ def set_up(*, instance: str, level: str, file: Path) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     if trouble is not None:
         root.warning("`agentina logs` will have nothing: %s cannot be written: %s", file, trouble.strerror)
+
+
+def _to_journal(instance: str) -> list[logging.Handler]:
+    sender = journal.Sender()
+    if sender.is_heard():
+        return [Journal(sender, instance=instance)]
+    sender.close()
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(Formatter(instance=instance, prefixed=True))
+    return [stream]
+
+
+def _to_file(instance: str, file: Path) -> tuple[list[logging.Handler], OSError | None]:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    trouble: OSError | None = None
+    try:
+        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not _is_stderr(file):
+            handlers.append(BoundedFile(file))
+    except OSError as error:
+        trouble = error
+    for handler in handlers:
+        handler.setFormatter(Formatter(instance=instance))
+    return handlers, trouble
+
+
+def _one_line(record: logging.LogRecord) -> str:
+    """The sentence. A line break in it would fake another line: it is escaped."""
+    return record.getMessage().replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _particulars(record: logging.LogRecord) -> list[tuple[str, str]]:
+    """The fields that ``extra`` gave."""
+    return [(name, str(value)) for name in _FIELDS if (value := getattr(record, name, None))]
 
 
 def _is_stderr(path: Path) -> bool:

@@ -155,7 +155,7 @@ class Operations:
         try:
             found = await self._workspaces().collect(job, entry.directory.path, commit)
         except errors.AgentinaError as error:
-            _log.warning("task %s: %s", entry.task_id, error, extra={"task": entry.task_id, "code": error.code})
+            _log.warning("task %s: %s", entry.task_id, error, extra=_collect_fields(entry, error))
             trouble = error
         artifacts = [artifact for artifact, _ in found]
         outcome = outcomes.with_collection(outcome, artifacts=artifacts, commit=commit, trouble=trouble)
@@ -165,7 +165,7 @@ class Operations:
             entry.directory.write_collection(records.Collection(outcome=outcome, paths=paths))
         except errors.AgentinaError as error:
             # No room for it now: after a restart it is collected again.
-            _log.warning("task %s: %s", entry.task_id, error, extra={"task": entry.task_id, "code": error.code})
+            _log.warning("task %s: %s", entry.task_id, error, extra=_collect_fields(entry, error))
         return outcome
 
     def _vanished(self, entry: entries.Entry) -> wire.Outcome:
@@ -185,7 +185,8 @@ class Operations:
             outcome = msgspec.structs.replace(outcome, output_bytes=size)
             outcome = await self._upload_artifacts(entry, outcome)
         except uploads.Unwanted:
-            _log.info("task %s is not known to the control plane", entry.task_id, extra={"task": entry.task_id})
+            fields = {"action": "task-unknown", "task": entry.task_id}
+            _log.info("task %s is not known to the control plane", entry.task_id, extra=fields)
         return state.Uploaded(outcome)
 
     async def _upload_output(self, entry: entries.Entry) -> int:
@@ -217,6 +218,10 @@ class Operations:
             except errors.AgentinaError as error:
                 trouble = error
         return outcomes.with_collection(outcome, artifacts=sent, commit=outcome.commit, trouble=trouble)
+
+
+def _collect_fields(entry: entries.Entry, error: errors.AgentinaError) -> dict[str, str]:
+    return {"action": "task-collected", "task": entry.task_id, "code": error.code}
 
 
 def _with_stop(outcome: wire.Outcome, asked: state.StopAsked) -> wire.Outcome:

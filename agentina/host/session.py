@@ -121,7 +121,9 @@ class Session:
             opened(answer, sent)
         except errors.AgentinaError as error:
             if self.trouble is None or self.trouble.code != error.code:
-                _log.error("a session cannot be taken over: %s", error, extra={"code": error.code})
+                _log.error(
+                    "a session cannot be taken over: %s", error, extra={"action": "session-refused", "code": error.code}
+                )
             self.trouble = error
             self.on_change()
             raise

@@ -124,7 +124,12 @@ class Tasks:
         try:
             directory.create(record)
         except errors.AgentinaError as error:
-            _log.error("task %s is given back: %s", assignment.task_id, error, extra=_fields(assignment, error.code))
+            _log.error(
+                "task %s is given back: %s",
+                assignment.task_id,
+                error,
+                extra=_fields(assignment, "task-returned", error.code),
+            )
             return self._outbox.report(assignment.task_id, "returned", detail=str(error))
         entry = entries.Entry(
             task_id=assignment.task_id,
@@ -139,7 +144,9 @@ class Tasks:
         self._outbox.hold(entry.task_id, record)
         durable = self._outbox.report(entry.task_id, "accepted")
         durable.add_done_callback(lambda _: self.feed(entry, state.Accepted()))
-        _log.info("task %s accepted: %s", entry.task_id, assignment.job.name, extra=_fields(assignment))
+        _log.info(
+            "task %s accepted: %s", entry.task_id, assignment.job.name, extra=_fields(assignment, "task-accepted")
+        )
         return durable
 
     def refuse(self, refused: intake.Refused) -> asyncio.Future[None]:
@@ -201,7 +208,10 @@ class Tasks:
             self._executor.renew(entry.directory.path, deadline)
         except errors.AgentinaError as error:
             # The next renewal tries again; one task's lease must not hold up the answer that renews the others.
-            _log.warning("the lease of task %s is not renewed: %s", entry.task_id, error, extra={"code": error.code})
+            _log.warning(
+                "the lease of task %s is not renewed: %s", entry.task_id, error,
+                extra={"action": "lease-not-renewed", "task": entry.task_id, "code": error.code},
+            )  # fmt: skip
 
     def applied(self, number: int) -> None:
         """Reports up to ``number`` are applied: tasks given back with one of them need no ``forget``."""
@@ -271,6 +281,10 @@ class Tasks:
     def _note_start(self, entry: entries.Entry, event: state.Started) -> None:
         entry.pid = event.pid
         entry.started_ms = self._clock.wall_ms()
+        _log.info(
+            "task %s runs as process %d", entry.task_id, event.pid,
+            extra={"action": "task-started", "task": entry.task_id},
+        )  # fmt: skip
 
     def _say(self, entry: entries.Entry, say: state.Say) -> None:
         self._outbox.report(entry.task_id, say.kind, outcome=say.outcome, detail=say.detail, pid=say.pid)
@@ -344,5 +358,5 @@ def _after_fault(operation: state.Do) -> state.Event:
     return state.Collected(outcome) if operation is state.Do.COLLECT else state.Uploaded(outcome)
 
 
-def _fields(assignment: wire.Assignment, code: str | None = None) -> dict[str, str | None]:
-    return {"action": "task-accepted", "task": assignment.task_id, "job": assignment.job_id, "code": code}
+def _fields(assignment: wire.Assignment, action: str, code: str | None = None) -> dict[str, str | None]:
+    return {"action": action, "task": assignment.task_id, "job": assignment.job_id, "code": code}

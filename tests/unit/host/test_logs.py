@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from agentina.host import logs
+from agentina.system import journal
+from tests.fakes import journald
 
 
-def line(message: str, *arguments: object, journal: bool = False, **extra: object) -> str:
+def line(message: str, *arguments: object, prefixed: bool = False, **extra: object) -> str:
     record = logging.LogRecord("x", logging.WARNING, __file__, 1, message, arguments, None)
     record.__dict__.update(extra)
-    return logs.Formatter(instance="default", journal=journal).format(record)
+    return logs.Formatter(instance="default", prefixed=prefixed).format(record)
 
 
 def test_sentence_comes_first_and_fields_after() -> None:
@@ -22,8 +24,8 @@ def test_sentence_comes_first_and_fields_after() -> None:
     assert text.endswith("warning task t.1 ended instance=default action=task-finished task=t.1")
 
 
-def test_journal_gets_a_priority_and_no_time() -> None:
-    assert line("x", journal=True) == "<4>x instance=default"
+def test_stream_of_the_journal_gets_a_priority_and_no_time() -> None:
+    assert line("x", prefixed=True) == "<4>x instance=default"
 
 
 def test_line_breaks_cannot_fake_another_line() -> None:
@@ -37,7 +39,7 @@ def test_traceback_is_indented() -> None:
         raise ValueError("boom")  # noqa: TRY301
     except ValueError:
         record = logging.LogRecord("x", logging.ERROR, __file__, 1, "failed", (), sys.exc_info())
-    text = logs.Formatter(instance="i", journal=False).format(record)
+    text = logs.Formatter(instance="i").format(record)
     assert all(part.startswith("  ") for part in text.split("\n")[1:])
     assert "ValueError: boom" in text
 
@@ -92,11 +94,71 @@ def test_without_a_journal_a_file_has_it_too(
     root_logger.info("hello")
     assert "hello instance=a" in path.read_text()
     assert "hello instance=a" in capsys.readouterr().err
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    logs.set_up(instance="a", level="info", file=path)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[journald.Journald]:
+    """A journal that standard error goes to, as far as the variable tells."""
+    monkeypatch.setattr(journal, "is_stderr", lambda: True)
+    made = journald.Journald(tmp_path / "socket")
+    monkeypatch.setattr(journal.Sender.__init__, "__defaults__", (made.path,))
+    yield made
+    if made.path.exists():
+        made.close()
+
+
+def test_journal_gets_a_sentence_and_fields(
+    tmp_path: Path, root_logger: logging.Logger, server: journald.Journald, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.set_up(instance="coder-2", level="info", file=tmp_path / "log/a.log")
+    logging.getLogger("x").error(
+        "task %s ended\nPRIORITY=7", "j.2", extra={"action": "task-finished", "task": "j.2", "code": "DISK_FULL"}
+    )
+    logging.getLogger("x").info("session %d is open", 3, extra={"code": None})
+    first, second = server.take()
+    assert first.pop("CODE_FILE") == __file__
+    assert int(first.pop("CODE_LINE")) > 0
+    assert first == {
+        "MESSAGE": r"task j.2 ended\nPRIORITY=7", "PRIORITY": "3", "SYSLOG_IDENTIFIER": "agentina",
+        "AGENTINA_INSTANCE": "coder-2", "AGENTINA_TASK": "j.2", "AGENTINA_JOB": "j", "AGENTINA_CODE": "DISK_FULL",
+        "AGENTINA_ACTION": "task-finished", "CODE_FUNC": "test_journal_gets_a_sentence_and_fields",
+    }  # fmt: skip
+    assert (second["MESSAGE"], second["PRIORITY"]) == ("session 3 is open", "6")
+    assert not {name for name in second if name.startswith("AGENTINA_")} - {"AGENTINA_INSTANCE"}
+    assert not (tmp_path / "log").exists(), "the journal is enough"
+    assert capsys.readouterr().err == ""
+
+
+def test_journal_gets_tracebacks_whole(tmp_path: Path, root_logger: logging.Logger, server: journald.Journald) -> None:
+    logs.set_up(instance="a", level="info", file=tmp_path / "a.log")
+    try:
+        raise ValueError("boom " + "x" * 300_000)  # noqa: TRY301
+    except ValueError:
+        root_logger.exception("failed")
+    (entry,) = server.take()
+    assert entry["MESSAGE"].startswith("failed\nTraceback (most recent call last):\n")
+    assert entry["MESSAGE"].endswith("x" * 300_000)
+    assert server.sealed == 1
+
+
+def test_out_of_the_journals_reach_standard_error_has_to_do(
+    tmp_path: Path, root_logger: logging.Logger, server: journald.Journald, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.close()
+    logs.set_up(instance="a", level="info", file=tmp_path / "log/a.log")
     root_logger.info("journal")
-    assert "journal" not in path.read_text()
+    assert not (tmp_path / "log").exists()
     assert "<6>journal instance=a" in capsys.readouterr().err
+
+
+def test_record_that_cannot_be_formatted_does_not_stop_the_daemon(
+    tmp_path: Path, root_logger: logging.Logger, server: journald.Journald, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.set_up(instance="a", level="info", file=tmp_path / "a.log")
+    root_logger.info("%d", "no number")
+    root_logger.info("after")
+    assert [entry["MESSAGE"] for entry in server.take()] == ["after"]
+    assert "no number" in capsys.readouterr().err
 
 
 def test_standard_error_sent_to_the_file_is_enough(
