@@ -556,3 +556,9 @@ RELEASE_UNKNOWN = _entry(
     cause="It was never published there, was withdrawn, or is not made for this machine.",
     remedy="See `agentina release list` for what there is.",
 )  # fmt: skip
+RELEASE_KEY_REFUSED = _entry(
+    "RELEASE_KEY_REFUSED", 403, Exit.REFUSED,
+    message="The release key {key} cannot be used: {problem}.",
+    cause="The passphrase is wrong, or the repository's root does not give this key the role (any more).",
+    remedy="See `agentina release keys list --repository DIR` for which keys may sign what.",
+)  # fmt: skip

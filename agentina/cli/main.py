@@ -40,6 +40,7 @@ SECTIONS = (
             "token": lazy.Lazy(_COMMANDS + "token:token", "Make and manage activation tokens."),
             "organization": lazy.Lazy(_COMMANDS + "organization:organization", "See and set a tenant's limits."),
             "audit": lazy.Lazy(_COMMANDS + "audit:audit", "Read and verify the record of what was done."),
+            "release": lazy.Lazy(_COMMANDS + "release:release", "Publish releases, and see what there is."),
         },
     ),
     lazy.Section(

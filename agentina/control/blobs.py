@@ -53,7 +53,7 @@ class Blobs:
             AgentinaError: ``OFFSET_MISMATCH`` with the offset to go on from, ``STORAGE_FULL``.
 
         """
-        return await self._in_thread(_append, self._output(task_id), offset, piece)
+        return await self.in_thread(_append, self._output(task_id), offset, piece)
 
     def read_output(self, task_id: str, offset: int, limit: int) -> bytes:
         """At most ``limit`` bytes of output from ``offset``; reading the page cache does not block for long."""
@@ -72,18 +72,18 @@ class Blobs:
 
     async def append_artifact(self, task_id: str, name: str, offset: int, piece: bytes) -> int:
         """Store a piece of an artifact durably; the new size is returned. Raises like :meth:`append_output`."""
-        return await self._in_thread(_append, self._part(task_id, name), offset, piece)
+        return await self.in_thread(_append, self._part(task_id, name), offset, piece)
 
     async def finish_artifact(self, task_id: str, name: str, sha256: str) -> str:
         """Verify a completely stored artifact and give it its final name; the hash that was found is returned.
 
         With another hash than ``sha256`` what was stored is dropped.
         """
-        return await self._in_thread(_finish, self._part(task_id, name), self.artifact_path(task_id, name), sha256)
+        return await self.in_thread(_finish, self._part(task_id, name), self.artifact_path(task_id, name), sha256)
 
     async def restart_artifact(self, task_id: str, name: str) -> None:
         """Drop what is stored of an artifact that is announced differently now."""
-        await self._in_thread(_remove, self._part(task_id, name))
+        await self.in_thread(_remove, self._part(task_id, name))
 
     def artifact_path(self, task_id: str, name: str) -> Path:
         """The file of a complete artifact."""
@@ -97,7 +97,7 @@ class Blobs:
                 file.seek(offset)
                 return file.read(limit)
 
-        return await self._in_thread(read)
+        return await self.in_thread(read)
 
     def _part(self, task_id: str, name: str) -> Path:
         path = self.artifact_path(task_id, name)
@@ -111,7 +111,8 @@ class Blobs:
         fan = hashlib.blake2s(task_id.encode(), digest_size=2).hexdigest()
         return self._root / kind / fan[:2] / fan[2:]
 
-    async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    async def in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """What ``function`` returns; it waits for the disk, and the event loop does not."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 

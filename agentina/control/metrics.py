@@ -45,6 +45,10 @@ class Metrics:
             "agents_version_skew", "Share of online agents on another version than the control plane.",
             registry=self.registry,
         )  # fmt: skip
+        self.release_expiry = prometheus_client.Gauge(
+            "release_metadata_expiry_timestamp_seconds", "When a role's metadata of the release repository expires.",
+            ["role"], registry=self.registry,
+        )  # fmt: skip
         self.held_polls = prometheus_client.Gauge("agent_polls_held", "Long polls open now.", registry=self.registry)
 
     def render(self) -> bytes:

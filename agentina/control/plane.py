@@ -53,6 +53,10 @@ class Plane:
         self.is_stopping = False
         #: Jobs in backoff: (boot clock seconds, row id), a heap.
         self.backoffs: list[tuple[float, int]] = []
+        #: Newest release by channel and architecture; the duty for releases fills it.
+        self.offers: dict[tuple[str, str], str] = {}
+        #: Downloads of releases going on.
+        self.release_downloads = 0
         #: Set when a duty has something to do earlier than it thought.
         self.duties_bell = asyncio.Event()
 

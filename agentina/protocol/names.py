@@ -14,6 +14,8 @@ _LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9._/:+-]{0,63}")
 _ENVIRONMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _TASK_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{16}\.[1-9][0-9]{0,5}")
 
+#: Channels of releases, from the least to the most settled.
+CHANNELS: Final = ("dev", "beta", "stable", "enterprise-lts")
 #: Longest artifact name, in characters.
 MAX_ARTIFACT_NAME: Final = 240
 
@@ -22,6 +24,12 @@ def check_instance(value: str) -> str:
     """Return ``value`` if it may name an instance; raise ``NAME_INVALID`` otherwise."""
     rule = "1 to 32 of a-z, 0-9, '-' and '_', starting and ending with a letter or digit"
     return _check(_INSTANCE, value, "instance", rule)
+
+
+def check_key(value: str) -> str:
+    """Return ``value`` if it may name a release key; raise ``NAME_INVALID`` otherwise."""
+    rule = "1 to 32 of a-z, 0-9, '-' and '_', starting and ending with a letter or digit"
+    return _check(_INSTANCE, value, "key", rule)
 
 
 def check_role(value: str) -> str:

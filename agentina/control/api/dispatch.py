@@ -8,6 +8,7 @@ again in the log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -67,7 +68,9 @@ class Application:
             incident = secrets.token_hex(4)
             _log.exception("incident %s: %s %.200s", incident, scope["method"], scope["path"])
             reply = self._error(errors.INTERNAL(incident=incident))
-        await self._send(reply, send, is_head=scope["method"] == "HEAD")
+        # uvicorn closes the connection of an answer that stays incomplete.
+        with contextlib.suppress(TimeoutError):
+            await self._send(reply, send, is_head=scope["method"] == "HEAD")
 
     async def _answer(self, scope: Scope, receive: Receive) -> routing.Reply:
         route, parameters = self._table.find("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"])
@@ -160,8 +163,11 @@ class Application:
             return
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         if not is_head:
-            async for piece in reply.body:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            async with contextlib.aclosing(reply.body) as pieces:
+                async for piece in pieces:
+                    # A reader that stopped reading must not hold its file, and its place, for ever.
+                    async with asyncio.timeout(self._control.settings.body_seconds):
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     def _schema_route(self) -> routing.Route:

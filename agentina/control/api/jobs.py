@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import msgspec
@@ -142,7 +142,7 @@ async def get_artifact(call: routing.Call) -> routing.Reply:
     row = call.control.store.read(read)
     path = call.control.blobs.artifact_path(f"{public_id}.{row['number']}", name)
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncGenerator[bytes, None]:
         for offset in range(0, row["size"], _OUTPUT_PIECE):
             yield await call.control.blobs.read_piece(path, offset, _OUTPUT_PIECE)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agentina.control.api import admin, agent, jobs, routing
+from agentina.control.api import admin, agent, jobs, releases, routing
 
 
 def table() -> list[routing.Route]:
     """All routes."""
-    return [*agent.routes(), *jobs.routes(), *admin.routes()]
+    return [*agent.routes(), *jobs.routes(), *admin.routes(), *releases.routes()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from agentina import errors
@@ -90,7 +90,7 @@ class Call:
 class Reply:
     """An answer that is not JSON of a struct."""
 
-    body: bytes | AsyncIterator[bytes]
+    body: bytes | AsyncGenerator[bytes, None]
     content_type: bytes = b"application/octet-stream"
     status: int = 200
     headers: Sequence[tuple[bytes, bytes]] = ()

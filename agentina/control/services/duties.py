@@ -1,4 +1,4 @@
-"""Background duties: give up expired leases, end backoffs, keep heartbeat facts."""
+"""Background duties: give up expired leases, end backoffs, keep heartbeat facts, keep releases signed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, plane
-from agentina.control.services import changes, outcomes
+from agentina.control.services import changes, outcomes, releases
 from agentina.control.store import agents, engine, jobs, tasks
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
@@ -33,11 +33,12 @@ class Duties:
     def __init__(self, control: plane.Plane) -> None:
         self._control = control
         self._next_flush = control.clock.boot() + control.settings.flush_seconds
+        self._releases = releases.Releases(control)
 
     async def run(self) -> None:
         """Do what is due, for ever; a duty that fails is tried again."""
         while True:
-            for duty in (self.sweep_leases, self.end_backoffs, self._flush_if_due):
+            for duty in (self.sweep_leases, self.end_backoffs, self._flush_if_due, self._releases.keep_current):
                 try:
                     await duty()
                 except errors.AgentinaError as error:
@@ -51,7 +52,7 @@ class Duties:
 
     def _pause(self) -> float:
         now = self._control.clock.boot()
-        due = [now + _LONGEST_SLEEP, self._next_flush]
+        due = [now + _LONGEST_SLEEP, self._next_flush, self._releases.due]
         deadline = self._control.fleet.next_deadline()
         if deadline is not None:
             due.append(deadline)

@@ -10,7 +10,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, ids, plane
-from agentina.control.services import activation, changes, licenses, outcomes
+from agentina.control.services import activation, changes, licenses, outcomes, releases
 from agentina.control.store import agents, engine, tasks
 from agentina.protocol import names, wire
 from agentina.protocol.states import FINAL, Reason, State
@@ -46,6 +46,9 @@ def directives(control: plane.Plane, agent: fleet.Agent, *, renew: bool = False)
         heartbeat_seconds=control.settings.heartbeat_seconds,
         lease_seconds=control.settings.lease_seconds,
         license=licenses.renew_if_due(control, agent) if renew else None,
+        update_available=releases.offer(
+            control, channel=agent.channel, machine=str(agent.facts.get("architecture", "")), version=agent.version
+        ),
     )
 
 
