@@ -63,7 +63,9 @@ def classify(evidence: Evidence) -> Finding:  # noqa: PLR0911 - one line of the 
         # Ended first; its outcome is then the same as below.
         return Finding(state.Found.RUNNING, Reason.RECORD_DAMAGED)
     if not evidence.directory or not evidence.record:
-        return Finding(state.Found.LOST, Reason.RECORD_DAMAGED)
+        # A power cut may take a directory that is not yet on disk: then it is no damage.
+        is_cut = evidence.record and not evidence.same_boot
+        return Finding(state.Found.LOST, Reason.HOST_RESTARTED if is_cut else Reason.RECORD_DAMAGED)
     if evidence.collected:
         return Finding(state.Found.COLLECTED)
     if evidence.condition is contract.Condition.RUNNING:

@@ -24,6 +24,7 @@ def evidence(**changes: Any) -> inventory.Evidence:
     ("changes", "found", "lost"),
     [
         ({"directory": False, "record": True}, Found.LOST, Reason.RECORD_DAMAGED),
+        ({"directory": False, "same_boot": False}, Found.LOST, Reason.HOST_RESTARTED),
         ({"record": False}, Found.LOST, Reason.RECORD_DAMAGED),
         ({"held": False}, None, None),
         ({}, Found.UNSTARTED, None),
