@@ -42,7 +42,7 @@ from agentina.host import (
     tasks,
     uploads,
 )
-from agentina.protocol import local, signing, units, versions, wire
+from agentina.protocol import local, units, versions, wire
 from agentina.runners import registry as runners
 from agentina.system import clock, files, notify, paths
 from agentina.system import tasks as background
@@ -228,7 +228,7 @@ class Daemon:
             self._session,
             self._tasks,
             offer=self._standing.offer,
-            judge=self._judge,
+            situation=self._situation,
             lock=self._lock,
             clocks=self._clock,
         )
@@ -301,9 +301,8 @@ class Daemon:
         if directives.license is not None:
             self._standing.renew_license(directives.license)
 
-    def _judge(self, signed: signing.Signed, number: int, asked: int, acknowledged: int) -> intake.Verdict:
-        license_ = self._standing.license
-        situation = intake.Situation(
+    def _situation(self, number: int, asked: int, acknowledged: int) -> intake.Situation:
+        return intake.Situation(
             trusted=self._identity.trusted_keys,
             agent_id=self._identity.agent_id,
             session=number,
@@ -311,12 +310,10 @@ class Daemon:
             acknowledged=acknowledged,
             held=self._tasks.ids,
             runners=runners.RUNNERS.keys(),
-            license_expires_ms=license_.expires_ms if license_ is not None else 0,
-            now_ms=self._link.now_ms(),
+            blocks=self._standing.blocks(),
             check_policy=self._standing.check_policy,
             host=socket.gethostname(),
         )
-        return intake.judge(signed, situation)
 
     # --- the local socket --------------------------------------------------------------------------------------------
 

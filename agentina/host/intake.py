@@ -1,4 +1,9 @@
-"""What becomes of an assignment that arrives: taken, refused with a code, or dropped. Pure."""
+"""What becomes of an assignment that arrives. Pure.
+
+Dropped when nobody can tell what it is, refused for good when it is not signed, not addressed to us, or is not to run
+here by its own nature; given back when this host takes no work at the moment, whatever it is: another one does, or this
+one later. What holds work back may have begun while the poll was under way. Everything else is taken.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,6 @@ from agentina import errors
 from agentina.protocol import names, signing, wire
 from agentina.protocol.jobs import JobSpec
 from agentina.protocol.states import Reason, State
-from agentina.system import clock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +30,8 @@ class Situation:
     acknowledged: int
     held: Collection[str]
     runners: Collection[str]
-    license_expires_ms: int
-    now_ms: int
+    #: Why no work is taken now, as sentences; none when it is.
+    blocks: Collection[str]
     #: The host owner's rules: the sentences that forbid the job, none when it may run.
     check_policy: Callable[[JobSpec], list[str]]
     host: str
@@ -62,13 +66,21 @@ class Refused:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Returned:
+    """To be reported as ``returned``."""
+
+    task_id: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Dropped:
     """Nothing is done: it is held already, or nobody can tell what it is."""
 
     why: str
 
 
-Verdict = Taken | Refused | Dropped
+Verdict = Taken | Refused | Returned | Dropped
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -121,9 +133,8 @@ def _judge_job(assignment: wire.Assignment, signed: signing.Signed, situation: S
     if job.runner not in situation.runners:
         problem = f"this host has no runner {job.runner!r}; it has {', '.join(sorted(situation.runners))}"
         return Refused(task_id, Reason.UNSUPPORTED, errors.INPUT_INVALID(where="job.runner", problem=problem))
-    if situation.now_ms >= situation.license_expires_ms:
-        expired = errors.LICENSE_EXPIRED(expired_at=clock.show_time(situation.license_expires_ms))
-        return Refused(task_id, Reason.LICENSE, expired)
+    if situation.blocks:
+        return Returned(task_id, "; ".join(situation.blocks))
     forbidden = situation.check_policy(job)
     if forbidden:
         refusal = errors.POLICY_REFUSED(host=situation.host, rule="; ".join(forbidden))

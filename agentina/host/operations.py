@@ -55,7 +55,7 @@ class Operations:
             return await self._start(entry)
         if operation is state.Do.WATCH:
             await self._executor.wait(entry.directory.path)
-            return state.Ended()
+            return state.Ended(is_all=_is_all(entry))
         if operation is state.Do.COLLECT:
             return await self._collect(entry)
         assert operation is state.Do.UPLOAD, operation
@@ -73,9 +73,10 @@ class Operations:
         job = entry.job
         assert job is not None
         try:
-            _make_directory(entry.directory.home)
+            if leaves_files(job):
+                records.make_empty(entry.directory.home)
             if job.workspace.git is None:
-                _make_directory(entry.directory.workspace)
+                records.make_empty(entry.directory.workspace)
             else:
                 prepared = await self._workspaces().prepare(job, entry.directory.path)
                 entry.workspace = prepared.path
@@ -106,6 +107,7 @@ class Operations:
         assert job is not None
         assert entry.assignment is not None
         workspace = entry.workspace or entry.directory.workspace
+        home = str(entry.directory.home if leaves_files(job) else workspace)
         plan = registry.RUNNERS[job.runner].plan(job, workspace=workspace)
         return contract.Launch(
             task_id=entry.task_id,
@@ -114,8 +116,8 @@ class Operations:
             environment={
                 "PATH": _PATH,
                 "LANG": "C.UTF-8",
-                "HOME": str(entry.directory.home),
-                "TMPDIR": str(entry.directory.home),
+                "HOME": home,
+                "TMPDIR": home,
                 "AGENTINA_TASK_ID": entry.task_id,
                 "AGENTINA_JOB_ID": entry.assignment.job_id,
                 **plan.environment,
@@ -143,7 +145,7 @@ class Operations:
         outcome = outcomes.from_result(result, job)
         if entry.task.stop is not None and outcome.reason is Reason.CANCELED_BY_OPERATOR:
             outcome = _with_stop(outcome, entry.task.stop)
-        if job.workspace.git is None and not job.artifacts:
+        if not leaves_files(job):
             return state.Collected(outcome)
         return state.Collected(await self._gather(entry, job, outcome))
 
@@ -224,18 +226,22 @@ def _collect_fields(entry: entries.Entry, error: errors.AgentinaError) -> dict[s
     return {"action": "task-collected", "task": entry.task_id, "code": error.code}
 
 
+def leaves_files(job: jobs.JobSpec) -> bool:
+    """Whether files are collected when the job has ended."""
+    return job.workspace.git is not None or bool(job.artifacts)
+
+
+def _is_all(entry: entries.Entry) -> bool:
+    """Whether a task that ended left nothing but its result."""
+    job = entry.job
+    return job is not None and not leaves_files(job) and not entry.sent and entry.directory.output_size() == 0
+
+
 def _with_stop(outcome: wire.Outcome, asked: state.StopAsked) -> wire.Outcome:
     """Name the control plane's own reason for the end."""
     stopped = state.stopped_outcome(asked.reason, asked.detail)
     detail = asked.detail or outcome.detail
     return msgspec.structs.replace(outcome, state=stopped.state, reason=stopped.reason, detail=detail)
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        records.make_empty(path)
-    except OSError as error:
-        raise files.from_os_error(error, path) from error
 
 
 def _write_commit(directory: records.TaskDirectory, commit: str) -> None:

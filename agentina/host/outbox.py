@@ -4,8 +4,10 @@ One SQLite file, ``outbox/outbox.db`` (WAL, synchronous=FULL), with the numbered
 acknowledged yet, and a row for every accepted task with its signed assignment. A task has a row exactly from its
 durable acceptance until it is forgotten; that row, not the directory, is the fence for "never accepted".
 
-Commits happen in a thread of their own, and everything that arrives while one is on its way shares the next (group
-commit). A report is offered to the sender only when it is durable, so a number never stands for two contents.
+What is said gathers until it is needed on the disk: those who take over work or send reports wait for
+:meth:`Outbox.commit`; without them it is written some milliseconds later. All that gathered shares one commit, on the
+event loop while the disk is fast (:mod:`agentina.system.pace`); otherwise, and whenever anything is wrong, in a thread.
+A report is offered to the sender only when it is durable, so a number never stands for two contents.
 
 A full disk delays commits until there is room. A damaged file is set aside and a new one begun under a new stream
 name; ``on_renewed`` is then called to say everything about the present tasks again, which the protocol allows.
@@ -20,6 +22,7 @@ import contextlib
 import logging
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,14 +31,25 @@ import msgspec
 
 from agentina import errors
 from agentina.protocol import wire
-from agentina.system import clock, files, tasks
+from agentina.system import clock, files, pace, tasks
 
 #: Seconds between attempts to commit while the disk refuses.
 RETRY_SECONDS: Final = 1.0
+#: Seconds for which reports gather before they are written and sent; a task's end is sent at once.
+GATHER_SECONDS: Final = 0.02
 #: Seconds a change that nobody waits for may take to reach the disk.
 LAZY_SECONDS: Final = 0.5
 #: Reports waiting above which no new work should be taken.
 MANY_WAITING: Final = 10_000
+#: Changed rows after which the log is copied into the database, in the thread. SQLite itself does so only at
+#: ``_LOG_PAGES``, where few rows with many bytes changed.
+_CHECKPOINT_ROWS: Final = 4000
+_LOG_PAGES: Final = 8000
+#: A commit expected to take less happens on the event loop. Generous: starts wait for commits anyway, and where all
+#: processors are busy most of the time is waiting for one, which a thread would have to do twice.
+_FAST_SECONDS: Final = 0.003
+#: Kinds of reports that somebody waits for.
+_URGENT: Final = frozenset({"finished", "returned"})
 
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
@@ -79,34 +93,49 @@ class HeldRow(NamedTuple):
 class _Batch:
     """Statements that share a commit, and what becomes true with it."""
 
+    __slots__ = ("durable", "reports", "statements", "stream", "then")
+
     def __init__(self, stream: str) -> None:
         #: Reports of another stream than the present one are never offered to the sender.
         self.stream = stream
         self.statements: list[tuple[str, tuple[Any, ...]]] = []
         self.reports: list[Waiting] = []
+        #: Called when it is durable.
+        self.then: list[Callable[[], None]] = []
         self.durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def fulfil(self) -> None:
         """Tell everybody who waits that it is durable."""
-        if not self.durable.done():
-            self.durable.set_result(None)
+        if self.durable.done():
+            return
+        self.durable.set_result(None)
+        for callback in self.then:
+            try:
+                callback()
+            except Exception:  # noqa: BLE001 - a fault of ours in one task; the others must hear of it all the same
+                _log.exception("what follows from a commit failed")
 
 
 class Outbox:
-    """Open with :meth:`open`. Everything but the commits runs on the event loop."""
+    """Open with :meth:`open`. Used from one event loop; a commit is there or in the thread, never in both."""
 
     def __init__(self, path: Path, *, clocks: clock.Clock) -> None:
         self._path = path
         self._clock = clocks
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="outbox")
+        self._pace = pace.Pace(fast_seconds=_FAST_SECONDS)
         self._database: sqlite3.Connection | None = None
+        #: Rows changed when the log was last copied into the database.
+        self._checkpointed_at = 0
+        #: What gathers for the next commit.
         self._batch: _Batch | None = None
-        self._wake = asyncio.Event()
+        #: What the thread commits now.
+        self._under_way: _Batch | None = None
+        self._slowly: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._closing = asyncio.Event()
-        self._lazy: asyncio.TimerHandle | None = None
-        self._committer: asyncio.Task[None] | None = None
         self._waiting: collections.deque[Waiting] = collections.deque()
-        #: Set while durable reports wait for the sender.
+        #: Set while reports should be sent.
         self.pending = asyncio.Event()
         #: Name of the numbering.
         self.stream = ""
@@ -135,15 +164,16 @@ class Outbox:
         await outbox._in_thread(outbox._open_checked)
         if outbox._waiting:
             outbox.pending.set()
-        outbox._committer = tasks.start(outbox._commit_always(), name="outbox")
         return outbox
 
     async def close(self) -> None:
         """Commit what waits, unless the disk refuses, and close."""
         self._closing.set()
-        self._wake.set()
-        if self._committer is not None:
-            await self._committer
+        if self._timer is not None:
+            self._timer.cancel()
+        self.begin_commit()
+        if self._slowly is not None:
+            await asyncio.wait({self._slowly})
         await self._in_thread(self._close_database)
         self._thread.shutdown(wait=False)
 
@@ -157,8 +187,12 @@ class Outbox:
         outcome: wire.Outcome | None = None,
         detail: str = "",
         pid: int | None = None,
+        then: Callable[[], None] | None = None,
     ) -> asyncio.Future[None]:
-        """Number a report and write it; the future is done when it is durable. Shared: never cancel it."""
+        """Number a report, to be written with the next commit, when ``then`` is called.
+
+        The future is done likewise. It is shared: never cancel it.
+        """
         self.last += 1
         report = wire.Report(
             number=self.last,
@@ -173,18 +207,29 @@ class Outbox:
         batch = self._open_batch()
         batch.reports.append(Waiting(self.last, task_id, body))
         batch.statements.append((_REPORT, (self.last, task_id, body)))
-        if kind in {"finished", "returned"}:
+        if then is not None:
+            batch.then.append(then)
+        if kind in _URGENT:
             batch.statements.append((_FINAL, (body, task_id)))
-        self._wake.set()
+            self.pending.set()
+        self._commit_within(GATHER_SECONDS)
         return batch.durable
 
     def hold(self, task_id: str, record: bytes) -> None:
         """Remember an accepted task, in the same commit as the report that follows."""
         self._open_batch().statements.append((_HOLD, (task_id, record)))
 
-    def release(self, task_id: str) -> asyncio.Future[None]:
-        """Forget an accepted task. Not urgent: durable within :data:`LAZY_SECONDS`."""
-        return self._write_lazily((_RELEASE, (task_id,)))
+    def release(self, task_id: str, then: Callable[[], None]) -> None:
+        """Forget an accepted task, and call ``then`` when that is durable. Not urgent: within :data:`LAZY_SECONDS`."""
+        self._write_lazily((_RELEASE, (task_id,)))
+        self._open_batch().then.append(then)
+
+    async def commit(self) -> None:
+        """Return when everything said so far is durable."""
+        batch = self._batch or self._under_way
+        self.begin_commit()
+        if batch is not None and not batch.durable.done():
+            await asyncio.wait({batch.durable})
 
     def acknowledge(self, number: int) -> bool:
         """Note that reports up to ``number`` are applied.
@@ -199,7 +244,7 @@ class Outbox:
             while self._waiting and self._waiting[0].number <= number:
                 self._waiting.popleft()
             self._write_lazily((_ACKNOWLEDGE, (number,)))
-        if not self._waiting:
+        if not self._has_reports():
             self.pending.clear()
         return True
 
@@ -214,9 +259,9 @@ class Outbox:
         batch.statements += [*((sql, ()) for sql in _NEW_STREAM), (_STREAM, (self.stream,))]
         if earlier is not None:
             batch.statements += [entry for entry in earlier.statements if entry[0] not in {_REPORT, _ACKNOWLEDGE}]
-            _follow(earlier, batch)
+            batch.then.append(earlier.fulfil)
         self.on_renewed()
-        self._wake.set()
+        self.begin_commit()
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -264,24 +309,61 @@ class Outbox:
             self._batch = _Batch(self.stream)
         return self._batch
 
-    def _write_lazily(self, statement: tuple[str, tuple[Any, ...]]) -> asyncio.Future[None]:
-        batch = self._open_batch()
-        batch.statements.append(statement)
-        if self._lazy is None and not self._wake.is_set():
-            self._lazy = asyncio.get_running_loop().call_later(LAZY_SECONDS, self._wake.set)
-        return batch.durable
+    def _write_lazily(self, statement: tuple[str, tuple[Any, ...]]) -> None:
+        self._open_batch().statements.append(statement)
+        self._commit_within(LAZY_SECONDS)
 
-    async def _commit_always(self) -> None:
-        while not self._closing.is_set() or self._batch is not None:
-            if not self._closing.is_set():
-                await self._wake.wait()
-            self._wake.clear()
-            if self._lazy is not None:
-                self._lazy.cancel()
-                self._lazy = None
-            batch, self._batch = self._batch, None
-            if batch is not None:
-                await self._commit_surely(batch)
+    def _commit_within(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._on_time)
+
+    def _has_reports(self) -> bool:
+        """Whether anything is to be sent, durable already or not yet."""
+        gathering = self._batch is not None and self._batch.reports
+        return bool(self._waiting or gathering or (self._under_way is not None and self._under_way.reports))
+
+    def _on_time(self) -> None:
+        """What gathered has waited long enough to be written, and to be sent."""
+        self._timer = None
+        if self._has_reports():
+            self.pending.set()
+        self.begin_commit()
+
+    def begin_commit(self) -> None:
+        """Write what gathered: now, if the disk is fast, else in the thread."""
+        if self._slowly is not None or self._batch is None:
+            return
+        batch, self._batch = self._batch, None
+        if self._pace.is_fast and self._database is not None and not self._is_checkpoint_due():
+            try:
+                self._commit(batch.statements)
+            except sqlite3.Error:
+                pass  # the thread finds out what it is, and waits for its end
+            else:
+                self._note_durable(batch)
+                return
+        self._under_way = batch
+        self._slowly = tasks.start(self._commit_slowly(), name="outbox")
+
+    async def _commit_slowly(self) -> None:
+        """Commit what is under way, and what gathers meanwhile."""
+        while self._under_way is not None:
+            await self._commit_surely(self._under_way)
+            self._under_way, self._batch = self._batch, None
+        self._slowly = None
+
+    def _is_checkpoint_due(self) -> bool:
+        return self._database is not None and self._database.total_changes - self._checkpointed_at >= _CHECKPOINT_ROWS
+
+    def _note_durable(self, batch: _Batch) -> None:
+        if batch.stream == self.stream:
+            self._waiting.extend(batch.reports)
+        batch.fulfil()
 
     async def _commit_surely(self, batch: _Batch) -> None:
         """Commit ``batch``, waiting for room on the disk and replacing a damaged file as needed."""
@@ -290,7 +372,7 @@ class Outbox:
                 if self._database is None:
                     await self._replace_file(batch)
                     return
-                await self._in_thread(self._commit, batch.statements)
+                await self._in_thread(self._commit_and_checkpoint, batch.statements)
                 break
             except sqlite3.Error as error:
                 if _is_damage(error):
@@ -304,11 +386,7 @@ class Outbox:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)
         self._clear_trouble()
-        # Starting what was accepted comes first, then talking about it.
-        batch.fulfil()
-        if batch.stream == self.stream and batch.reports:
-            self._waiting.extend(batch.reports)
-            self.pending.set()
+        self._note_durable(batch)
 
     async def _replace_file(self, failed: _Batch) -> None:
         """Begin a new file in place of the one set aside. What ``failed`` said is said again by ``on_renewed``."""
@@ -320,9 +398,8 @@ class Outbox:
         self._batch = None
         batch = self._open_batch()
         for earlier in waiting:
-            _follow(earlier, batch)
+            batch.then.append(earlier.fulfil)
         self.on_renewed()
-        self._wake.set()
 
     def _clear_trouble(self) -> None:
         if self.trouble is not None:
@@ -338,7 +415,7 @@ class Outbox:
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
-    # --- in the thread -----------------------------------------------------------------------------------------------
+    # --- in the thread, but for _commit while the disk is fast --------------------------------------------------------
 
     def _commit(self, statements: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
         assert self._database is not None
@@ -346,11 +423,24 @@ class Outbox:
         try:
             for sql, parameters in statements:
                 self._database.execute(sql, parameters)
+            began = time.perf_counter()
             self._database.execute("COMMIT")
         except sqlite3.Error:
             with contextlib.suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
             raise
+        self._pace.note(time.perf_counter() - began)
+
+    def _commit_and_checkpoint(self, statements: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
+        self._commit(statements)
+        if self._is_checkpoint_due():
+            assert self._database is not None
+            self._checkpointed_at = self._database.total_changes
+            try:
+                self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.Error as error:
+                # What was committed is safe in the log, and the next one tries again.
+                _log.warning("the outbox's log could not be copied into it: %s", error)
 
     def _open_checked(self) -> None:
         try:
@@ -402,6 +492,8 @@ class Outbox:
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         self._database.execute("PRAGMA cache_size = -1024")
+        self._database.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+        self._checkpointed_at = 0
         return self._database
 
     def _create(self) -> None:
@@ -443,8 +535,3 @@ def _explain(error: Exception, path: Path) -> errors.AgentinaError:
     if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
         return errors.DISK_FULL(path=str(path))
     return errors.STATE_UNWRITABLE(path=str(path), problem=str(error))
-
-
-def _follow(earlier: _Batch, later: _Batch) -> None:
-    """Fulfil ``earlier`` when ``later`` is durable."""
-    later.durable.add_done_callback(lambda _: earlier.fulfil())

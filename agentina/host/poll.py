@@ -15,7 +15,7 @@ from typing import Final
 from agentina import errors
 from agentina.client import backoff, link
 from agentina.host import admission, heartbeat, intake, session, tasks
-from agentina.protocol import jobs, signing, wire
+from agentina.protocol import jobs, wire
 from agentina.system import clock
 from agentina.system import tasks as background
 
@@ -43,7 +43,7 @@ class Poll:
         held: tasks.Tasks,
         *,
         offer: Callable[[], admission.Offer],
-        judge: Callable[[signing.Signed, int, int, int], intake.Verdict],
+        situation: Callable[[int, int, int], intake.Situation],
         lock: asyncio.Lock,
         clocks: clock.Clock,
     ) -> None:
@@ -53,7 +53,7 @@ class Poll:
             sessions: The session polls are made in.
             held: Takes what is accepted.
             offer: How much to ask for now.
-            judge: What to do with an assignment, given session, poll number and the highest acknowledged one.
+            situation: What assignments are judged by, given session, poll number and the highest acknowledged one.
             lock: Held while assignments are taken over; see :meth:`agentina.host.session.Session.keep_open`.
             clocks: Where leases are measured.
 
@@ -61,13 +61,14 @@ class Poll:
         self._session = sessions
         self._tasks = held
         self._offer = offer
-        self._judge = judge
+        self._situation = situation
         self._lock = lock
         self._clock = clocks
         self._in_session = 0
         self._number = 0
         self._acknowledged = 0
-        self._waiting: tuple[admission.Offer, asyncio.Event] | None = None
+        #: The offer of the poll that waits, and what ends the waiting: its answer, or a better offer.
+        self._waiting: tuple[admission.Offer, asyncio.Future[None]] | None = None
         self._abandoned: list[asyncio.Task[wire.PollAnswer]] = []
         #: When each unacknowledged poll was sent. Leases count from the poll an assignment names, also when the
         #: assignment comes again with a later one.
@@ -78,7 +79,7 @@ class Poll:
         """What the host can take may have changed."""
         self._changed.set()
         if self._waiting is not None and admission.improves(self._waiting[0], self._offer()):
-            self._waiting[1].set()
+            _end(self._waiting[1])
 
     async def run(self) -> None:
         """Poll. Runs until canceled."""
@@ -117,14 +118,13 @@ class Poll:
 
     async def _is_answered(self, request: asyncio.Task[wire.PollAnswer], offer: admission.Offer) -> bool:
         """Wait for the answer; False when another poll should take its place first."""
-        better = asyncio.Event()
-        self._waiting = (offer, better)
-        replacement = background.start(better.wait(), name="poll replacement")
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        request.add_done_callback(lambda _: _end(over))
+        self._waiting = (offer, over)
         try:
-            await asyncio.wait({request, replacement}, return_when=asyncio.FIRST_COMPLETED)
+            await over
         finally:
             self._waiting = None
-            replacement.cancel()
         return request.done()
 
     async def _find_offer(self) -> admission.Offer:
@@ -181,16 +181,22 @@ class Poll:
         self._sent.clear()
 
     async def _accept(self, answer: wire.PollAnswer) -> None:
-        durable: set[asyncio.Future[None]] = set()
+        situation = self._situation(self._in_session, self._number, self._acknowledged)
         for signed in answer.assignments:
-            verdict = self._judge(signed, self._in_session, self._number, self._acknowledged)
+            verdict = intake.judge(signed, situation)
             if isinstance(verdict, intake.Taken):
                 sent = self._sent[verdict.assignment.poll]
                 end = heartbeat.deadline(sent, verdict.assignment.lease_seconds)
-                durable.add(self._tasks.accept(verdict, end))
+                self._tasks.accept(verdict, end)
             elif isinstance(verdict, intake.Refused):
-                durable.add(self._tasks.refuse(verdict))
+                self._tasks.refuse(verdict)
+            elif isinstance(verdict, intake.Returned):
+                self._tasks.give_back(verdict)
             elif verdict.why:
                 _log.error("dropped %s", verdict.why, extra={"action": "assignment-dropped"})
-        if durable:
-            await asyncio.wait(durable)
+        await self._tasks.written()
+
+
+def _end(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)

@@ -1,13 +1,12 @@
 """One task's directory: which files are in it, and the record of its acceptance.
 
-``job.json`` holds the signed assignment, so that a damaged or edited one is noticed; the same bytes are in the outbox,
-which has them durably. ``outcome.json`` is written when collecting left more than ``result.json`` tells.
+``job.json`` holds the signed assignment, so that a damaged or edited one is noticed; it is a copy for the case that the
+outbox, which has the same bytes durably from the acceptance on, is damaged. Most tasks end before it is written.
+``outcome.json`` is written when collecting left more than ``result.json`` tells.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from pathlib import Path
 
@@ -56,27 +55,18 @@ class TaskDirectory:
         self.output = path / "output.log"
         #: Where it works when the job names no repository.
         self.workspace = path / "workspace"
-        #: Its HOME and TMPDIR in one (a directory costs more than all else of a small task's files): what tools leave
-        #: there is no part of the work.
+        #: Its HOME and TMPDIR in one, where it leaves files that are collected: what tools leave there is no part of
+        #: the work. Others have the workspace for it: a directory costs more than all else of a small task's files.
         self.home = path / "home"
 
-    def create(self, record: bytes) -> None:
-        """Make the directory with its record. Not durable by itself: the outbox keeps the same bytes durably.
+    def write_record(self, record: bytes) -> None:
+        """Write ``job.json``, the copy for the case that the outbox is damaged.
 
         Raises:
-            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``; nothing is left then.
+            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``.
 
         """
-        try:
-            make_empty(self.path)
-            # Not atomic: should a crash leave only a part, the signature says so, and the outbox has all of it.
-            with open(self.job, "xb", buffering=0, opener=_open_private) as file:
-                _write_all(file, record)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self.job.unlink(missing_ok=True)
-                self.path.rmdir()
-            raise files.from_os_error(error, self.path) from error
+        files.write_atomic(self.job, record, durable=False)
 
     def read_collection(self) -> Collection | None:
         """What was collected, or None when there is nothing readable; collecting again is harmless."""
@@ -97,28 +87,21 @@ class TaskDirectory:
             return 0
 
 
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _write_all(file: io.RawIOBase, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view) or 0 :]
-
-
 def make_empty(path: Path) -> None:
     """Make a directory only we can enter; what an attempt that was cut off left there is deleted.
 
     Raises:
-        OSError: It cannot be made.
+        AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``.
 
     """
     try:
-        os.mkdir(path, 0o700)  # noqa: PTH102 - in the way of every job, three times
-    except FileExistsError:
-        files.remove_tree(path)
-        os.mkdir(path, 0o700)  # noqa: PTH102 - see above
+        try:
+            os.mkdir(path, 0o700)  # noqa: PTH102 - in the way of every job
+        except FileExistsError:
+            files.remove_tree(path)
+            os.mkdir(path, 0o700)  # noqa: PTH102 - see above
+    except OSError as error:
+        raise files.from_os_error(error, path) from error
 
 
 def read_record(content: bytes, task_id: str, trusted: dict[str, signing.PublicKey]) -> tuple[Record, wire.Assignment]:

@@ -14,6 +14,8 @@ from agentina.host import outbox, session, tasks
 from agentina.protocol import wire
 
 _PATH: Final = "/v1/agent/reports"
+#: Least seconds between two requests: what is reported meanwhile shares a commit and a request.
+_GATHER_SECONDS: Final = 0.01
 #: Room left for the rest of the message, in bytes.
 _FRAME: Final = 4096
 #: Answers that mean the content itself is not accepted; sending it again would never end.
@@ -41,8 +43,10 @@ class Sender:
     async def run(self) -> None:
         """Send whatever is durable and not acknowledged. Runs until canceled."""
         pause = backoff.Backoff()
+        loop = asyncio.get_running_loop()
         while True:
             await self._outbox.pending.wait()
+            begun = loop.time()
             try:
                 await self._send()
             except errors.AgentinaError as error:
@@ -52,10 +56,14 @@ class Sender:
                     await asyncio.sleep(pause.delay(link.retry_after(error)))
             else:
                 pause.reset()
+                await asyncio.sleep(max(0.0, begun + _GATHER_SECONDS - loop.time()))
 
     async def _send(self) -> None:
         # The session is awaited first: what is sent, and under which stream's name, is chosen afterwards.
         await self._session.current()
+        self._outbox.begin_commit()
+        if not self._outbox.waiting:
+            await self._outbox.commit()
         batch = self._outbox.first(most=self._most, most_bytes=wire.MAX_BODY - _FRAME)
         if not batch:
             return

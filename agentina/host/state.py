@@ -105,6 +105,9 @@ class StartedBefore:
 class Ended:
     """Nothing of the task runs any more."""
 
+    #: It left nothing but its result: neither files nor output.
+    is_all: bool = False
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Collected:
@@ -244,7 +247,9 @@ def _on_running(task: Task, event: Event) -> Step:
         return task, []
     if task.forget:
         return msgspec.structs.replace(task, phase=Phase.GONE), [Do.REMOVE]
-    return msgspec.structs.replace(task, phase=Phase.COLLECTING), [Say("finishing"), Do.COLLECT]
+    # Where nothing is left to collect or to send, the end itself is said at once.
+    said: list[Command] = [] if event.is_all else [Say("finishing")]
+    return msgspec.structs.replace(task, phase=Phase.COLLECTING), [*said, Do.COLLECT]
 
 
 def _on_collecting(task: Task, event: Event) -> Step:

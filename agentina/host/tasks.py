@@ -11,6 +11,7 @@ import asyncio
 import collections
 import logging
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,9 @@ _STOP_REASONS: Final = {
     Reason.LEASE_EXPIRED: contract.StopReason.LEASE_EXPIRED,
     Reason.HOST_RESTARTED: contract.StopReason.HOST_SHUTDOWN,
 }
+
+#: Seconds after which a task that is still here gets a copy of its record beside it.
+_COPY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -69,9 +73,9 @@ class Tasks:
         return self._entries.values()
 
     @property
-    def ids(self) -> set[str]:
-        """Ids of every held task."""
-        return set(self._entries)
+    def ids(self) -> AbstractSet[str]:
+        """Ids of every held task, as they are at any moment."""
+        return self._entries.keys()
 
     @property
     def occupied(self) -> int:
@@ -109,8 +113,8 @@ class Tasks:
 
     # --- coming in ---------------------------------------------------------------------------------------------------
 
-    def accept(self, taken: intake.Taken, deadline: float) -> asyncio.Future[None]:
-        """Write a task down; the future is done when that is durable, and the task then goes on by itself."""
+    def accept(self, taken: intake.Taken, deadline: float) -> None:
+        """Have a task written down; once that is durable (:meth:`written`) it goes on by itself."""
         assignment = taken.assignment
         record = msgspec.json.encode(
             records.Record(
@@ -122,7 +126,7 @@ class Tasks:
         )
         directory = records.TaskDirectory(self._directory / assignment.task_id)
         try:
-            directory.create(record)
+            records.make_empty(directory.path)
         except errors.AgentinaError as error:
             _log.error(
                 "task %s is given back: %s",
@@ -130,7 +134,8 @@ class Tasks:
                 error,
                 extra=_fields(assignment, "task-returned", error.code),
             )
-            return self._outbox.report(assignment.task_id, "returned", detail=str(error))
+            self._outbox.report(assignment.task_id, "returned", detail=str(error))
+            return
         entry = entries.Entry(
             task_id=assignment.task_id,
             directory=directory,
@@ -142,20 +147,43 @@ class Tasks:
         )
         self._add(entry)
         self._outbox.hold(entry.task_id, record)
-        durable = self._outbox.report(entry.task_id, "accepted")
-        durable.add_done_callback(lambda _: self.feed(entry, state.Accepted()))
+        self._outbox.report(entry.task_id, "accepted", then=lambda: self.feed(entry, state.Accepted()))
+        asyncio.get_running_loop().call_later(_COPY_SECONDS, self._write_copy, entry)
         _log.info(
             "task %s accepted: %s", entry.task_id, assignment.job.name, extra=_fields(assignment, "task-accepted")
         )
-        return durable
 
-    def refuse(self, refused: intake.Refused) -> asyncio.Future[None]:
+    async def written(self) -> None:
+        """Return when everything accepted or refused so far is durable."""
+        await self._outbox.commit()
+
+    def _write_copy(self, entry: entries.Entry) -> None:
+        """Write down beside a task that is still here what the outbox has, should that be damaged."""
+        if self._closing or self._entries.get(entry.task_id) is not entry:
+            return
+        try:
+            entry.directory.write_record(entry.record)
+        except errors.AgentinaError as error:
+            _log.warning(
+                "task %s has its record only in the outbox: %s", entry.task_id, error,
+                extra={"action": "task-copied", "task": entry.task_id, "code": error.code},
+            )  # fmt: skip
+
+    def give_back(self, returned: intake.Returned) -> None:
+        """Report that an assignment is not taken now."""
+        _log.warning(
+            "task %s is given back: %s", returned.task_id, returned.why,
+            extra={"action": "task-returned", "task": returned.task_id},
+        )  # fmt: skip
+        self._outbox.report(returned.task_id, "returned", detail=returned.why)
+
+    def refuse(self, refused: intake.Refused) -> None:
         """Report that an assignment is not taken."""
         _log.warning(
             "task %s refused: %s", refused.task_id, refused.error,
             extra={"action": "task-refused", "task": refused.task_id, "code": refused.error.code},
         )  # fmt: skip
-        return self._outbox.report(refused.task_id, "finished", outcome=refused.outcome)
+        self._outbox.report(refused.task_id, "finished", outcome=refused.outcome)
 
     def adopt(self, entry: entries.Entry, found: state.Found, outcome: wire.Outcome | None) -> None:
         """Go on with a task found on disk."""
@@ -305,9 +333,8 @@ class Tasks:
     def _remove(self, entry: entries.Entry) -> None:
         del self._entries[entry.task_id]
         keep = entry.task.outcome is not None and entry.task.outcome.state is not State.SUCCEEDED
-        released = self._outbox.release(entry.task_id)
         # First forgotten in the outbox, then deleted: the other way round a crash between would look like damage.
-        released.add_done_callback(lambda _: self.on_remove(entry.directory.path, keep))
+        self._outbox.release(entry.task_id, then=lambda: self.on_remove(entry.directory.path, keep))
 
     def _add(self, entry: entries.Entry) -> None:
         assert entry.task_id not in self._entries, entry.task_id

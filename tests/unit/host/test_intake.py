@@ -25,8 +25,7 @@ def assignment(**changes: Any) -> wire.Assignment:
 def situation(**changes: Any) -> intake.Situation:
     fields = {
         "trusted": {KEY.public.id: KEY.public}, "agent_id": "me", "session": 3, "poll": 7, "acknowledged": 5,
-        "held": set(), "runners": {"command"}, "license_expires_ms": 1000, "now_ms": 500,
-        "check_policy": lambda _: [], "host": "h", **changes,
+        "held": set(), "runners": {"command"}, "blocks": [], "check_policy": lambda _: [], "host": "h", **changes,
     }  # fmt: skip
     return intake.Situation(**fields)
 
@@ -81,10 +80,16 @@ def test_unknown_runner_is_unsupported() -> None:
     assert isinstance(judge(assignment(), runners=set()), intake.Refused)
 
 
-def test_expired_license_refuses() -> None:
-    verdict = judge(assignment(), now_ms=1000)
-    assert isinstance(verdict, intake.Refused)
-    assert (verdict.reason, verdict.error.code) == (Reason.LICENSE, "LICENSE_EXPIRED")
+def test_host_that_takes_no_work_gives_it_back() -> None:
+    blocks = ["the policy cannot be read", "drained"]
+    verdict = judge(assignment(), blocks=blocks, check_policy=lambda _: ["nothing is known to be allowed"])
+    assert verdict == intake.Returned(TASK, "the policy cannot be read; drained")
+
+
+def test_what_is_not_for_us_is_never_given_back() -> None:
+    assert isinstance(judge(assignment(session=2), blocks=["drained"]), intake.Refused)
+    assert isinstance(judge(assignment(), blocks=["drained"], runners=set()), intake.Refused)
+    assert isinstance(judge(assignment(), blocks=["drained"], held={TASK}), intake.Dropped)
 
 
 def test_policy_refuses_with_its_rules() -> None:

@@ -53,6 +53,67 @@ async def test_reports_of_one_moment_share_a_commit(box: outbox.Outbox) -> None:
     await first
 
 
+async def test_the_end_of_a_task_is_sent_at_once_and_the_rest_gathers(box: outbox.Outbox) -> None:
+    box.report("a", "running")
+    await box.commit()
+    assert (box.waiting, box.pending.is_set()) == (1, False)
+    await asyncio.wait_for(box.pending.wait(), 1)
+    assert box.acknowledge(1)
+    box.report("a", "finished", outcome=GOOD)
+    assert (box.waiting, box.pending.is_set()) == (0, True), "the sender commits before it sends"
+    assert box.acknowledge(1)
+    assert box.pending.is_set(), "there is still something to send"
+
+
+async def test_what_nobody_waits_for_is_written_all_the_same(tmp_path: Path) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    await asyncio.wait_for(box.report("a", "running"), 1)
+    assert box.waiting == 1
+    await box.close()
+
+
+async def test_fast_disk_is_waited_for_on_the_loop_and_a_slow_one_in_the_thread(box: outbox.Outbox) -> None:
+    for _ in range(60):
+        box._pace.note(0.0001)
+    durable = box.report("a", "accepted")
+    box.begin_commit()
+    assert durable.done()
+    box._pace.note(0.5)
+    durable = box.report("b", "accepted")
+    box.begin_commit()
+    later = box.report("c", "accepted")
+    assert not durable.done()
+    await box.commit()
+    assert (durable.done(), later.done(), box.waiting) == (True, True, 3)
+
+
+async def test_log_is_copied_into_the_database_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_CHECKPOINT_ROWS", 50)
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    for _ in range(60):
+        box._pace.note(0.0001)
+    for number in range(400):
+        box.report("a", "note", detail=f"{number}" * 200)
+        await box.commit()
+    log = (tmp_path / "outbox/outbox.db-wal").stat().st_size
+    assert log < 200 * 4096, "it begins anew after each copy"
+    await box.close()
+
+
+async def test_what_follows_from_a_commit_happens_for_each_task(box: outbox.Outbox) -> None:
+    heard: list[str] = []
+
+    def fail() -> None:
+        heard.append("a")
+        raise ValueError
+
+    box.report("a", "accepted", then=fail)
+    box.report("b", "accepted", then=lambda: heard.append("b"))
+    assert not heard
+    await box.commit()
+    assert heard == ["a", "b"]
+
+
 async def test_numbers_go_on_after_everything_was_acknowledged(tmp_path: Path) -> None:
     box = await outbox.Outbox.open(tmp_path / "outbox")
     await box.report("a", "accepted")
@@ -75,7 +136,11 @@ async def test_held_tasks_survive_with_their_final_report_until_released(tmp_pat
     again = await reopen(box, tmp_path)
     assert again.held["b"] == outbox.HeldRow(b"record of b", b"")
     assert msgspec.json.decode(again.held["a"].final, type=wire.Report).outcome == GOOD
-    await again.release("a")
+    released: list[str] = []
+    again.release("a", lambda: released.append("a"))
+    assert not released
+    await again.commit()
+    assert released == ["a"]
     last = await reopen(again, tmp_path)
     assert set(last.held) == {"b"}
     await last.close()

@@ -47,14 +47,14 @@ def test_directory_replaces_what_was_never_durable(tmp_path: Path) -> None:
     directory = records.TaskDirectory(tmp_path / TASK)
     directory.path.mkdir()
     (directory.path / "supervisor").touch()
-    directory.create(b"record")
+    records.make_empty(directory.path)
+    directory.write_record(b"record")
     assert [path.name for path in directory.path.iterdir()] == ["job.json"]
 
 
-def test_directory_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
-    directory = records.TaskDirectory(tmp_path / "missing" / TASK)
+def test_directory_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     with pytest.raises(errors.AgentinaError) as caught:
-        directory.create(b"record")
+        records.make_empty(tmp_path / "missing" / TASK)
     assert caught.value.code == "STATE_UNWRITABLE"
 
 

@@ -22,6 +22,7 @@ EVENTS: list[state.Event] = [
     state.Started(7),
     state.StartedBefore(),
     state.Ended(),
+    state.Ended(is_all=True),
     state.Collected(GOOD),
     state.Uploaded(GOOD),
     STOP,
@@ -61,6 +62,11 @@ def test_whole_life_of_a_task() -> None:
         Do.PREPARE, Do.START, Say("running", pid=7), Do.WATCH, Say("finishing"), Do.COLLECT, Do.UPLOAD,
         Say("finished", outcome=GOOD), Do.REMOVE,
     ]  # fmt: skip
+
+
+def test_task_that_left_nothing_to_collect_is_not_said_to_be_finishing() -> None:
+    task, commands = run(state.Task(Phase.RUNNING), state.Ended(is_all=True))
+    assert (task.phase, commands) == (Phase.COLLECTING, [Do.COLLECT])
 
 
 @pytest.mark.parametrize("before", [0, 1])
