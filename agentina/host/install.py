@@ -7,7 +7,8 @@ Install goes through these steps; each is skipped when what it makes is there al
 3. the token is redeemed with that key; an answer lost on the way is fetched by running install again, for redeeming is
    idempotent for the same key and token,
 4. license and configuration are stored, and last the identity with its agent id: that write is the commit point,
-5. the service is started and the first heartbeat awaited, where there is a service manager.
+5. the service is enabled and started and the first heartbeat awaited, where there is a service manager
+   (:mod:`agentina.host.service`).
 
 The token itself is never stored.
 """
@@ -18,7 +19,6 @@ import dataclasses
 import enum
 import hashlib
 import os
-import pwd
 import signal
 import socket
 import time
@@ -31,14 +31,12 @@ import msgspec
 import agentina
 from agentina import errors
 from agentina.client import address, api, local
-from agentina.host import config, doctor, identity
+from agentina.host import config, doctor, identity, service
 from agentina.protocol import inputs, names, signing, units, versions, wire
-from agentina.system import files, paths, services
+from agentina.system import files, paths, services, users
 
 Say = Callable[[str], None]
 
-#: The user the service runs as; state is given to it when it exists.
-_SERVICE_USER: Final = "agentina"
 #: Seconds between looks at something that cannot be awaited (another process's socket or lock).
 _LOOK_AGAIN: Final = 0.1
 #: Where uninstall keeps the configuration, so that installing again finds the same control plane.
@@ -105,21 +103,34 @@ def install(instance: paths.InstancePaths, request: Request, *, say: Say) -> Ins
         names.check_label(key, value)
     if request.role is not None:
         names.check_role(request.role)
-    settings = _known_settings(instance)
+    owner = service.owner_of(instance.layout) if request.service else None
+    if instance.state.exists():
+        service.make_state(instance, owner)
+    with users.acting_as(owner):
+        settings = _known_settings(instance)
+        known = identity.load(instance)
     if settings is not None and str(address.parse(settings.control_plane)) != url:
         raise errors.INSTANCE_OTHER(instance=instance.name, url=settings.control_plane)
-    known = identity.load(instance)
     changed: list[str] = []
     if stage_of(known) is not Stage.ACTIVATED:
         _check_host(instance, say)
-        known = _activate(instance, request, url, known, say=say)
+        _check_token(request)
+        service.make_state(instance, owner)
+        with users.acting_as(owner):
+            known = _activate(instance, request, url, known, say=say)
+        _save_new_config(instance, request, url)
+        with users.acting_as(owner):
+            identity.save(instance, known)
         changed.append(f"activated as {known.agent_id}")
     assert known is not None
-    license_ = identity.load_license(instance, known)
+    with users.acting_as(owner):
+        license_ = identity.load_license(instance, known)
     changed += _settle_config(instance, request, url, settings)
-    service = _settle_service(instance, request, changed, say)
+    served = request.service and service.is_managed(instance.layout)
+    if served:
+        _serve(instance, request, changed, say)
     _note_differences(known, request, license_, say)
-    return Installed(agent_id=known.agent_id, organization=known.organization, changed=changed, service=service)
+    return Installed(agent_id=known.agent_id, organization=known.organization, changed=changed, service=served)
 
 
 def uninstall(
@@ -147,18 +158,24 @@ def uninstall(
         end_tasks(instance, timeout_seconds)
     if instance.config.exists():
         if not purge and instance.state.is_dir():
-            _keep_settings(instance)
+            with users.acting_as(service.owner_of(instance.layout)):
+                _keep_settings(instance)
         instance.config.unlink()
         files.sync_directory(instance.config.parent)
     if purge:
-        if instance.state.exists():
-            files.remove_tree(instance.state)
-        instance.log.unlink(missing_ok=True)
+        say("Deleting its state …")
+        service.remove_state(instance)
     return True
 
 
 def running_tasks(instance: paths.InstancePaths) -> list[str]:
-    """Ids of tasks whose supervisor is alive, as the kernel says (its lock is held), whether or not a daemon is."""
+    """Tasks that run, whether or not a daemon does: units of PID 1, and ids whose supervisor holds its lock."""
+    found = services.task_units(instance.name) if service.is_managed(instance.layout) else []
+    with users.acting_as(service.owner_of(instance.layout)):
+        return found + _supervised(instance)
+
+
+def _supervised(instance: paths.InstancePaths) -> list[str]:
     if not instance.tasks.is_dir():
         return []
     return sorted(path.name for path in instance.tasks.iterdir() if files.is_locked(path / "supervisor"))
@@ -176,9 +193,7 @@ def _check_host(instance: paths.InstancePaths, say: Say) -> None:
 def _activate(
     instance: paths.InstancePaths, request: Request, url: str, known: identity.Identity | None, *, say: Say
 ) -> identity.Identity:
-    """Steps 2 to 4."""
-    if not request.token:
-        raise errors.USAGE(problem="This instance is not activated yet: give a token with --token-file (or --token).")
+    """Steps 2 to 4, but for the configuration, which is root's, and the last write."""
     pending = _pending_identity(instance, request, known, say)
     say(f"Activating with {url} …")
     with api.Client(url, ca_file=request.ca_file) as client:
@@ -195,9 +210,12 @@ def _activate(
     )
     identity.save_license(instance, activated.license)
     identity.load_license(instance, complete)  # refuses a license that the host would not accept later
-    _save_new_config(instance, request, url)
-    identity.save(instance, complete)
     return complete
+
+
+def _check_token(request: Request) -> None:
+    if not request.token:
+        raise errors.USAGE(problem="This instance is not activated yet: give a token with --token-file (or --token).")
 
 
 def _pending_identity(
@@ -284,20 +302,19 @@ def _wanted(request: Request, url: str, settings: config.HostConfig | None) -> c
     return msgspec.structs.replace(base, **changes)
 
 
-def _settle_service(instance: paths.InstancePaths, request: Request, changed: list[str], say: Say) -> bool:
-    """Start the service where there is one, and wait until the control plane has heard of the agent."""
-    if not (request.service and instance.layout.is_system and services.runs_here() and services.has_template()):
-        return False
-    _give_to_service_user(instance)
-    if services.is_active(instance.name):
-        if changed:
-            services.restart(instance.name)
-    else:
-        services.enable(instance.name)
-        changed.append(f"started {services.unit_of(instance.name)}")
+def _serve(instance: paths.InstancePaths, request: Request, changed: list[str], say: Say) -> None:
+    """Start the service, and wait until the control plane has heard of the agent."""
+    service.run(instance, changed=changed, say=say)
     say("Waiting for the first heartbeat …")
-    wait_for_heartbeat(instance, timeout_seconds=request.timeout_seconds)
-    return True
+    try:
+        wait_for_heartbeat(
+            instance,
+            timeout_seconds=request.timeout_seconds,
+            is_alive=lambda: not services.has_failed(instance.name),
+        )
+    except errors.AgentinaError:
+        service.check_alive(instance)
+        raise
 
 
 def wait_for_heartbeat(
@@ -325,18 +342,6 @@ def wait_for_heartbeat(
         time.sleep(_LOOK_AGAIN)  # another process's state: there is nothing to await
 
 
-def _give_to_service_user(instance: paths.InstancePaths) -> None:
-    """What root wrote must be readable by the user the service runs as."""
-    if os.geteuid() != 0:
-        return
-    try:
-        user = pwd.getpwnam(_SERVICE_USER)
-    except KeyError:
-        return
-    for path in (instance.state, instance.identity, instance.license):
-        os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-
-
 def _note_differences(known: identity.Identity, request: Request, license_: wire.License, say: Say) -> None:
     """Say what was asked for and is not so."""
     if request.role is not None and request.role != known.role:
@@ -352,8 +357,8 @@ def _note_differences(known: identity.Identity, request: Request, license_: wire
 
 def _stop_daemon(instance: paths.InstancePaths, say: Say, timeout_seconds: float) -> None:
     """End the daemon, whoever started it. Its tasks are not touched."""
-    if instance.layout.is_system and services.runs_here() and services.has_template():
-        say("Stopping the service …")
+    if service.is_managed(instance.layout):
+        say(f"Stopping {services.unit_of(instance.name)} …")
         services.disable(instance.name)
     if not files.is_locked(instance.lock):
         return
@@ -366,13 +371,16 @@ def _stop_daemon(instance: paths.InstancePaths, say: Say, timeout_seconds: float
 
 
 def end_tasks(instance: paths.InstancePaths, timeout_seconds: float) -> None:
-    """Tell every live supervisor to end its task (SIGTERM to the lock's holder)."""
+    """End every task: by PID 1, or by its supervisor (SIGTERM to the lock's holder)."""
     from agentina.executors import process  # noqa: PLC0415 - only a forced uninstall needs it
     from agentina.executors.contract import StopReason  # noqa: PLC0415
 
+    if service.is_managed(instance.layout):
+        services.stop_tasks(instance.name)
     executor = process.ProcessExecutor(instance.state)
-    for task in running_tasks(instance):
-        executor.stop(instance.tasks / task, StopReason.CANCELED, grace_seconds=5.0)
+    with users.acting_as(service.owner_of(instance.layout)):
+        for task in _supervised(instance):
+            executor.stop(instance.tasks / task, StopReason.CANCELED, grace_seconds=5.0)
     _wait_until(lambda: not running_tasks(instance), timeout_seconds, instance, "still ending its tasks")
 
 

@@ -1,17 +1,25 @@
-"""systemd, asked through ``systemctl``: is it here, is our unit here, start and stop an instance."""
+"""systemd, asked through ``systemctl``: is it here, are our units here, start and stop what belongs to an instance."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Final
 
 from agentina import errors
 
-#: The template unit that the package installs.
+#: The template units that the package installs.
 TEMPLATE: Final = "agentina@.service"
+TASK_TEMPLATE: Final = "agentina-task@.service"
+#: The user that daemons run as. Members of its group may ask a daemon how it is.
+USER: Final = "agentina"
 _UNIT_DIRECTORIES: Final = ("etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+_POLICY_DIRECTORIES: Final = ("etc/polkit-1/rules.d", "usr/share/polkit-1/rules.d")
+_RUNS: Final = "--state=active,activating,reloading,deactivating"
 _TIMEOUT: Final = 90.0
+#: Seconds tasks may take to end: each unit's own time to stop, and some.
+_STOP_TIMEOUT: Final = 180.0
 _QUOTED: Final = 300
 
 
@@ -20,9 +28,20 @@ def runs_here() -> bool:
     return Path("/run/systemd/system").is_dir()
 
 
-def has_template(root: Path = Path("/")) -> bool:
-    """Whether the unit template is installed."""
-    return any((root / directory / TEMPLATE).is_file() for directory in _UNIT_DIRECTORIES)
+def has_template(root: Path = Path("/"), *, name: str = TEMPLATE) -> bool:
+    """Whether a unit template is installed."""
+    return any((root / directory / name).is_file() for directory in _UNIT_DIRECTORIES)
+
+
+def has_rule(root: Path = Path("/")) -> bool:
+    """Whether polkit is told what daemons may ask PID 1 for."""
+    return any(any((root / directory).glob("*agentina*.rules")) for directory in _POLICY_DIRECTORIES)
+
+
+def version() -> int:
+    """Number of the systemd that is installed; 0 when it does not tell."""
+    match = re.match(r"systemd (\d+)", _systemctl("--version").stdout)
+    return int(match[1]) if match else 0
 
 
 def unit_of(instance: str) -> str:
@@ -35,14 +54,43 @@ def is_active(instance: str) -> bool:
     return _systemctl("is-active", "--quiet", unit_of(instance)).returncode == 0
 
 
+def is_enabled(instance: str) -> bool:
+    """Whether the instance's unit starts at boot."""
+    return _systemctl("is-enabled", "--quiet", unit_of(instance)).returncode == 0
+
+
+def state_of(instance: str) -> str:
+    """The unit's state in systemd's words, such as ``active (running)`` or ``activating (auto-restart)``."""
+    said = _systemctl("show", "--property=ActiveState,SubState,Result", unit_of(instance)).stdout
+    found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    result = found.get("Result", "success")
+    reason = "" if result in {"", "success"} else f", result {result}"
+    return f"{found.get('ActiveState', 'unknown')} ({found.get('SubState', '?')}{reason})"
+
+
+def has_failed(instance: str) -> bool:
+    """Whether the instance's unit ended and will not be started again."""
+    return _systemctl("is-failed", "--quiet", unit_of(instance)).returncode == 0
+
+
 def enable(instance: str) -> None:
-    """Start the instance now and at every boot; returns when the unit has started.
+    """Start the instance at every boot.
 
     Raises:
         AgentinaError: ``SERVICE_FAILED``.
 
     """
-    _checked("enable", "--now", unit_of(instance))
+    _checked("enable", "--quiet", unit_of(instance))
+
+
+def start(instance: str) -> None:
+    """Start the instance now; returns when it has said that it is ready.
+
+    Raises:
+        AgentinaError: ``SERVICE_FAILED``.
+
+    """
+    _checked("start", unit_of(instance))
 
 
 def restart(instance: str) -> None:
@@ -62,19 +110,38 @@ def disable(instance: str) -> None:
         AgentinaError: ``SERVICE_FAILED``.
 
     """
-    _checked("disable", "--now", unit_of(instance))
+    _checked("disable", "--quiet", "--now", unit_of(instance))
 
 
-def _checked(*arguments: str) -> None:
-    done = _systemctl(*arguments)
+def task_units(instance: str) -> list[str]:
+    """Units of tasks of an instance that run, or are on their way to or from it."""
+    pattern = f"agentina-task*@{instance}:*.service"
+    said = _systemctl("list-units", "--plain", "--no-legend", _RUNS, pattern).stdout
+    return sorted(line.split()[0] for line in said.splitlines() if line.strip())
+
+
+def stop_tasks(instance: str) -> None:
+    """End every task of an instance; returns when they have ended.
+
+    Raises:
+        AgentinaError: ``SERVICE_FAILED``.
+
+    """
+    units = task_units(instance)
+    if units:
+        _checked("stop", *units, timeout=_STOP_TIMEOUT)
+
+
+def _checked(*arguments: str, timeout: float = _TIMEOUT) -> None:
+    done = _systemctl(*arguments, timeout=timeout)
     if done.returncode:
-        said = " ".join(done.stderr.split())[:_QUOTED] or f"systemctl ended with {done.returncode}"
+        said = " ".join(done.stderr.split())[:_QUOTED].rstrip(".") or f"systemctl ended with {done.returncode}"
         raise errors.SERVICE_FAILED(what=" ".join(arguments), unit=arguments[-1], problem=said)
 
 
-def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["systemctl", "--no-ask-password", *arguments]
+def _systemctl(*arguments: str, timeout: float = _TIMEOUT) -> subprocess.CompletedProcess[str]:
+    command = ["systemctl", "--no-ask-password", "--no-pager", *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise errors.SERVICE_FAILED(what=" ".join(arguments), unit=arguments[-1], problem=str(error)) from error
