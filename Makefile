@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check test-slow format docs bench deb lock clean
+.PHONY: help demo test check test-slow test-vm format docs bench deb lock clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -25,10 +25,13 @@ check: $(STAMP)  ## lint, format check, types
 	$(BIN)/mypy
 
 test: $(STAMP)  ## everything but the slow suites
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not vm'
 
 test-slow: $(STAMP)  ## the long fault-injection runs
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not vm'
+
+test-vm: $(STAMP)  ## install the packages on real hosts (as root; virtual machines and containers) and be hard on them
+	$(BIN)/python -m pytest -m vm tests/vm
 
 format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix

@@ -56,9 +56,13 @@ class Fleet:
         lease_seconds: float = 180.0,
         heartbeat_seconds: float = 60.0,
         certificate: tuple[Path, Path] | None = None,
+        listen: str = "127.0.0.1",
         variables: dict[str, str] | None = None,
     ) -> None:
-        """``certificate`` and key make it serve TLS; ``variables`` are added to every environment."""
+        """``certificate`` and key make it serve TLS; ``variables`` are added to every environment.
+
+        ``listen`` is the address it listens on; loopback has to be part of it.
+        """
         self.root = root
         self.layout = paths.Layout(root)
         self.data = root / "var/lib/agentina-control-plane"
@@ -66,6 +70,7 @@ class Fleet:
         self.port = 0
         self.variables = variables or {}
         self._certificate = certificate
+        self._listen = listen
         self._timing = ["--lease", f"{lease_seconds}s", "--heartbeat", f"{heartbeat_seconds}s"]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._client: api.Client | None = None
@@ -82,7 +87,7 @@ class Fleet:
         first = self.port == 0
         if first:
             self.port = free_port()
-        command = ["control-plane", "serve", "--listen", f"127.0.0.1:{self.port}", "--data", str(self.data)]
+        command = ["control-plane", "serve", "--listen", f"{self._listen}:{self.port}", "--data", str(self.data)]
         command += ["--token-file", str(self.token_file), *self._timing]
         if self._certificate is not None:
             command += ["--tls-cert", str(self._certificate[0]), "--tls-key", str(self._certificate[1])]

@@ -1,0 +1,65 @@
+"""The hosts themselves: what the other tests take for granted about power, disk, network and clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import container, host, images, machine
+
+
+@pytest.fixture(scope="module")
+def there(image: images.Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[machine.Machine]:
+    with machine.Machine(image, tmp_path_factory.mktemp("machine"), state=machine.saved(image, "")) as made:
+        yield made
+
+
+def test_power_cut_takes_what_was_not_synced(there: machine.Machine) -> None:
+    there.run("echo kept > /root/kept && sync -f /root/kept")
+    there.run("echo gone > /root/gone")
+    boot = there.get("/proc/sys/kernel/random/boot_id")
+    there.power_cut()
+    assert there.get("/proc/sys/kernel/random/boot_id") != boot
+    assert there.get("/root/kept") == b"kept\n"
+    assert there.run("cat /root/gone 2>/dev/null || true") == ""
+
+
+def test_reboot_keeps_everything(there: machine.Machine) -> None:
+    there.run("echo kept > /root/written")
+    there.reboot()
+    assert there.get("/root/written") == b"kept\n"
+
+
+def test_memory_limit_kills(there: machine.Machine) -> None:
+    eat = 'python3 -c "x = bytearray(200 << 20)"'
+    done = there.try_run(f"systemd-run --wait -q -p MemoryMax=50M -p MemorySwapMax=0 -p OOMPolicy=kill {eat}")
+    assert done.returncode != 0
+    assert "oom" in there.run("journalctl -b -q -k --grep 'oom-kill' | head -1")
+
+
+@pytest.mark.parametrize("kind", ["vm", "container"])
+def test_network_and_disk_go_and_come(
+    kind: str, there: machine.Machine, new_container: Callable[..., container.Container]
+) -> None:
+    made: host.Host = there if kind == "vm" else new_container(installed=False)
+    made.set_network(up=False)
+    assert made.run("cat /proc/uptime", seconds=20), "commands go on to work"
+    connect = "(timeout 5 bash -c 'exec 3<>/dev/tcp/10.0.2.2/1' 2>&1 || true)"
+    assert "refused" not in made.run(connect)
+    made.set_network(up=True)
+    made.wait(f"{connect} | grep -q refused", "the network is back")
+    made.fill_disk()
+    assert made.try_run("echo no room > /root/written").returncode != 0
+    made.free_disk()
+    made.run("echo room > /root/written")
+
+
+def test_clock(there: machine.Machine, tmp_path: Path) -> None:
+    before = int(there.run("date +%s"))
+    there.set_clock(-86_400, at_boot=True)
+    there.reboot()
+    assert -87_000 < int(there.run("date +%s")) - before < -85_000
+    there.set_clock(0)
+    assert abs(int(there.run("date +%s")) - before) < 600
