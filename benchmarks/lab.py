@@ -86,7 +86,14 @@ class Lab:
 
     def pids(self) -> list[int]:
         """Control plane and daemon with everything below them."""
-        return [pid for process in self.processes.values() for pid in measure.descendants(process.pid)]
+        roots = [process.pid for process in self.processes.values()]
+        return [pid for root in [*roots, *self.helpers()] for pid in measure.descendants(root)]
+
+    def helpers(self) -> list[int]:
+        """The nursery, which is nobody's child."""
+        lock = next(self.layout.root.rglob("nursery.lock"), None)
+        helpers = measure.named(str(lock)) if lock else []
+        return [pid for pid in helpers if measure.parent(pid) not in helpers]
 
     def _answers(self) -> bool:
         try:

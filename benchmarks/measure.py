@@ -25,6 +25,26 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def named(text: str) -> list[int]:
+    """Processes whose command line holds ``text``, such as the path of a lock."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def parent(pid: int) -> int:
+    """Process id of the parent; 0 when ``pid`` has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
 def memory_kib(pid: int) -> dict[str, int]:
     """``Rss``, ``Pss``, ``Anonymous`` and ``Private`` of one process in KiB (proc(5), smaps_rollup)."""
     sums = {"Rss": 0, "Pss": 0, "Anonymous": 0, "Private": 0}

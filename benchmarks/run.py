@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import lab as labs
@@ -75,7 +75,7 @@ def supervision() -> None:
         for _ in range(count):
             lab.submit(["/bin/sleep", "60"])
         wait_running(lab, count)
-        new = [pid for pid in all_descendants(lab) if pid not in before and "sleep" not in command(pid)]
+        new = [pid for pid in lab.pids() if pid not in before and "sleep" not in command(pid)]
         sizes = [measure.memory_kib(pid)["Private"] / 1024 for pid in new]
         show("supervisors found", len(sizes), "", goal=count, better="higher")
         show("private memory of one supervisor, mean", sum(sizes) / len(sizes), "MiB", goal=3)
@@ -90,10 +90,10 @@ def idle() -> None:
         before = measure.run_seconds(daemon)
         time.sleep(seconds)
         spent = measure.run_seconds(daemon) - before
-        helpers = [pid for pid in measure.descendants(daemon) if pid != daemon]
+        helpers = [pid for root in lab.helpers() for pid in measure.descendants(root)]
         show("idle daemon RSS, TLS", measure.memory_kib(daemon)["Rss"] / 1024, "MiB", goal=45)
         show("idle daemon private memory", measure.memory_kib(daemon)["Private"] / 1024, "MiB")
-        show("its nursery, PSS", sum(measure.memory_kib(pid)["Pss"] for pid in helpers) / 1024, "MiB")
+        show("its nursery and spare, PSS", sum(measure.memory_kib(pid)["Pss"] for pid in helpers) / 1024, "MiB")
         show("idle daemon CPU between heartbeats", 100 * spent / seconds, "%", goal=0.02)
         server = lab.processes["control-plane"].pid
         show("idle control plane RSS", measure.memory_kib(server)["Rss"] / 1024, "MiB", goal=60)
@@ -227,12 +227,6 @@ def wait_running(lab: labs.Lab, count: int) -> None:
         if time.monotonic() > end:
             raise TimeoutError("the jobs did not start")
         time.sleep(0.1)
-
-
-def all_descendants(lab: labs.Lab) -> Iterator[int]:
-    """Everything below the lab's processes."""
-    for process in lab.processes.values():
-        yield from measure.descendants(process.pid)
 
 
 def command(pid: int) -> str:

@@ -48,13 +48,14 @@ def read_small(path: str) -> bytes:
         os.close(descriptor)
 
 
-def tree_below(root: int, *, most: int = MOST) -> Tree:
+def tree_below(root: int, *, most: int = MOST, apart_from: frozenset[int] = frozenset()) -> Tree:
     """Descendants of ``root``, without ``root`` itself, up to a few more than ``most``.
 
-    A snapshot: a forking tree may be larger by now, and one that forks quickly would be walked without end.
+    ``apart_from`` are processes that are left out with everything below them. A snapshot: a forking tree may be larger
+    by now, and one that forks quickly would be walked without end.
     """
     if not os.path.exists(f"/proc/{root}/task/{root}/children"):
-        return _tree_by_parents(root)
+        return _tree_by_parents(root, apart_from)
     found: list[int] = []
     threads = 0
     todo = [root]
@@ -68,6 +69,7 @@ def tree_below(root: int, *, most: int = MOST) -> Tree:
             threads += len(tids) or 1
         for tid in tids:
             children = [int(child) for child in _read_list(f"/proc/{pid}/task/{tid}/children", most).split()]
+            children = [child for child in children if child not in apart_from]
             found += children
             todo += children
     return Tree(found, max(threads, len(found)))  # those of a walk cut short were not looked into
@@ -94,7 +96,7 @@ def _read_list(path: str, most: int) -> bytes:
     return text if left > 0 else text[: text.rfind(b" ") + 1]
 
 
-def _tree_by_parents(root: int) -> Tree:
+def _tree_by_parents(root: int, apart_from: frozenset[int] = frozenset()) -> Tree:
     """The same from every process's parent, for kernels built without CONFIG_PROC_CHILDREN."""
     children: dict[int, list[int]] = {}
     threads: dict[int, int] = {}
@@ -107,7 +109,7 @@ def _tree_by_parents(root: int) -> Tree:
     found: list[int] = []
     todo = [root]
     while todo:
-        below = children.pop(todo.pop(), [])
+        below = [pid for pid in children.pop(todo.pop(), []) if pid not in apart_from]
         found += below
         todo += below
     return Tree(found, sum(threads[pid] for pid in found))
@@ -163,6 +165,24 @@ def send_group(group: int, number: int) -> None:
         os.killpg(group, number)
     except OSError:
         return
+
+
+def kill_tree(apart_from: frozenset[int]) -> bool:
+    """Signal everything below this process to end; returns whether anything was there. Orphans are for the next look.
+
+    Groups first: the kernel signals a whole group at once, so nobody in it forks away. What is left is stopped before
+    it is killed: what is stopped cannot fork, so after a look that finds nobody new the tree is complete.
+    """
+    kill_groups(tree_below(os.getpid(), apart_from=apart_from).pids)
+    stopped: set[int] = set()
+    for _ in range(50):
+        new = [pid for pid in tree_below(os.getpid(), apart_from=apart_from).pids if pid not in stopped]
+        if not new:
+            break
+        send(new, signal.SIGSTOP)
+        stopped.update(new)
+    send(list(stopped), signal.SIGKILL)
+    return bool(stopped)
 
 
 class Usage:
@@ -231,12 +251,7 @@ class Children:
         send(pids, signal.SIGCONT)
 
     def kill(self) -> None:
-        """End every process and return when none is left, however fast they fork.
-
-        Groups first: the kernel signals a whole group at once, so nobody in it forks away. What is left is stopped
-        before it is killed: what is stopped cannot fork, so after a look that finds nobody new the tree is complete.
-        Then all are killed, and their orphans, now ours, with the next look.
-        """
+        """End every process and return when none is left, however fast they fork."""
         pause = 0.001
         for pid in self._watched - self._statuses.keys():
             # Not waited for yet, so the number is still its own and its group's. No walk first: a bomb outruns it.
@@ -244,15 +259,7 @@ class Children:
         while self.reap():
             if self.cgroup:
                 write_text(f"{self.cgroup}/cgroup.kill", "1")
-            kill_groups(tree_below(os.getpid()).pids)
-            stopped: set[int] = set()
-            for _ in range(50):
-                new = [pid for pid in tree_below(os.getpid()).pids if pid not in stopped]
-                if not new:
-                    break
-                send(new, signal.SIGSTOP)
-                stopped.update(new)
-            send(list(stopped), signal.SIGKILL)
+            kill_tree(frozenset())
             signal.sigtimedwait({signal.SIGCHLD}, pause)
             # One in uninterruptible sleep ends when the kernel lets it; until then there is no result.
             pause = min(0.25, pause * 2)

@@ -1,60 +1,43 @@
-"""One task's supervisor: starts the command, holds its limits and its lease, and leaves the result.
+"""One task's supervision: starts the command, holds its limits and its lease, and leaves the result.
 
-It is forked from the nursery (:mod:`agentina.executors.nursery`) and lives until its task has ended, whether or not a
-daemon is there. It never talks to anybody but through files in the task's directory and signals:
+It runs in a process of its own (:mod:`agentina.executors.supervising`) and lives until its task has ended, whether or
+not a daemon is there. It never talks to anybody but through files in the task's directory and signals:
 
-- ``supervisor``: the fence. Locked for as long as this process lives; content: pids, boot id.
-- ``stop``: why and with how much grace to end; read at SIGTERM.
+- ``supervisor``: the fence. Locked until the result is durable; content: pids, boot id.
+- ``stop``: why and with how much grace to end; read at SIGHUP and SIGTERM. SIGHUP only says "look": sent to a process
+  that supervises another task by now, it does nothing. SIGTERM without an order is the host's own shutdown.
 - ``lease``: a later deadline (CLOCK_BOOTTIME seconds); read when the present one is due.
 - ``output.log``, ``result.json``: what is left. The result is written last, when nothing of the task runs any more.
 
 Signals are blocked and taken one by one with sigtimedwait(2), so nothing here is interrupted and no handler runs.
 Standard library only: this is loaded into the nursery, whose memory every supervisor shares.
 """
-# pathlib would add to the memory of the nursery; paths here are plain strings.
-# ruff: noqa: PTH104, PTH116
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
-import resource
 import signal
 import time
-from typing import Any, Final, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
-from agentina.executors import cloning, containment, limits, watch
+from agentina.executors import containment, limits, spawning, watch
 
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_CHILD_SUBREAPER: Final = 36
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGCHLD})
-#: Signals a Python process ignores or the nursery ignores. A supervisor has them as they are by default, which is what
-#: the command inherits, and blocked, so that none of them ends it.
-_BLOCKED: Final = frozenset({*_SIGNALS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP})
-#: A task's oom_score_adj, 500 above ours: when memory runs out the kernel takes a task before the daemon.
-_OOM_SCORE: Final = str(min(1000, int(containment.read_small("/proc/self/oom_score_adj") or b"0") + 500))
-#: A task's nice value, 5 above ours: the daemon and the supervisor get their turn however many processes it has.
-_NICE: Final = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
-_MAX_FILES: Final = 65_536
-#: Of all tasks of this user together: process ids are left to the rest of the host. Root is exempt (getrlimit(2)).
-_MAX_PROCESSES: Final = int(containment.read_small("/proc/sys/kernel/pid_max") or b"32768") // 2
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD})
 _COPY: Final = 1 << 20
 #: A task that lives this long gets its fence synced, so that a power cut cannot make it look never started.
 _SYNC_FENCE_AFTER: Final = 1.0
-_SHOWN: Final = 500
 
-# The libc of this process; loaded once in the nursery.
-_libc = ctypes.CDLL(None, use_errno=True)
+#: Told when the command runs: its process id (0 when it could not be started) and when, in milliseconds of wall time.
+Announce = Callable[[int, int], None]
 
 
 class Request(NamedTuple):
     """A start request as the daemon sends it. ``environment`` holds secrets."""
 
-    number: int
     task_id: str
     directory: str
     argv: list[str]
@@ -75,28 +58,24 @@ class Request(NamedTuple):
         return f"Request({self.task_id})"
 
 
-class _Run(NamedTuple):
-    """A command under way, or how it ended."""
+class Descriptors(NamedTuple):
+    """Open files of one task."""
 
-    pid: int
-    #: Read end of the pipe on which a failed exec says why; empty and closed after a good one.
-    errors: int
+    #: Locked; closing it says that the task is over.
+    fence: int
+    directory: int
+    output: int
 
 
 class Supervisor:
-    """The life of one task. Construct in the supervising process; :meth:`run` returns when the result is durable."""
+    """The life of one task. :meth:`run` returns when the result is durable; then :meth:`close`."""
 
-    def __init__(self, request: Request, *, fence: int, channel: Any) -> None:
+    def __init__(self, request: Request, descriptors: Descriptors, announce: Announce) -> None:
         self.request = request
-        self._fence = fence
-        #: Socket to the daemon; closed after the answer to the start request.
-        self._channel = channel
+        self._fence, self._directory, self._output = descriptors
+        self._announce = announce
         self._limits = limits.Limits(request.memory_bytes, request.pids, request.disk_bytes, request.output_bytes)
         self._children = containment.Children(request.cgroup)
-        self._directory = os.open(request.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._output = os.open(
-            f"{request.directory}/output.log", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
         self._started = _boot()
         self._started_ms = time.time_ns() // 1_000_000
         self._lease = request.lease_deadline
@@ -110,7 +89,8 @@ class Supervisor:
     def run(self) -> None:
         """Run the command, then ``verify``; end everything; write the result."""
         if self._stop_asked():
-            self._answer(0)
+            self._know(0)
+            self._announce(0, self._started_ms)
             self._note("it was stopped before it was started")
             self._finish({"phase": "start"})
             return
@@ -123,101 +103,52 @@ class Supervisor:
         """End everything of the task."""
         self._children.kill()
 
+    def note_fault(self, fault: str) -> None:
+        """Keep in the fence what went wrong in the supervisor itself."""
+        self._write_fence({"task_id": self.request.task_id, "pid": os.getpid(), "fault": fault})
+
+    def close(self) -> None:
+        """Let go of the task's files, last of the fence."""
+        for descriptor in (self._output, self._directory, self._fence):
+            os.close(descriptor)
+
     # --- starting ----------------------------------------------------------------------------------------------------
 
     def _run_command(self, argv: list[str], phase: str) -> dict[str, Any]:
+        request = self.request
+        command = spawning.Command(argv, request.environment, request.workspace, self._output, request.cgroup)
+        problem = ""
         try:
-            run = self._spawn(argv)
-        except OSError as error:
-            self._answer(0)
-            return {"phase": "start", "start_error": f"no process could be made: {error.strerror}"}
-        self._children.watch(run.pid)
-        self._answer(run.pid)
-        self._wait(run.pid)
+            pid = spawning.spawn(command)
+        except (OSError, ValueError) as error:
+            pid, problem = 0, getattr(error, "strerror", None) or str(error)
+        self._know(pid)
+        if phase == "command":
+            self._announce(pid, self._started_ms)
+        if not pid:
+            return {"phase": "start", "start_error": problem}
+        self._children.watch(pid)
+        self._stop_asked()  # by who did not find our process id in the fence, and so woke nobody
+        self._wait(pid)
         self._children.kill()
-        status = self._children.status(run.pid)
+        status = self._children.status(pid)
         assert status is not None
-        problem = os.read(run.errors, 4096)
-        os.close(run.errors)
-        if problem:
-            return {"phase": "start", "start_error": problem.decode("utf-8", "replace")}
         code = os.waitstatus_to_exitcode(status)
         if code >= 0:
             return {"phase": phase, "exit_code": code}
         return {"phase": phase, "signal": _signal_name(-code)}
 
-    def _spawn(self, argv: list[str]) -> _Run:
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        parent = os.getpid()
-        try:
-            pid = self._fork()
-        except OSError:
-            os.close(reader)
-            os.close(writer)
-            raise
-        if pid == 0:
-            self._become(argv, parent, writer)
-        os.close(writer)
-        return _Run(pid, reader)
-
-    def _fork(self) -> int:
-        """Fork into the task's cgroup, if it has one."""
-        if not self.request.cgroup:
-            return os.fork()
-        try:
-            return cloning.fork_into(self.request.cgroup)
-        except OSError:
-            pass  # an older kernel: the child goes there by itself, which takes longer
-        pid = os.fork()
-        if pid == 0:
-            containment.write_text(f"{self.request.cgroup}/cgroup.procs", "0")
-        return pid
-
-    def _become(self, argv: list[str], parent: int, writer: int) -> NoReturn:
-        """In the child: take the shape of the task and become its command; a failure goes into the pipe."""
-        try:
-            os.setsid()
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(127)
-            os.close(self._fence)
-            containment.write_text("/proc/self/oom_score_adj", _OOM_SCORE)
-            os.setpriority(os.PRIO_PROCESS, 0, _NICE)
-            os.dup2(self._output, 1)
-            os.dup2(self._output, 2)
-            try:
-                os.chdir(self.request.workspace)
-            except OSError as error:
-                raise OSError(error.errno, f"the workspace cannot be entered: {error.strerror}") from error
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            _execute(argv, self.request.environment)
-        except (OSError, ValueError) as error:
-            os.write(writer, (getattr(error, "strerror", None) or str(error)).encode("utf-8", "replace")[:4096])
-        finally:
-            os._exit(127)
-
-    def _answer(self, pid: int) -> None:
-        """Make the start known: in the fence for any later daemon, and to the one that asked."""
-        content = {
-            "task_id": self.request.task_id,
-            "pid": os.getpid(),
-            "main_pid": pid,
-            "started_ms": self._started_ms,
-            "boot_id": self.request.boot_id,
-        }
-        self._write_fence(content)
-        if self._channel is None:
-            return
-        message = json.dumps({"number": self.request.number, "pid": pid, "started_ms": self._started_ms}).encode()
-        own = os.pidfd_open(os.getpid())
-        try:
-            self._channel.sendmsg([message], [(1, 1, own.to_bytes(4, "little"))])  # SOL_SOCKET, SCM_RIGHTS
-        except OSError:
-            pass  # the daemon died meanwhile; the next one reads the fence
-        finally:
-            os.close(own)
-        self._channel.close()
-        self._channel = None
+    def _know(self, pid: int) -> None:
+        """Make the start known to any later daemon: in the fence."""
+        self._write_fence(
+            {
+                "task_id": self.request.task_id,
+                "pid": os.getpid(),
+                "main_pid": pid,
+                "started_ms": self._started_ms,
+                "boot_id": self.request.boot_id,
+            }
+        )
 
     def _write_fence(self, content: dict[str, Any]) -> None:
         encoded = json.dumps(content).encode()
@@ -232,9 +163,9 @@ class Supervisor:
     def _wait(self, pid: int) -> None:
         """Return when the command has ended or everything was killed."""
         while True:
-            got = signal.sigtimedwait(_SIGNALS, self._watch.seconds_left(self._next_deadline()))
-            if got is not None and got.si_signo == signal.SIGTERM:
-                self._stop_asked(signalled=True)
+            got = signal.sigtimedwait(SIGNALS, self._watch.seconds_left(self._next_deadline()))
+            if got is not None and got.si_signo != signal.SIGCHLD:
+                self._stop_asked(shutdown=got.si_signo == signal.SIGTERM)
             self._children.reap()
             if self._children.status(pid) is not None:
                 return
@@ -270,10 +201,10 @@ class Supervisor:
             self._lease = max(self._lease, float(text))
         return now < limits.lease_stop_at(self._lease, self.request.grace_seconds)
 
-    def _stop_asked(self, *, signalled: bool = False) -> bool:
-        """Look for an order to stop. SIGTERM without one comes from the host's own shutdown."""
+    def _stop_asked(self, *, shutdown: bool = False) -> bool:
+        """Look for an order to stop; with ``shutdown`` stop without one too."""
         text = containment.read_small(f"{self.request.directory}/stop")
-        if not text and not signalled:
+        if not text and not shutdown:
             return False
         reason, grace = limits.HOST_SHUTDOWN, self.request.grace_seconds
         try:
@@ -401,20 +332,18 @@ class Supervisor:
 
     def _restore_output(self) -> None:
         """Put the output back where it is looked for when the job deleted or replaced the file."""
-        path = f"{self.request.directory}/output.log"
         own = os.fstat(self._output)
         try:
-            there = os.stat(path, follow_symlinks=False)
+            there = os.stat("output.log", dir_fd=self._directory, follow_symlinks=False)
             if (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino):
                 return
         except OSError:
             pass
         self._note("it removed its output file, which was restored")
-        self._until_there_is_room(lambda: self._copy_output(path))
+        self._until_there_is_room(self._copy_output)
 
-    def _copy_output(self, path: str) -> None:
-        temporary = f"{path}.tmp"
-        target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def _copy_output(self) -> None:
+        target = self._create(".output.log.tmp")
         try:
             offset = 0
             while part := os.pread(self._output, _COPY, offset):
@@ -422,24 +351,37 @@ class Supervisor:
             os.fsync(target)
         finally:
             os.close(target)
-        os.rename(temporary, path)
+        self._rename(".output.log.tmp", "output.log")
 
     def _write_result(self, content: bytes) -> None:
         def write() -> None:
             if os.fstat(self._output).st_size:
                 os.fsync(self._output)
-            temporary = ".result.json.tmp"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(temporary, flags, 0o600, dir_fd=self._directory)
+            descriptor = self._create(".result.json.tmp")
             try:
                 _write_all(descriptor, content)
+                # Whole for whoever looks, then durable together with its name: one commit of the file system, not two.
+                # A power cut between leaves a result that cannot be read, which is what no result would mean.
+                self._rename(".result.json.tmp", "result.json")
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.rename(temporary, "result.json", src_dir_fd=self._directory, dst_dir_fd=self._directory)
             os.fsync(self._directory)
 
         self._until_there_is_room(write)
+
+    def _create(self, name: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, 0o600, dir_fd=self._directory)
+
+    def _rename(self, source: str, target: str) -> None:
+        """Rename within the task's directory, in the place of whatever the job put there."""
+        directory = self._directory
+        try:
+            os.rename(source, target, src_dir_fd=directory, dst_dir_fd=directory)
+        except IsADirectoryError:
+            os.rename(target, f".{target}.{time.time_ns()}", src_dir_fd=directory, dst_dir_fd=directory)
+            os.rename(source, target, src_dir_fd=directory, dst_dir_fd=directory)
 
     def _until_there_is_room(self, write: Any) -> None:
         """Repeat a write until the disk takes it. The lock stays held, so everybody sees that it is not over yet."""
@@ -450,6 +392,8 @@ class Supervisor:
             except OSError as error:
                 if os.fstat(self._directory).st_nlink == 0 or error.errno == errno.ENOENT:
                     return  # the task's directory was deleted: nobody wants the result
+                with contextlib.suppress(OSError):  # the job may have taken the permission to write
+                    os.fchmod(self._directory, 0o700)
                 signal.sigtimedwait({signal.SIGTERM}, pause)
                 pause = min(5.0, pause * 2)
             else:
@@ -458,52 +402,6 @@ class Supervisor:
     def _note(self, text: str) -> None:
         if text not in self._details:
             self._details.append(text)
-
-
-def limit_self() -> None:
-    """Take the limits that every task inherits; for the nursery, once, so that no supervisor has to."""
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    os.umask(0o022)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-    if hard == resource.RLIM_INFINITY or hard > _MAX_PROCESSES:
-        resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_PROCESSES, _MAX_PROCESSES))
-
-
-def get_ready() -> None:
-    """Become a supervisor without a task yet, in a process just forked from the nursery.
-
-    Raises:
-        OSError: The kernel does not have what a supervisor needs.
-
-    """
-    os.setsid()
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
-    for number in _BLOCKED:
-        signal.signal(number, signal.SIG_DFL)
-    os.dup2(0, 2)
-
-
-def supervise(request: Request, *, fence: int, channel: Any) -> NoReturn:
-    """Be the supervisor of a task, after :func:`get_ready`; ends the process."""
-    code = 70
-    supervisor = None
-    try:
-        supervisor = Supervisor(request, fence=fence, channel=channel)
-        supervisor.run()
-        code = 0
-    except BaseException as error:  # noqa: BLE001 - the process ends here; the fence keeps what went wrong
-        if supervisor is not None:
-            supervisor.kill()
-        text = json.dumps({"task_id": request.task_id, "pid": os.getpid(), "fault": repr(error)[:_SHOWN]}).encode()
-        os.pwrite(fence, text, 0)
-        os.ftruncate(fence, len(text))
-    finally:
-        os._exit(code)
 
 
 def _figures(counted: containment.CgroupUsage) -> dict[str, Any]:
@@ -516,29 +414,6 @@ def _figures(counted: containment.CgroupUsage) -> dict[str, Any]:
         "io_operations": counted.operations,
     }
     return {key: value for key, value in exact.items() if value is not None}
-
-
-def _execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
-    """execvpe(3) with the PATH of the new environment."""
-    program = argv[0]
-    places = [""] if "/" in program else environment.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
-    refused: OSError | None = None
-    for place in places:
-        try:
-            os.execve(f"{place}/{program}" if place else program, argv, environment)  # noqa: S606 - no shell on purpose
-        except OSError as error:
-            # As the shell does: "permission denied" is worth more than a later "not found".
-            if error.errno == errno.E2BIG:
-                raise OSError(error.errno, "the arguments and environment are longer than the kernel takes") from error
-            if refused is None or refused.errno in {errno.ENOENT, errno.ENOTDIR}:
-                refused = error
-    reason = refused.strerror if refused is not None else "PATH is empty"
-    raise OSError(errno.ENOENT, f"{program[:_SHOWN]!r} cannot be executed: {reason}")
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _boot() -> float:

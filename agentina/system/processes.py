@@ -65,14 +65,14 @@ class Watch:
         self._pidfd = pidfd
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], object]] = []
         self._loop.add_reader(pidfd, self._on_end)
 
     async def wait(self) -> None:
         """Return when the process has ended, or the watch was closed."""
         await self._ended.wait()
 
-    def on_end(self, callback: Callable[[], None]) -> None:
+    def on_end(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` in the loop once the process has ended."""
         self._callbacks.append(callback)
 

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -20,7 +22,7 @@ from typing import Any
 import pytest
 
 from agentina import errors
-from agentina.executors import contract, nursery, process
+from agentina.executors import contract, nursery, pool, process
 from agentina.executors.contract import Condition, StopReason
 from agentina.system import cgroups, clock, files, processes
 from tests.fakes import launches
@@ -62,6 +64,13 @@ async def until(condition: Callable[[], object], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def nursery_of(executor: process.ProcessExecutor) -> int:
+    current = executor._pool._nursery
+    assert current is not None
+    assert current.pid
+    return current.pid
 
 
 def output(launch: contract.Launch) -> bytes:
@@ -253,6 +262,16 @@ async def test_result_forged_by_the_task_does_not_count(executor: process.Proces
     assert (await ended(executor, launch.directory)).exit_code == 9
 
 
+@pytest.mark.parametrize(
+    "spoil", ["mkdir ../result.json ../result.json/x", "chmod 0 ..", "ln -s /dev/full ../result.json"]
+)
+async def test_result_is_written_whatever_the_task_put_in_its_place(
+    executor: process.ProcessExecutor, tmp_path: Path, spoil: str
+) -> None:
+    launch = shell(tmp_path, f"{spoil} && exit 3")
+    assert (await run(executor, launch)).exit_code == 3
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 async def test_full_disk_delays_the_result_and_loses_nothing(tmp_path: Path) -> None:
     small = tmp_path / "small"
@@ -305,8 +324,7 @@ async def test_killed_nursery_is_replaced_and_running_tasks_go_on(
 ) -> None:
     before = shell(tmp_path, "sleep 0.5; echo alive", name="before")
     await executor.start(before)
-    assert executor._nursery is not None
-    os.kill(executor._nursery.pid, signal.SIGKILL)
+    os.kill(nursery_of(executor), signal.SIGKILL)
     after = shell(tmp_path, "echo new", name="after")
     assert (await run(executor, after)).exit_code == 0
     assert (await ended(executor, before.directory)).exit_code == 0
@@ -321,8 +339,10 @@ async def test_nursery_killed_among_many_starts_runs_each_once(
     starting = [asyncio.ensure_future(executor.start(launch)) for launch in made]  # noqa: TID251 - gathered below
     for _ in range(3):
         await asyncio.sleep(0.02)
-        if executor._nursery is not None and not executor._nursery.gone:
-            os.kill(executor._nursery.pid, signal.SIGKILL)
+        current = executor._pool._nursery
+        if current is not None and current.pid and not current.gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(current.pid, signal.SIGKILL)
     outcomes = await asyncio.gather(*starting, return_exceptions=True)
     for launch in made:
         await executor.wait(launch.directory)
@@ -336,41 +356,62 @@ async def test_nursery_killed_among_many_starts_runs_each_once(
             assert isinstance(outcome, errors.AgentinaError)
 
 
-def spares_of(executor: process.ProcessExecutor) -> list[int]:
-    assert executor._nursery is not None
-    pid = executor._nursery.pid
+def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def supervisors_of(executor: process.ProcessExecutor) -> list[int]:
+    return children_of(nursery_of(executor))
+
+
+def free_of(executor: process.ProcessExecutor) -> list[int]:
+    return [supervisor.pid for supervisor in executor._pool._free if supervisor.pid]
+
+
 async def test_start_takes_the_spare_and_another_is_made(executor: process.ProcessExecutor, tmp_path: Path) -> None:
-    await until(lambda: len(spares_of(executor)) == 1)
-    (spare,) = spares_of(executor)
+    await until(lambda: len(free_of(executor)) == 1)
+    (spare,) = free_of(executor)
     launch = shell(tmp_path, "exec sleep 1000")
     await executor.start(launch)
     assert process.read_fence(launch.directory).pid == spare
-    await until(lambda: len(spares_of(executor)) == 2)
+    await until(lambda: len(free_of(executor)) == 1)
+    assert len(supervisors_of(executor)) == 2
     executor.stop(launch.directory, StopReason.CANCELED)
     await ended(executor, launch.directory)
 
 
 async def test_spare_killed_while_it_waits_costs_no_start(executor: process.ProcessExecutor, tmp_path: Path) -> None:
-    await until(lambda: len(spares_of(executor)) == 1)
-    os.kill(spares_of(executor)[0], signal.SIGKILL)
-    await until(lambda: not spares_of(executor))
+    await until(lambda: len(free_of(executor)) == 1)
+    os.kill(free_of(executor)[0], signal.SIGKILL)
     assert (await run(executor, shell(tmp_path, "exit 3"))).exit_code == 3
 
 
-async def test_spare_killed_with_the_task_on_its_way_is_no_second_start(
+async def test_spare_killed_with_the_task_on_its_way_costs_no_start(
     executor: process.ProcessExecutor, tmp_path: Path
 ) -> None:
-    await until(lambda: len(spares_of(executor)) == 1)
-    (spare,) = spares_of(executor)
+    await until(lambda: len(free_of(executor)) == 1)
+    (spare,) = free_of(executor)
     os.kill(spare, signal.SIGSTOP)
+    launch = shell(tmp_path, "echo ran >> ../ran")
+    starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
+    await asyncio.sleep(0.05)
+    assert executor.adopt(launch.directory)[0] is Condition.UNSTARTED
+    os.kill(spare, signal.SIGKILL)
+    await starting
+    assert (await ended(executor, launch.directory)).exit_code == 0
+    assert (launch.directory / "ran").read_text() == "ran\n"
+
+
+async def test_supervisor_killed_between_fence_and_start_is_no_second_start(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
     launch = shell(tmp_path, "echo ran > ../ran")
+    os.mkfifo(launch.directory / "stop")  # looked at before the command is started: opening it blocks
     starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
     await until(lambda: files.is_locked(launch.directory / "supervisor"))
     assert executor.adopt(launch.directory)[0] is Condition.RUNNING
-    os.kill(spare, signal.SIGKILL)
+    (busy,) = set(supervisors_of(executor)) - set(free_of(executor))
+    os.kill(busy, signal.SIGKILL)
     await starting
     await executor.wait(launch.directory)
     assert executor.adopt(launch.directory)[0] is Condition.VANISHED
@@ -380,13 +421,38 @@ async def test_spare_killed_with_the_task_on_its_way_is_no_second_start(
     assert not (launch.directory / "ran").exists()
 
 
+async def test_free_supervisor_told_to_end_takes_no_task_along(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    await until(lambda: len(free_of(executor)) == 1)
+    os.kill(free_of(executor)[0], signal.SIGTERM)
+    result = await run(executor, shell(tmp_path, "exit 3"))
+    assert (result.exit_code, result.stopped) == (3, StopReason.NONE)
+
+
+async def test_nursery_that_makes_no_supervisor_is_an_error(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    await until(lambda: len(free_of(executor)) == 1)
+    busy = shell(tmp_path, "exec sleep 1000", name="busy")
+    hard = resource.prlimit(nursery_of(executor), resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(nursery_of(executor), resource.RLIMIT_NOFILE, (3, hard))
+    await executor.start(busy)
+    launch = shell(tmp_path, "true", name="next")
+    with pytest.raises(errors.AgentinaError) as caught:
+        await executor.start(launch)
+    assert caught.value.code == "TASK_START_FAILED"
+    assert executor.adopt(launch.directory)[0] is Condition.UNSTARTED
+    resource.prlimit(nursery_of(executor), resource.RLIMIT_NOFILE, (hard, hard))
+    assert (await run(executor, launch)).exit_code == 0
+    executor.stop(busy.directory, StopReason.CANCELED)
+    await ended(executor, busy.directory)
+
+
 async def test_spare_ends_with_a_killed_nursery(executor: process.ProcessExecutor) -> None:
-    await until(lambda: len(spares_of(executor)) == 1)
-    spare = processes.open_pidfd(spares_of(executor)[0])
+    await until(lambda: len(free_of(executor)) == 1)
+    spare = processes.open_pidfd(free_of(executor)[0])
     assert spare is not None
-    assert executor._nursery is not None
     watch = processes.Watch(spare)
-    os.kill(executor._nursery.pid, signal.SIGKILL)
+    os.kill(nursery_of(executor), signal.SIGKILL)
     async with asyncio.timeout(5):
         await watch.wait()
 
@@ -394,19 +460,131 @@ async def test_spare_ends_with_a_killed_nursery(executor: process.ProcessExecuto
 async def test_nursery_killed_with_the_task_on_its_way_starts_it_once(
     executor: process.ProcessExecutor, tmp_path: Path
 ) -> None:
-    await until(lambda: len(spares_of(executor)) == 1)
-    (spare,) = spares_of(executor)
+    await until(lambda: len(free_of(executor)) == 1)
+    (spare,) = free_of(executor)
     os.kill(spare, signal.SIGSTOP)
     launch = shell(tmp_path, "echo ran >> ../ran")
     starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
-    await until(lambda: files.is_locked(launch.directory / "supervisor"))
-    assert executor._nursery is not None
-    os.kill(executor._nursery.pid, signal.SIGKILL)
+    await asyncio.sleep(0.05)
+    os.kill(nursery_of(executor), signal.SIGKILL)
     await asyncio.sleep(0.05)
     os.kill(spare, signal.SIGCONT)
     await starting
     assert (await ended(executor, launch.directory)).exit_code == 0
     assert (launch.directory / "ran").read_text() == "ran\n"
+
+
+async def test_what_a_killed_supervisor_leaves_is_ended_without_a_daemon(tmp_path: Path) -> None:
+    launch = shell(tmp_path, "setsid sleep 1000 & (setsid sleep 1000 &); sleep 1000")
+    other = shell(tmp_path, "sleep 0.7; exit 4", name="other")
+    for each in (launch, other):
+        state = each.directory / "state"
+        state.mkdir()
+        daemon = daemon_runs(state, each)
+        assert daemon.stdout is not None
+        daemon.stdout.readline()
+        kill(daemon)
+    await until(lambda: len(of_task(launch)) >= 4)
+    os.kill(process.read_fence(launch.directory).pid, signal.SIGKILL)
+    await until(lambda: not of_task(launch))
+    executor = process.ProcessExecutor(tmp_path)
+    assert executor.adopt(launch.directory)[0] is Condition.VANISHED
+    assert (await ended(executor, other.directory)).exit_code == 4
+    await executor.close()
+
+
+# --- one supervisor, one task after the other ------------------------------------------------------------------------
+
+
+def descriptors_of(pid: int) -> list[str]:
+    return sorted(str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir())
+
+
+async def test_supervisor_takes_the_next_task_as_if_it_were_its_first(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    first = launches.make(tmp_path, "/bin/true", name="first")
+    await run(executor, first)
+    pid = process.read_fence(first.directory).pid
+    before = descriptors_of(pid)
+    scripts = {
+        "leaves": "(setsid sleep 1000 &); cd /tmp; ulimit -n 10; umask 077; kill -HUP $PPID; exit 3",
+        "stopped": "exec sleep 1000",
+        "loud": "head -c 70000 /dev/zero; sleep 1000",
+        "absent": "",
+    }
+    for name, script in scripts.items():
+        launch = shell(tmp_path, script, name=name, output_bytes=1000)
+        if name == "absent":
+            launch.workspace.rmdir()
+        await executor.start(launch)
+        if name == "stopped":
+            executor.stop(launch.directory, StopReason.CANCELED)
+        await ended(executor, launch.directory)
+    last = launches.make(tmp_path, "/bin/sh", "-c", "ulimit -n; umask; pwd; cat /proc/self/status", name="last")
+    result = await run(executor, last)
+    assert {process.read_fence(tmp_path / name).pid for name in [*scripts, "last"]} == {pid}
+    assert (result.exit_code, result.stopped, result.detail) == (0, StopReason.NONE, "")
+    assert result.usage.processes_peak == 1
+    lines = output(last).decode().splitlines()
+    assert lines[1:3] == ["0022", str(last.workspace)]
+    assert int(lines[0]) > 10
+    assert {"SigBlk:\t0000000000000000", "SigPnd:\t0000000000000000"} <= set(lines)
+    await until(lambda: descriptors_of(pid) == before)
+    assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    assert children_of(pid) == []
+
+
+async def test_wake_up_that_comes_late_stops_nobody(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    first = launches.make(tmp_path, "/bin/true", name="first")
+    await run(executor, first)
+    pid = process.read_fence(first.directory).pid
+    executor.stop(first.directory, StopReason.CANCELED)
+    os.kill(pid, signal.SIGHUP)
+    second = shell(tmp_path, "sleep 0.2; exit 3", name="second")
+    await executor.start(second)
+    os.kill(pid, signal.SIGHUP)
+    result = await ended(executor, second.directory)
+    assert process.read_fence(second.directory).pid == pid
+    assert (result.exit_code, result.stopped) == (3, StopReason.NONE)
+
+
+async def test_supervisor_has_one_task_at_a_time(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    made = [shell(tmp_path, "exec sleep 1000", name=f"task{number}") for number in range(100)]
+    await asyncio.gather(*(executor.start(launch) for launch in made))
+    assert all(executor.adopt(launch.directory)[0] is Condition.RUNNING for launch in made)
+    assert len({process.read_fence(launch.directory).pid for launch in made}) == len(made)
+    for launch in made:
+        executor.stop(launch.directory, StopReason.CANCELED)
+    for launch in made:
+        assert (await ended(executor, launch.directory)).stopped is StopReason.CANCELED
+
+
+async def test_free_supervisors_and_old_ones_are_let_go(
+    executor: process.ProcessExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_FREE_SECONDS", 0.1)
+    made = [shell(tmp_path, "sleep 0.1", name=f"task{number}") for number in range(5)]
+    await asyncio.gather(*(executor.start(launch) for launch in made))
+    for launch in made:
+        await ended(executor, launch.directory)
+    await until(lambda: len(supervisors_of(executor)) == 1)
+    monkeypatch.setattr(pool, "_MAX_TASKS", 1)
+    launch = shell(tmp_path, "true", name="last")
+    await run(executor, launch)
+    pid = process.read_fence(launch.directory).pid
+    await until(lambda: pid not in supervisors_of(executor))
+
+
+async def test_supervisor_of_a_gone_daemon_ends_with_its_task(tmp_path: Path) -> None:
+    launch = shell(tmp_path, "sleep 0.5")
+    daemon = daemon_runs(tmp_path, launch)
+    assert daemon.stdout is not None
+    daemon.stdout.readline()
+    pid = process.read_fence(launch.directory).pid
+    kill(daemon)
+    await until((launch.directory / "result.json").exists)
+    await until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 async def test_nursery_whose_daemon_is_gone_ends_quietly(tmp_path: Path) -> None:
@@ -527,12 +705,13 @@ async def test_open_waits_for_the_nursery_of_an_earlier_daemon(tmp_path: Path) -
 async def test_terminal_interrupt_does_not_reach_tasks(executor: process.ProcessExecutor, tmp_path: Path) -> None:
     launch = shell(tmp_path, "sleep 0.5; exit 4")
     await executor.start(launch)
-    assert executor._nursery is not None
+    nursery_before = nursery_of(executor)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        os.kill(executor._nursery.pid, number)
-    assert os.getsid(executor._nursery.pid) != os.getsid(0)
+        os.kill(nursery_before, number)
+    assert os.getsid(nursery_before) != os.getsid(0)
     assert (await ended(executor, launch.directory)).exit_code == 4
-    assert not executor._nursery.gone
+    assert nursery_of(executor) == nursery_before
+    assert Path(f"/proc/{nursery_before}").exists()
 
 
 async def test_sigterm_without_an_order_is_a_host_shutdown(executor: process.ProcessExecutor, tmp_path: Path) -> None:
@@ -579,5 +758,5 @@ def test_nursery_loads_nothing_but_the_standard_library() -> None:
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(ROOT)], check=True, capture_output=True)
     loaded = set(done.stdout.decode().split()) - {"__main__"}
-    ours = {"cloning", "containment", "limits", "nursery", "supervisor", "watch"}
+    ours = {"cloning", "containment", "limits", "nursery", "spawning", "supervising", "supervisor", "watch"}
     assert loaded == {"agentina", "agentina.executors"} | {f"agentina.executors.{name}" for name in ours}
