@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check test-slow test-vm format docs bench deb lock clean
+.PHONY: help demo test check test-slow test-vm format docs bench deb release lock clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -45,6 +45,9 @@ bench: $(STAMP)  ## measure speed and size, print ratios
 
 deb:  ## build the Debian packages into dist/ (VERSION=1.2.3 calls the release that, ARCHITECTURE=arm64 crosses)
 	@PYTHONPATH=packaging $(PYTHON) -B -m releasing deb $(if $(VERSION),--version $(VERSION)) $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE))
+
+release:  ## build release archives into dist/VERSION (VERSION=1.2.3 calls it that, ARCHITECTURE=arm64 builds only that)
+	@PYTHONPATH=packaging $(PYTHON) -B -m releasing release $(if $(VERSION),--version $(VERSION)) $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE))
 
 lock:  ## take the newest libraries into releases
 	@PYTHONPATH=packaging $(PYTHON) -B -m releasing lock

@@ -45,6 +45,35 @@ def _channel_option(name: str, help_text: str, *, required: bool = True) -> Call
     return click.option(name, type=click.Choice(names.CHANNELS), required=required, help=help_text)
 
 
+@release.command(epilog=options.examples("agentina release build", "agentina release build --version 0.4.0"))
+@click.option(
+    "--source", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(), metavar="DIR",
+    help="A checkout of agentina's sources [here].",
+)  # fmt: skip
+@click.option("--version", help="Call the release this [the sources' own].")
+@click.option("--architecture", multiple=True, help="Only for this one; may be repeated.")
+@options.root_option
+@options.json_option
+def build(*, source: Path, version: str | None, architecture: tuple[str, ...], as_json: bool) -> int:
+    """Build release archives from sources and locked libraries; the same as `make release`."""
+    import os
+    import subprocess
+    import sys
+
+    if not (source / "packaging/releasing").is_dir():
+        raise errors.USAGE(problem=f"{source.absolute()} is no checkout of agentina's sources; name one with --source.")
+    command = [sys.executable, "-B", "-m", "releasing", "release"]
+    command += ["--version", version] if version else []
+    command += [word for name in architecture for word in ("--architecture", name)]
+    environment = {**os.environ, "PYTHONPATH": str((source / "packaging").absolute())}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 0 and as_json:
+        output.document({"build": done.stdout.strip()})
+    elif done.returncode == 0:
+        output.answer(done.stdout.strip())
+    return int(errors.Exit.OK if done.returncode == 0 else errors.Exit.FAILED)
+
+
 @release.command(
     epilog=options.examples(
         "agentina release publish dist/0.4.0 --channel dev --repository /srv/releases --key targets.key",

@@ -1,4 +1,4 @@
-"""``python -m releasing``: what ``make deb`` and ``make lock`` run."""
+"""``python -m releasing``: what ``make deb``, ``make release`` and ``make lock`` run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from releasing import debian, tree, wheels
+from releasing import archives, debian, tree, wheels
 
 _SOURCE = Path(__file__).parents[2]
 _LOCKS = _SOURCE / "packaging/locks"
@@ -23,10 +23,18 @@ def main() -> None:
     deb.add_argument("--architecture", choices=wheels.ARCHITECTURES, default=debian.native_architecture())
     deb.add_argument("--version", default=tree.version_of(_SOURCE), help="call the release this (PEP 440)")
     deb.add_argument("--output", type=Path, default=_SOURCE / "dist")
+    release = verbs.add_parser("release", help="build archives to publish, with notes and bills of materials")
+    release.add_argument(
+        "--architecture", choices=wheels.ARCHITECTURES, action="append", help="only this one; may be repeated"
+    )
+    release.add_argument("--version", default=tree.version_of(_SOURCE), help="call the release this (PEP 440)")
+    release.add_argument("--output", type=Path, default=_SOURCE / "dist")
     verbs.add_parser("lock", help="write the lock files anew, with the newest libraries")
     chosen = parser.parse_args()
     if chosen.verb == "lock":
         _lock()
+    elif chosen.verb == "release":
+        _release(chosen)
     else:
         _deb(chosen)
 
@@ -54,6 +62,19 @@ def _deb(chosen: argparse.Namespace) -> None:
     server = wheels.fetch(_LOCKS / "control-plane.txt", chosen.architecture, cache)
     for path in debian.build(job, host=host, native=native, server=server):
         print(path)  # noqa: T201 - the answer of this tool
+
+
+def _release(chosen: argparse.Namespace) -> None:
+    job = archives.Job(
+        source=_SOURCE,
+        version=chosen.version,
+        architectures=sorted(chosen.architecture or wheels.ARCHITECTURES),
+        lock=_LOCKS / "host.txt",
+        cache=_SOURCE / "build/wheels",
+        epoch=_source_date(),
+        output=chosen.output,
+    )
+    print(archives.build(job))  # noqa: T201 - the answer of this tool
 
 
 def _source_date() -> int:
