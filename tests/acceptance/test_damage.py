@@ -47,6 +47,8 @@ class Held:
         self.pid = fleet.wait_state(self.job, State.RUNNING).tasks[0].pid or 0
         half = seq(20000)
         fleets.wait_for(lambda: fleet.output(self.job) == half, "the first half has arrived")
+        record = fleet.layout.instance("default").tasks / f"{self.job}.1" / "job.json"
+        fleets.wait_for(record.exists, "the copy of its record is written")
 
     def check_ends_well(self) -> None:
         """It ran once, in one process, and everything of it arrives."""
