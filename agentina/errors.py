@@ -513,6 +513,18 @@ TASK_START_FAILED = _entry(
     cause="The program does not exist on the host, is not executable, or the host refused to start a process.",
     remedy="Check the program's path in the job's payload; a `script` payload needs /bin/sh.",
 )  # fmt: skip
+SYSTEMD_UNREACHABLE = _entry(
+    "SYSTEMD_UNREACHABLE", 503, Exit.STATE,
+    message="PID 1 does not answer on the system bus: {problem}.",
+    cause="The package dbus is not installed, its service does not run, or PID 1 is being executed anew.",
+    remedy="Check `systemctl status dbus.service`; it is tried again by itself.",
+)  # fmt: skip
+SYSTEMD_REFUSED = _entry(
+    "SYSTEMD_REFUSED", 403, Exit.STATE,
+    message="PID 1 refused {what} for {unit}: {problem}.",
+    cause="The package polkitd or agentina's rule for it is missing, or the daemon runs as another user.",
+    remedy="Install polkitd, and check /usr/share/polkit-1/rules.d/50-agentina.rules; `agentina doctor` looks at both.",
+)  # fmt: skip
 PRECONDITION_FAILED = _entry(
     "PRECONDITION_FAILED", 412, Exit.STATE,
     message="This host is not ready: {problems}.",

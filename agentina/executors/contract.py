@@ -32,7 +32,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     directory: Path
     argv: list[str]
     environment: dict[str, str]
-    #: The process's working directory.
+    #: The process's working directory, below ``directory``, as the daemon sees it (:meth:`Executor.place`).
     workspace: Path
     #: Optional command run in the same containment after ``argv`` exits 0; its exit code decides then.
     verify: list[str] | None = None
@@ -45,6 +45,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     grace_seconds: float
     #: CLOCK_BOOTTIME seconds at which the task must be gone unless :meth:`Executor.renew` moved it.
     lease_deadline: float
+    #: When memory runs out: ``kill`` ends the whole task, ``continue`` lets it live on without the process that was
+    #: ended (an AI agent whose test run was too large). Where the kernel does not hold the limit the whole task ends.
+    oom: Literal["kill", "continue"] = "kill"
 
     def __repr__(self) -> str:
         return f"Launch({self.task_id})"
@@ -120,6 +123,10 @@ class Executor(Protocol):
         Aspects: ``memory``, ``cpu``, ``processes``, ``files``, ``network``, ``user``, ``containment``. A sentence that
         starts with ``not enforced`` marks a missing guarantee.
         """
+        ...
+
+    def place(self, directory: Path) -> Path:
+        """Where the task itself finds its ``directory``: what paths in its environment and argv begin with."""
         ...
 
     async def open(self) -> None:

@@ -79,6 +79,10 @@ class ProcessExecutor:
             ),
         }
 
+    def place(self, directory: Path) -> Path:
+        """See :meth:`agentina.executors.contract.Executor.place`."""
+        return directory
+
     async def open(self) -> None:
         """See :meth:`agentina.executors.contract.Executor.open`."""
         found = cgroups.find()

@@ -107,8 +107,9 @@ class Operations:
         assert job is not None
         assert entry.assignment is not None
         workspace = entry.workspace or entry.directory.workspace
-        home = str(entry.directory.home if leaves_files(job) else workspace)
-        plan = registry.RUNNERS[job.runner].plan(job, workspace=workspace)
+        seen = records.TaskDirectory(self._executor.place(entry.directory.path))
+        home = str(seen.home if leaves_files(job) else seen.workspace)
+        plan = registry.RUNNERS[job.runner].plan(job, workspace=seen.workspace)
         return contract.Launch(
             task_id=entry.task_id,
             directory=entry.directory.path,

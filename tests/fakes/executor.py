@@ -168,6 +168,9 @@ class FakeExecutor:
         aspects = ("memory", "cpu", "processes", "files", "network", "user", "containment")
         return dict.fromkeys(aspects, "not enforced: a fake")
 
+    def place(self, directory: Path) -> Path:
+        return directory
+
     async def open(self) -> None:
         self.opened = True
 

@@ -15,7 +15,7 @@ from agentina.executors import contract, process
 from agentina.executors.contract import Condition, StopReason
 from agentina.system import clock
 from tests.fakes import executor as fake_executor
-from tests.fakes import launches
+from tests.fakes import hosts, launches
 
 FOREVER = float("inf")
 #: The same programs for all: what the fake does, and a shell script that does it.
@@ -49,8 +49,30 @@ class Stage:
         return made
 
 
-@pytest.fixture(params=["fake", "process"])
+def systemd_stage() -> Stage:
+    """Slots of the unit template, on a host (a container, a virtual machine) made for it: tests/vm."""
+    if not hosts.is_prepared():
+        pytest.skip("runs on a host with agentina's units only, as the user agentina: tests/vm")
+    from agentina.executors import systemd  # noqa: PLC0415
+
+    state = hosts.fresh_instance()
+
+    def vanish(directory: Path) -> None:
+        # What the daemon's user can do to keep root's helper from leaving a result.
+        (directory / ".result.json.room").unlink()
+        (directory / ".result.json.room").mkdir()
+        hosts.kill_supervisor(directory)
+
+    def command(name: str) -> list[str]:
+        return ["/bin/sh", "-c", PROGRAMS[name][1]] if name in PROGRAMS else [name]
+
+    return Stage(state / "tasks", "systemd", lambda: systemd.SystemdExecutor(state), command, vanish)
+
+
+@pytest.fixture(params=["fake", "process", "systemd"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Stage:
+    if request.param == "systemd":
+        return systemd_stage()
     if request.param == "fake":
         kernel = fake_executor.FakeKernel({name: program for name, (program, _) in PROGRAMS.items()})
         return Stage(tmp_path, "fake", lambda: fake_executor.FakeExecutor(kernel), lambda name: [name], kernel.vanish)
