@@ -26,7 +26,7 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ca_file: str = ""
     #: Tasks at once; the license may allow fewer.
     max_concurrent_tasks: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
-    #: ``auto``: the strongest this host offers.
+    #: ``systemd``, ``process``, or ``auto``: systemd where the daemon is a service of a host with the package.
     executor: str = "auto"
     #: Memory left to the host: tasks are only taken while more than this stays free (bytes).
     memory_reserve: Annotated[int, msgspec.Meta(ge=0)] = 256 << 20

@@ -41,6 +41,7 @@ from agentina.host import (
     status,
     tasks,
     uploads,
+    watchdog,
 )
 from agentina.protocol import local, units, versions, wire
 from agentina.runners import registry as runners
@@ -261,7 +262,7 @@ class Daemon:
             ("output", self._follower.run),
             ("clean-up", self._janitor.run),
             ("grace", self._keep_grace),
-            ("watchdog", _feed_watchdog),
+            ("watchdog", lambda: watchdog.feed(self._outbox)),
         ):
             self._loops.append(background.start(_run_always(name, loop), name=name))
 
@@ -345,14 +346,6 @@ async def _run_always(name: str, loop: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(pause.delay())
         else:
             return
-
-
-async def _feed_watchdog() -> None:
-    """Tell PID 1 that the event loop turns; nothing else counts, least of all the control plane."""
-    seconds = notify.watchdog_seconds()
-    while seconds is not None:
-        notify.send("WATCHDOG=1")
-        await asyncio.sleep(seconds / 3)
 
 
 @contextlib.contextmanager

@@ -302,6 +302,10 @@ class Outbox:
         self._waiting[0] = Waiting(number, task_id, reduced)
         self._write_lazily(("UPDATE reports SET body = ? WHERE number = ?", (reduced, number)))
 
+    async def answer(self) -> None:
+        """Return when the thread that writes is at leisure: it hangs only when the disk does."""
+        await self._in_thread(lambda: None)
+
     # --- committing --------------------------------------------------------------------------------------------------
 
     def _open_batch(self) -> _Batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import subprocess
 import time
@@ -17,7 +16,7 @@ STATE = Path("/var/lib/agentina/contract")
 
 def is_prepared() -> bool:
     """Whether this process is the daemon's user on a host with agentina's units and the instance for tests."""
-    return STATE.is_dir() and os.getuid() == STATE.stat().st_uid == pwd.getpwnam("agentina").pw_uid
+    return STATE.is_dir() and os.getuid() == STATE.stat().st_uid != 0
 
 
 def fresh_instance() -> Path:
