@@ -16,13 +16,13 @@ from agentina.system import services
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host with systemd and the package, where this process is a unit's main process."""
     monkeypatch.setattr(services, "runs_here", lambda: True)
-    monkeypatch.setattr(services, "has_template", lambda name: True)
+    monkeypatch.setattr(services, "has_template", lambda **_: True)
     monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getpid()))
 
 
 @pytest.mark.parametrize("name", ["auto", "process"])
 def test_without_systemd(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "has_template", lambda name: False)
+    monkeypatch.setattr(services, "has_template", lambda **_: False)
     assert registry.choose(name, state_directory=tmp_path).name == "process"
 
 
@@ -39,7 +39,7 @@ def test_daemon_started_by_hand_on_such_a_host_runs_processes(
 
 
 def test_systemd_without_the_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "has_template", lambda name: False)
+    monkeypatch.setattr(services, "has_template", lambda **_: False)
     with pytest.raises(errors.AgentinaError, match=r"needs agentina-task@\.service"):
         registry.choose("systemd", state_directory=tmp_path)
 
