@@ -18,6 +18,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.vm)
 
 
+_MEASURED = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_MEASURED] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if lines := config.stash[_MEASURED]:
+        terminalreporter.section("measured")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Note a figure, which is printed at the end of the run."""
+    return request.config.stash[_MEASURED].append
+
+
 @pytest.fixture(scope="session")
 def image() -> images.Image:
     """The base image; the tests are skipped, with the reason, where hosts are impossible."""
@@ -29,15 +49,15 @@ def image() -> images.Image:
 
 
 @pytest.fixture(scope="session")
-def package(image: images.Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(image: images.Image) -> Path:
     """The agent's .deb of this checkout."""
-    return lab.build_packages(tmp_path_factory.mktemp("packages"))
+    return lab.build_packages()
 
 
 @pytest.fixture(scope="session")
-def next_package(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def next_package(package: Path) -> Path:
     """The same as a later version."""
-    return lab.build_packages(tmp_path_factory.mktemp("next"), version="99.0")
+    return lab.build_packages(version="99.0")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 What differs from a virtual machine: limits of memory, processor and processes do not hold where the build machine
 keeps those controllers out of its cgroup v2 tree; the wall clock is the machine's; a cut loses nothing that was
-written, synced or not.
+written, synced or not, and the boot id is the machine's, so that a reboot is not seen as one.
 """
 
 from __future__ import annotations
@@ -84,13 +84,17 @@ class Container(host.Host):
             "--boot",
             "--register=no",
             "--keep-unit",
-            f"--machine={self.name}",
+            f"--hostname={self.name}",
         ]
+        # The name of its interface here is made of the machine's: short, and no other's.
+        nspawn += [f"--machine=av-{self._number}"]
         nspawn += [f"--directory={self._root}", f"--network-bridge={_BRIDGE}", "--console=read-only"]
         nspawn += ["--resolv-conf=off", "--timezone=off", "--link-journal=no"]
         self._process = host.start_process(["bash", "-c", start, *nspawn], self._console)
         self._leader = host.wait_for(self._find_leader, f"{self.name} starts")
         self.wait("test -S /run/dbus/system_bus_socket", "D-Bus is there")
+        # nspawn covers it with a value of its own, which a unit with a /proc of its own does not see.
+        self.try_run("umount /proc/sys/kernel/random/boot_id")
         self.try_run("systemctl is-system-running --wait")
 
     @property

@@ -71,6 +71,8 @@ MASKED: Final = (
 )
 #: Bytes of a virtual disk; sparse.
 DISK_BYTES: Final = 4 << 30
+# Read at once: a test has none of the person's own settings.
+_CACHE: Final = Path(os.environ.get("AGENTINA_VM_CACHE") or "~/.cache/agentina-vm").expanduser()
 #: Days after which an image that nobody used is deleted.
 _KEPT_DAYS: Final = 14
 
@@ -116,10 +118,8 @@ class Image:
 
 def cache() -> Path:
     """Where images are kept."""
-    chosen = os.environ.get("AGENTINA_VM_CACHE") or Path("~/.cache/agentina-vm").expanduser()
-    path = Path(chosen)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    return _CACHE
 
 
 def require() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from tests.acceptance import fleet as fleets
 from tests.vm import host, images, machine
 
 _SOURCE: Final = Path(__file__).parents[2]
-_CERTIFICATE: Final = "/etc/ssl/certs/agentina-test.pem"
+#: Where hosts have the control plane's certificate.
+CERTIFICATE: Final = "/etc/ssl/certs/agentina-test.pem"
 
 
 class Lab:
@@ -32,18 +34,37 @@ class Lab:
         """The control plane's address for hosts."""
         return f"https://10.0.2.2:{self.fleet.port}"
 
+    def trust(self, there: host.Host) -> None:
+        """Put the control plane's certificate on a host."""
+        there.put(self._certificate.read_bytes(), CERTIFICATE)
+
     def activate(self, there: host.Host, instance: str = "default", *options: str, token: str = "") -> dict[str, Any]:
         """``agentina install`` on a host that has the package; returns what it answered."""
-        there.put(self._certificate.read_bytes(), _CERTIFICATE)
-        command = f"agentina install --json --instance {instance} --control-plane {self.url} --ca-file {_CERTIFICATE}"
+        self.trust(there)
+        command = f"agentina install --json --instance {instance} --control-plane {self.url} --ca-file {CERTIFICATE}"
         script = " ".join([command, "--token-file - --timeout 150s", *options])
         return dict(json.loads(there.run(script, text=token or self.fleet.new_token())))
+
+    def units(self, there: host.Host) -> dict[str, int]:
+        """The main process of each task that runs on a host, by the name of its unit."""
+        listed = there.run("systemctl list-units --plain --no-legend --state=active 'agentina-task@*' | cut -d' ' -f1")
+        found = {}
+        for unit in listed.split():
+            pid = int(there.run(f"systemctl show -P MainPID {unit}"))
+            if pid:
+                found[unit] = pid
+        return found
+
+    def wait_online(self, there: host.Host, instance: str = "default") -> None:
+        """Wait until the daemon there has a session."""
+        script = f'agentina status --instance {instance} --json | grep -Eq \'"state": *"(online|draining)"\''
+        there.wait(script, f"{instance} is online")
 
 
 def install_package(there: host.Host, package: Path) -> str:
     """``apt-get install`` of a .deb; returns what it said. All that ours depends on is in the image."""
     there.put(package.read_bytes(), f"/root/{package.name}")
-    return there.run(f"DEBIAN_FRONTEND=noninteractive apt-get -y --no-download install /root/{package.name} 2>&1")
+    return there.run(f"DEBIAN_FRONTEND=noninteractive apt-get -y install /root/{package.name} 2>&1")
 
 
 def with_package(image: images.Image, package: Path) -> Path:
@@ -52,17 +73,29 @@ def with_package(image: images.Image, package: Path) -> Path:
     return machine.saved(image, f"package {digest}", lambda there: install_package(there, package))
 
 
-def build_packages(directory: Path, *, version: str = "") -> Path:
-    """``make deb``; returns the agent's package."""
+def build_packages(*, version: str = "") -> Path:
+    """``make deb``, unless these very sources were built before; returns the agent's package."""
+    git = ["git", "-C", str(_SOURCE), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.check_output([*git, "agentina", "packaging", "docs", "pyproject.toml"]).decode()
+    digest = hashlib.sha256(version.encode())
+    for name in sorted(set(listed.split("\0"))):
+        if (_SOURCE / name).is_file():
+            digest.update(f"{name}\0".encode() + hashlib.sha256((_SOURCE / name).read_bytes()).digest())
+    final = images.cache() / f"packages-{digest.hexdigest()[:16]}"
+    with images.locked(images.cache() / "packages.lock"):
+        if not final.exists():
+            with images.staged(final) as directory:
+                _build(directory, version)
+    (package,) = final.glob("agentina_*.deb")
+    return package
+
+
+def _build(directory: Path, version: str) -> None:
     command = [sys.executable, "-B", "-m", "releasing", "deb", "--output", str(directory)]
     command += ["--version", version] if version else []
-    done = subprocess.run(
-        command, cwd=_SOURCE, env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/root", "PYTHONPATH": "packaging"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": "packaging"}
+    done = subprocess.run(command, cwd=_SOURCE, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    (package,) = directory.glob("agentina_*.deb")
-    return package
 
 
 @contextlib.contextmanager
