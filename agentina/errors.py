@@ -495,6 +495,13 @@ STATE_CORRUPT = _entry(
     cause="A power cut on a disk that lies about writes, a full disk, or a hand edit.",
     remedy="The rest goes on. Keep the file that was set aside if you want to look into it.",
 )  # fmt: skip
+LOCAL_FORBIDDEN = _entry(
+    "LOCAL_FORBIDDEN", 403, Exit.REFUSED,
+    message="User {user} may not ask the daemon on this host for {verb!r}.",
+    cause="The daemon's socket serves root and the daemon's own user; members of its group may look, no more.",
+    remedy="Use sudo. A user who is to see `agentina status` without it joins the group: "
+    "`sudo usermod --append --groups {group} {user}`, then a new login.",
+)  # fmt: skip
 STATE_UNWRITABLE = _entry(
     "STATE_UNWRITABLE", 500, Exit.STATE,
     message="{path} cannot be written: {problem}.",

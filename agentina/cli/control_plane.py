@@ -45,7 +45,8 @@ def serve(data: Path | None, listen: str, *, tls_cert: Path | None, tls_key: Pat
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("agentina"):
             raise
-        problem = f"The library {error.name} is not installed: pip install 'agentina[control-plane]'."
+        how = "install the package agentina-control-plane, or pip install 'agentina[control-plane]'"
+        problem = f"The library {error.name} is not here: {how}."
         raise errors.USAGE(problem=problem) from error
     given = {
         "token_file": wanted["token_file"],

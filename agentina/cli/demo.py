@@ -164,9 +164,8 @@ class _Stage:
         path = self.layout.instance("default").log if name == "daemon" else self.layout.log_directory / f"{name}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AGENTINA_")}
         environment |= {paths.ROOT_VARIABLE: str(self.layout.root), "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "agentina", *arguments]
         with path.open("wb") as log:
-            child = _spawn(command, log, environment, detached=self._detached)
+            child = _spawn([*_own_command(), *arguments], log, environment, detached=self._detached)
         self._children.append((name, child))
         return path
 
@@ -267,6 +266,14 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def _show_tail(log: Path) -> None:
     for line in log.read_text(errors="replace").splitlines()[-30:]:
         output.say(f"  {output.clean(line)}")
+
+
+def _own_command() -> list[str]:
+    """This very program: an installed command, or a module of the running Python."""
+    program = Path(sys.argv[0])
+    if program.name in {"agentina", "launch"} and os.access(program, os.X_OK):
+        return [str(program.absolute())]
+    return [sys.executable, "-m", "agentina"]
 
 
 def _program() -> str:

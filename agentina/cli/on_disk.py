@@ -58,7 +58,7 @@ def _identity(instance: paths.InstancePaths, problems: list[local.Problem]) -> i
     except errors.AgentinaError as error:
         problems.append(_problem(error))
     except OSError as error:
-        problems.append(_problem(errors.STATE_UNWRITABLE(path=str(instance.identity), problem=error.strerror)))
+        problems.append(_problem(errors.FILE_UNREADABLE(where=str(instance.identity), problem=error.strerror)))
     return None
 
 

@@ -204,7 +204,7 @@ def _command(command: click.Command, parent: click.Context, name: str) -> Iterat
     for parameter in command.params:
         record = parameter.get_help_record(context)
         if record is not None:
-            lines.append(f"| `{record[0]}` | {_cell(record[1])} |")
+            lines.append(f"| `{_cell(record[0])}` | {_cell(record[1])} |")
     if lines:
         yield _table(("option", "meaning"), lines)
     examples = [line.strip() for line in (command.epilog or "").splitlines()[2:]]

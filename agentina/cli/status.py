@@ -58,7 +58,7 @@ def read(instance: paths.InstancePaths) -> dict[str, Any]:
     """The daemon's own word, or what the disk tells when there is no daemon.
 
     Raises:
-        AgentinaError: ``INSTANCE_UNKNOWN``; ``STATE_UNWRITABLE`` when this user may not ask.
+        AgentinaError: ``INSTANCE_UNKNOWN``; ``LOCAL_FORBIDDEN`` when this user may not ask.
 
     """
     try:

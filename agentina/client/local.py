@@ -6,6 +6,7 @@ fast, so this module loads neither structs nor asyncio.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from typing import Any, Final
@@ -22,7 +23,7 @@ def ask(instance: paths.InstancePaths, verb: str, *, reason: str = "", timeout_s
     """Carry out ``verb`` (``status``, ``drain``, ``resume``, ``refresh``) and return the status afterwards.
 
     Raises:
-        AgentinaError: ``DAEMON_NOT_RUNNING`` when nobody listens or it does not answer in time, ``STATE_UNWRITABLE``
+        AgentinaError: ``DAEMON_NOT_RUNNING`` when nobody listens or it does not answer in time, ``LOCAL_FORBIDDEN``
             when this user may not, ``ANSWER_UNREADABLE``, or what the daemon refused with.
 
     """
@@ -34,10 +35,23 @@ def ask(instance: paths.InstancePaths, verb: str, *, reason: str = "", timeout_s
             connection.sendall(json.dumps(request).encode() + b"\n")
             line = _read_line(connection)
     except PermissionError as error:
-        raise errors.STATE_UNWRITABLE(path=str(instance.socket), problem="this user may not talk to it") from error
+        raise _forbidden(instance, verb) from error
     except OSError as error:
         raise _not_running(instance) from error
     return _status(line, instance)
+
+
+def _forbidden(instance: paths.InstancePaths, verb: str) -> errors.AgentinaError:
+    """Names the group that would let this user look."""
+    import grp  # noqa: PLC0415 - seldom needed
+    import os  # noqa: PLC0415
+    import pwd  # noqa: PLC0415
+
+    user, group = str(os.geteuid()), "agentina"
+    with contextlib.suppress(KeyError, OSError):
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        group = grp.getgrgid(instance.socket.stat().st_gid).gr_name
+    return errors.LOCAL_FORBIDDEN(user=user, verb=verb, group=group)
 
 
 def _not_running(instance: paths.InstancePaths) -> errors.AgentinaError:

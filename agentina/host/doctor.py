@@ -18,13 +18,17 @@ from typing import Final
 
 from agentina import errors
 from agentina.client import api, local
-from agentina.host import config, identity
+from agentina.host import config, identity, service
 from agentina.protocol import units
-from agentina.system import children, clock, paths, services
+from agentina.system import children, clock, paths, services, users
 
 _OLDEST_PYTHON: Final = (3, 11)
 #: The first git with partial clone and worktree behaviour that the workspaces rely on.
 _OLDEST_GIT: Final = (2, 25)
+#: The systemd of Debian 12, which the units are written for.
+_OLDEST_SYSTEMD: Final = 252
+#: cgroup v2 controllers that the limits of tasks need (Documentation/admin-guide/cgroup-v2.rst).
+_CONTROLLERS: Final = frozenset({"cpu", "io", "memory", "pids"})
 #: Below this no state file can be trusted to be written.
 _LEAST_DISK: Final = 64 << 20
 _LEAST_MEMORY: Final = 256 << 20
@@ -33,6 +37,7 @@ _LEAST_FILES: Final = 1024
 _CLOCK_WARN_MS: Final = 30_000
 _OUTBOX_WARN: Final = 256 << 20
 _MAX_SOCKET_PATH: Final = 108
+_AS_ROOT: Final = "Run as root or as the agent's own user."
 
 
 class Verdict(enum.Enum):
@@ -96,12 +101,15 @@ def examine(instance: paths.InstancePaths, *, control_plane: str = "", ca_file: 
     yield check_policy(instance.layout.policy_file)
     if installed:
         yield check_identity(instance)
+        if service.is_managed(instance.layout):
+            yield check_unit(instance)
         yield check_daemon(instance)
         yield check_outbox(instance.outbox)
 
 
 def examine_host(instance: paths.InstancePaths) -> Iterator[Check]:
     """The checks that need neither an installation nor a network."""
+    managed = service.is_managed(instance.layout)
     plain: tuple[Callable[[], Check], ...] = (
         check_python,
         lambda: check_writable(instance),
@@ -109,9 +117,10 @@ def examine_host(instance: paths.InstancePaths) -> Iterator[Check]:
         lambda: check_disk(instance.layout),
         check_memory,
         check_git,
-        check_cgroup,
+        check_controllers if managed else check_cgroup,
         check_pressure,
         lambda: check_systemd(instance.layout),
+        *((check_package, lambda: check_release(instance)) if managed else ()),
         check_open_files,
     )
     for check in plain:
@@ -193,6 +202,19 @@ def check_cgroup(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     return ok("cgroup", f"cgroup v2, {name} is writable.")
 
 
+def check_controllers(root: Path = Path("/sys/fs/cgroup")) -> Check:
+    """The cgroup v2 controllers with which systemd holds tasks to their limits."""
+    remedy = "Boot with systemd.unified_cgroup_hierarchy=1 and without cgroup_disable=. Until then limits do not hold."
+    try:
+        found = set((root / "cgroup.controllers").read_text("ascii").split())
+    except OSError:
+        return warn("cgroup", "There is no cgroup v2 at /sys/fs/cgroup.", remedy)
+    missing = sorted(_CONTROLLERS - found)
+    if missing:
+        return warn("cgroup", f"cgroup v2 without the controllers {', '.join(missing)}.", remedy)
+    return ok("cgroup", f"cgroup v2 with {', '.join(sorted(_CONTROLLERS))}.")
+
+
 def check_pressure(root: Path = Path("/proc/pressure")) -> Check:
     """The kernel tells pressure (PSI), by which a host under load takes less work."""
     try:
@@ -212,7 +234,50 @@ def check_systemd(layout: paths.Layout) -> Check:
         return warn("service", "PID 1 is not systemd.", remedy)
     if not services.has_template():
         return warn("service", f"{services.TEMPLATE} is not installed.", "Install the agentina package.")
-    return ok("service", f"systemd, {services.TEMPLATE} is installed.")
+    version = services.version()
+    if version < _OLDEST_SYSTEMD:
+        remedy = "Use Debian 12, Ubuntu 24.04 or newer."
+        return fail("service", f"systemd {version}; {_OLDEST_SYSTEMD} or newer is needed.", remedy)
+    return ok("service", f"systemd {version}, {services.TEMPLATE} is installed.")
+
+
+def check_package(root: Path = Path("/")) -> Check:
+    """The daemons' user is there, and may ask PID 1 to run tasks: units, polkit's rule, the system bus."""
+    if users.find(services.USER) is None:
+        remedy = "Run `sudo systemd-sysusers agentina.conf`, or install the agentina package again."
+        return fail("package", f"There is no user {services.USER}.", remedy)
+    lacks = {
+        services.TASK_TEMPLATE: services.has_template(root, name=services.TASK_TEMPLATE),
+        "polkit's rule for agentina": services.has_rule(root),
+        "the system bus (dbus)": (root / "run/dbus/system_bus_socket").exists(),
+    }
+    missing = [what for what, there in lacks.items() if not there]
+    if missing:
+        remedy = "Install the agentina package again, with dbus and polkitd. Until then tasks share the daemon's user."
+        return warn("package", f"Missing: {', '.join(missing)}.", remedy)
+    return ok("package", f"User {services.USER}, {services.TASK_TEMPLATE} and polkit's rule are here.")
+
+
+def check_release(instance: paths.InstancePaths) -> Check:
+    """The release that the instance is bound to is there."""
+    link = instance.release
+    if not link.is_symlink():
+        return ok("release", "The package's own.")
+    if not link.exists():
+        remedy = f"Delete {link}: the package's own release runs then (it does already, for want of this one)."
+        return warn("release", f"{link} leads to {link.readlink()}, which does not exist.", remedy)
+    return ok("release", f"Bound to {link.resolve().name}.")
+
+
+def check_unit(instance: paths.InstancePaths) -> Check:
+    """The instance's unit is enabled and runs."""
+    unit = services.unit_of(instance.name)
+    state = services.state_of(instance.name)
+    if not services.is_active(instance.name):
+        return warn("unit", f"{unit} is {state}.", f"Run `systemctl start {unit}`; `agentina logs` says why it ended.")
+    if not services.is_enabled(instance.name):
+        return warn("unit", f"{unit} is {state}, but does not start at boot.", f"Run `sudo systemctl enable {unit}`.")
+    return ok("unit", f"{unit} is enabled and {state}.")
 
 
 def check_open_files() -> Check:
@@ -275,7 +340,7 @@ def check_identity(instance: paths.InstancePaths) -> Check:
     except errors.AgentinaError as error:
         return failed("identity", error)
     except OSError as error:
-        return fail("identity", f"{instance.state}: {error.strerror}.", "Run as root or as the agent's own user.")
+        return fail("identity", f"{instance.state}: {error.strerror}.", _AS_ROOT)
     if license_.expires_ms < clock.SystemClock().wall_ms():
         return failed("identity", errors.LICENSE_EXPIRED(expired_at=clock.show_time(license_.expires_ms)))
     until = clock.show_time(license_.expires_ms)
@@ -298,7 +363,7 @@ def check_outbox(path: Path) -> Check:
         size = sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else 0
         size = path.stat().st_size if path.is_file() else size
     except OSError as error:
-        return warn("outbox", f"{path}: {error.strerror}.", "Run as root or as the agent's own user.")
+        return warn("outbox", f"{path}: {error.strerror}.", _AS_ROOT)
     found = f"{units.show_size(size)} of reports on disk."
     if size > _OUTBOX_WARN:
         return warn("outbox", found, "Restore the connection to the control plane; they are sent then.")
@@ -324,8 +389,7 @@ def _configuration(instance: paths.InstancePaths) -> tuple[config.HostConfig | N
     except errors.AgentinaError as error:
         return None, failed("configuration", error)
     except OSError as error:
-        remedy = "Run as root or as the agent's own user."
-        return None, fail("configuration", f"{instance.config}: {error.strerror}.", remedy)
+        return None, fail("configuration", f"{instance.config}: {error.strerror}.", _AS_ROOT)
 
 
 def _existing(path: Path) -> Path:

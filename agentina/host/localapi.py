@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import logging
 import os
 import pwd
@@ -119,8 +120,12 @@ def _check_peer(verb: str, peer: socket.socket) -> None:
     raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, user, group = _CREDENTIALS.unpack(raw)
     groups = {group}
+    name = str(user)
     with contextlib.suppress(KeyError, OSError):
-        groups |= set(os.getgrouplist(pwd.getpwuid(user).pw_name, group))
+        name = pwd.getpwuid(user).pw_name
+        groups |= set(os.getgrouplist(name, group))
     if not may(verb, user=user, groups=groups, own_user=os.getuid(), own_group=os.getgid()):
-        needed = "the daemon's user or root" if verb != "status" else "a member of the daemon's group"
-        raise errors.FORBIDDEN(needed=needed, role=f"user {user}")
+        own = str(os.getgid())
+        with contextlib.suppress(KeyError):
+            own = grp.getgrgid(os.getgid()).gr_name
+        raise errors.LOCAL_FORBIDDEN(user=name, verb=verb, group=own)

@@ -108,7 +108,7 @@ def remove_state(instance: paths.InstancePaths) -> None:
         elif directory.exists():
             files.remove_tree(directory)
     with contextlib.suppress(OSError):
-        (instance.layout.root / "opt/agentina/instances" / instance.name).unlink()
+        instance.release.unlink()
     instance.log.unlink(missing_ok=True)
     if instance.state.exists():
         raise errors.STATE_UNWRITABLE(path=str(instance.state), problem="not everything in it could be deleted")

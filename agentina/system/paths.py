@@ -81,6 +81,11 @@ class InstancePaths:
         return self.layout.state_directory / self.name
 
     @property
+    def release(self) -> Path:
+        """Link to the release it runs; none: the package's own. Root's: units of root's start with what it says."""
+        return self.layout.root / "opt/agentina/instances" / self.name
+
+    @property
     def identity(self) -> Path:
         """Key, agent id and pinned control plane keys."""
         return self.state / "identity"

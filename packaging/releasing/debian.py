@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from releasing import tree, wheels
+from releasing import manual, tree, wheels
 
 _BASE: Final = "usr/lib/agentina"
 _SERVER: Final = "usr/lib/agentina-control-plane"
@@ -133,7 +133,12 @@ def _install_system_files(job: Job, root: Path, package: str) -> None:
 
 
 def _install_manual(job: Job, root: Path, native: list[wheels.Wheel]) -> None:
-    """Manual pages and completions, printed by the release itself."""
+    """Manual pages, and completions, which the release itself prints."""
+    for page in manual.pages(job.source / "docs"):
+        directory = root / f"usr/share/man/man{page.section}"
+        directory.mkdir(parents=True, exist_ok=True)
+        text = manual.render(page, version=job.version, epoch=job.epoch)
+        _write_compressed(directory / f"{page.name}.{page.section}.gz", text.encode())
     release = job.work / "native"
     tree.unpack(native, release)
     path = [
@@ -155,9 +160,9 @@ def _install_manual(job: Job, root: Path, native: list[wheels.Wheel]) -> None:
             "-ISBc",
             code + "from agentina.cli import main; sys.argv[0] = 'agentina'; main.main()",
         ]
-        text = subprocess.run([*command, "completion", shell], stdout=subprocess.PIPE, check=True).stdout
+        script = subprocess.run([*command, "completion", shell], stdout=subprocess.PIPE, check=True).stdout
         (root / place).parent.mkdir(parents=True)
-        (root / place).write_bytes(text)
+        (root / place).write_bytes(script)
 
 
 def _install_documents(job: Job, root: Path, package: str, libraries: Iterable[wheels.Wheel]) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from agentina import errors
 from agentina.host import doctor
-from agentina.system import clock, paths
-from tests.fakes import scripted_server
+from agentina.system import clock, paths, services
+from tests.fakes import scripted_server, systemctl
 
 OK, WARN, FAIL = doctor.Verdict.OK, doctor.Verdict.WARN, doctor.Verdict.FAIL
 
@@ -138,3 +138,48 @@ def test_requirement_names_all_that_failed() -> None:
     for part in ("b: y.", "do y", "d: w.", "do w"):
         assert part in caught.value.message
     assert "z" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("controllers", "verdict"),
+    [(None, WARN), ("cpuset cpu io memory hugetlb pids rdma misc", OK), ("cpuset cpu pids", WARN), ("", WARN)],
+)
+def test_controllers(tmp_path: Path, controllers: str | None, verdict: doctor.Verdict) -> None:
+    if controllers is not None:
+        (tmp_path / "cgroup.controllers").write_text(f"{controllers}\n")
+    check = doctor.check_controllers(tmp_path)
+    assert check.verdict is verdict
+    assert ("without the controllers io, memory." in check.message) == (controllers == "cpuset cpu pids")
+
+
+def test_package_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "USER", "no-such-user-here")
+    assert doctor.check_package(tmp_path).verdict is FAIL
+    monkeypatch.setattr(services, "USER", "root")
+    assert "the system bus" in doctor.check_package(tmp_path).message
+    for path in ("lib/systemd/system/agentina-task@.service", "usr/share/polkit-1/rules.d/50-agentina.rules"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    (tmp_path / "run/dbus").mkdir(parents=True)
+    (tmp_path / "run/dbus/system_bus_socket").touch()
+    assert doctor.check_package(tmp_path).verdict is OK
+
+
+def test_release_link(tmp_path: Path) -> None:
+    instance = paths.Layout(tmp_path).instance("default")
+    assert doctor.check_release(instance).verdict is OK
+    instance.release.parent.mkdir(parents=True)
+    instance.release.symlink_to("../releases/2.0")
+    assert doctor.check_release(instance).verdict is WARN
+    (tmp_path / "opt/agentina/releases/2.0").mkdir(parents=True)
+    assert doctor.check_release(instance) == doctor.ok("release", "Bound to 2.0.")
+
+
+def test_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemd = systemctl.Systemctl(tmp_path, monkeypatch)
+    instance = paths.Layout(tmp_path).instance("default")
+    assert "systemctl start agentina@default.service" in doctor.check_unit(instance).remedy
+    systemd.put(active=["agentina@default.service"])
+    assert "does not start at boot" in doctor.check_unit(instance).message
+    systemd.put(active=["agentina@default.service"], enabled=["agentina@default.service"])
+    assert doctor.check_unit(instance).verdict is OK
