@@ -581,3 +581,15 @@ RELEASE_KEY_REFUSED = _entry(
     cause="The passphrase is wrong, or the repository's root does not give this key the role (any more).",
     remedy="See `agentina release keys list --repository DIR` for which keys may sign what.",
 )  # fmt: skip
+RELEASE_UNSUITABLE = _entry(
+    "RELEASE_UNSUITABLE", 422, Exit.REFUSED,
+    message="Release {version} cannot run here: {problem}.",
+    cause="It is made for another machine or Python, or its files are not those that were built.",
+    remedy="Install another release. A damaged one is fetched again by `agentina upgrade`.",
+)  # fmt: skip
+RELEASE_SKIPPED = _entry(
+    "RELEASE_SKIPPED", 409, Exit.CONFLICT,
+    message="Release {version} is not tried again on this host: {reason}.",
+    cause="It was tried here before and rolled back.",
+    remedy="Read `agentina status` for what happened; `agentina upgrade {version} --retry` tries it all the same.",
+)  # fmt: skip
