@@ -88,7 +88,7 @@ class InstancePaths:
     @property
     def release(self) -> Path:
         """Link to the release it runs; none: the package's own. Root's: units of root's start with what it says."""
-        return self.layout.root / "opt/agentina/instances" / self.name
+        return self.layout.software_directory / "instances" / self.name
 
     @property
     def identity(self) -> Path:
