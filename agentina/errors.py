@@ -497,10 +497,10 @@ STATE_CORRUPT = _entry(
 )  # fmt: skip
 LOCAL_FORBIDDEN = _entry(
     "LOCAL_FORBIDDEN", 403, Exit.REFUSED,
-    message="User {user} may not ask the daemon on this host for {verb!r}.",
+    message="This user ({user}) may not ask the daemon on this host for {verb!r}.",
     cause="The daemon's socket serves root and the daemon's own user; members of its group may look, no more.",
-    remedy="Use sudo. A user who is to see `agentina status` without it joins the group: "
-    "`sudo usermod --append --groups {group} {user}`, then a new login.",
+    remedy="Use sudo. A user who is to see `agentina status` without it joins the group, "
+    "`sudo usermod --append --groups {group} USER`, and logs in again.",
 )  # fmt: skip
 STATE_UNWRITABLE = _entry(
     "STATE_UNWRITABLE", 500, Exit.STATE,
