@@ -1,4 +1,4 @@
-"""`agentina status` when things are not as they should be, and how fast it starts."""
+"""`agentina status` when things are not as they should be."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.acceptance import fleet as fleets
-
-#: Times the start of `python3 -c pass`: the bound that must hold (issue 2); the goal is 4.5.
 
 
 @pytest.fixture(scope="module")
