@@ -60,11 +60,46 @@ class Agent:
     """An activated agent."""
 
     __slots__ = (
-        "assertions", "channel", "classes", "created_ms", "executor", "facts", "guarantees", "heartbeat_ms", "held",
-        "host", "hostname", "id", "instance", "is_changed", "is_draining", "key", "labels", "last_seen",
-        "license_issued_ms", "license_repeats", "license_tasks", "max_agents", "max_concurrent_tasks",
-        "offline_grace_hours", "orders", "organization", "organization_id", "plan", "poll", "poll_memory", "poll_slots",
-        "public_id", "role", "runners", "session", "state", "state_reason", "version", "waiter",
+        "assertions",
+        "channel",
+        "classes",
+        "created_ms",
+        "drain_reason",
+        "executor",
+        "facts",
+        "guarantees",
+        "heartbeat_ms",
+        "held",
+        "host",
+        "hostname",
+        "id",
+        "instance",
+        "is_changed",
+        "is_draining",
+        "key",
+        "labels",
+        "last_seen",
+        "license_issued_ms",
+        "license_repeats",
+        "license_tasks",
+        "max_agents",
+        "max_concurrent_tasks",
+        "offline_grace_hours",
+        "orders",
+        "organization",
+        "organization_id",
+        "plan",
+        "poll",
+        "poll_memory",
+        "poll_slots",
+        "public_id",
+        "role",
+        "runners",
+        "session",
+        "state",
+        "state_reason",
+        "version",
+        "waiter",
     )  # fmt: skip
 
     def __init__(self, agent_id: int, public_id: str, key: signing.PublicKey) -> None:
@@ -102,6 +137,8 @@ class Agent:
         self.last_seen = float("-inf")
         #: Its host said with the last heartbeat that it takes no new work.
         self.is_draining = False
+        #: Why, in the host's words.
+        self.drain_reason = ""
         #: Heartbeat facts not yet in the database.
         self.is_changed = False
         self.held: dict[str, Held] = {}

@@ -5,7 +5,7 @@ Written by ``agentina install``; people may edit it. docs/reference/configuratio
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import yaml
@@ -38,7 +38,12 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_io_pressure: Annotated[float, msgspec.Meta(ge=0, le=100)] = 60.0
     #: Days the directories of unsuccessful tasks are kept for a look; successful ones go at once.
     keep_failed_days: Annotated[float, msgspec.Meta(ge=0, le=365)] = 3.0
-    #: ``debug``, ``info``, ``warning``, ``error``.
+    #: Whose notices of preemption and maintenance to watch: ``auto`` (by what the firmware says), ``gce``, ``aws``,
+    #: ``azure`` or ``none``.
+    cloud: Literal["auto", "none", "gce", "aws", "azure"] = "auto"
+    #: ``HOST[:PORT]`` of the cloud's metadata service, where a proxy stands before it; empty: the cloud's own.
+    cloud_metadata: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?)?$")] = ""
+    #: ``debug``, ``info, ``warning``, ``error``.
     log_level: str = "info"
 
 

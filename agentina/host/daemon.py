@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import platform
@@ -22,6 +23,7 @@ from agentina.executors import contract
 from agentina.executors import registry as executors
 from agentina.host import (
     config,
+    departure,
     fingerprint,
     follow,
     grace,
@@ -35,8 +37,10 @@ from agentina.host import (
     operations,
     outbox,
     poll,
+    preemption,
     reports,
     session,
+    shutdown,
     standing,
     status,
     tasks,
@@ -45,11 +49,13 @@ from agentina.host import (
 )
 from agentina.protocol import local, units, versions, wire
 from agentina.runners import registry as runners
-from agentina.system import clock, files, notify, paths
+from agentina.system import clock, files, notify, paths, services
 from agentina.system import tasks as background
 
 #: Seconds the orderly end may take; tasks and reports are safe without it.
 _END_SECONDS: Final = 2.0
+#: Seconds the last word to the control plane may take.
+_LAST_WORD_SECONDS: Final = 1.0
 #: Seconds between marks of the offline grace.
 _GRACE_SECONDS: Final = 60.0
 #: Longest a thread keeps the interpreter from another, in seconds. Commits and clean-up have threads; with the usual
@@ -91,6 +97,9 @@ async def _run(instance: paths.InstancePaths, settings: config.HostConfig, who: 
         await ending.wait()
         _log.info("the daemon ends; tasks go on", extra={"action": "daemon-ending"})
         notify.send("STOPPING=1")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORD_SECONDS):
+                await daemon.end()
     finally:
         try:
             async with asyncio.timeout(_END_SECONDS):
@@ -120,6 +129,7 @@ class Daemon:
         signer = link.Signer(key=who.key, agent_id=who.agent_id, audience=who.control_plane_id)
         self._link = link.Link(settings.control_plane, signer=signer, ca_file=settings.ca_file, clocks=self._clock)
         self._lock = asyncio.Lock()
+        self._departure = departure.Departure()
         self._session = session.Session(self._link, clocks=self._clock)
         self._loops: list[asyncio.Task[None]] = []
         self._parts: list[Callable[[], Awaitable[None]]] = []
@@ -161,7 +171,7 @@ class Daemon:
 
     def _make_workers(self) -> None:
         transfers = uploads.Uploads(self._session)
-        work = operations.Operations(
+        self._work = operations.Operations(
             executor=self._executor,
             cache_directory=self._instance.layout.cache_directory,
             transfers=transfers,
@@ -172,7 +182,7 @@ class Daemon:
             self._instance.tasks,
             reports=self._outbox,
             executor=self._executor,
-            work=work,
+            work=self._work,
             clocks=self._clock,
             boot_id=self._boot_id,
         )
@@ -191,6 +201,7 @@ class Daemon:
             reports=self._outbox,
             held=self._tasks,
             offline=self._grace,
+            leaving=self._departure,
             now_ms=self._link.now_ms,
             clocks=self._clock,
         )
@@ -221,7 +232,7 @@ class Daemon:
             self._session,
             self._tasks,
             describe=self._standing.facts,
-            draining=lambda: self._standing.draining,
+            drain_reason=lambda: self._standing.why_draining,
             version=__version__,
             clocks=self._clock,
         )
@@ -247,6 +258,7 @@ class Daemon:
             clocks=self._clock,
         )
         self._local = localapi.LocalApi(self._instance.socket, status=view.build, act=self._act_locally)
+        self._work.on_host_shutdown = lambda: self._on_departure(departure.SYSTEM, shutdown.NOTICE)
         self._tasks.on_change = self._reconsider
         self._session.on_change = self._poll.reconsider
         self._session.on_contact = self._grace.contact
@@ -254,7 +266,7 @@ class Daemon:
 
     def _start_loops(self) -> None:
         self._reconsider()
-        for name, loop in (
+        loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             ("session", lambda: self._session.keep_open(self._describe, self._opened, self._lock)),
             ("heartbeat", self._heartbeat.run),
             ("poll", self._poll.run),
@@ -263,7 +275,9 @@ class Daemon:
             ("clean-up", self._janitor.run),
             ("grace", self._keep_grace),
             ("watchdog", lambda: watchdog.feed(self._outbox)),
-        ):
+            *self._departure_loops(),
+        ]
+        for name, loop in loops:
             self._loops.append(background.start(_run_always(name, loop), name=name))
 
     def _reconsider(self) -> None:
@@ -315,6 +329,43 @@ class Daemon:
             check_policy=self._standing.check_policy,
             host=socket.gethostname(),
         )
+
+    # --- the end of the host ------------------------------------------------------------------------------------------
+
+    def _departure_loops(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+        cloud = preemption.choose(self._settings.cloud, self._settings.cloud_metadata)
+        if cloud is not None:
+            say = functools.partial(self._on_departure, departure.CLOUD)
+            yield "preemption", functools.partial(preemption.watch, cloud, say)
+        if shutdown.has_bus():
+            say = functools.partial(self._on_departure, departure.LOGIND)
+            yield "shutdown", functools.partial(shutdown.watch, self._instance.name, say, self._tell_control_plane)
+
+    def _on_departure(self, source: str, notice: departure.Notice | None) -> None:
+        """Do what follows when somebody announces the end of this host, or takes that back."""
+        if not self._departure.say(source, notice):
+            return
+        reason = self._departure.reason
+        if reason:
+            _log.warning("no new work is taken: %s", reason, extra={"action": "drain-began"})
+        else:
+            _log.info("this host stays; work is taken again", extra={"action": "drain-ended"})
+        if self._departure.near:
+            self._tasks.give_back_unstarted(reason)
+        self._heartbeat.beat_now()
+        self._reconsider()
+
+    async def _tell_control_plane(self) -> None:
+        """Send a heartbeat now, if there is somebody to hear it."""
+        if self._session.is_open and self._session.failure is None:
+            with contextlib.suppress(errors.AgentinaError):
+                await self._heartbeat.beat()
+
+    async def end(self) -> None:
+        """The last acts before :meth:`close`: where the system stops, the control plane hears of it."""
+        if self._instance.layout.is_system and await asyncio.to_thread(services.is_stopping):
+            self._on_departure(departure.SYSTEM, shutdown.NOTICE)
+            await self._tell_control_plane()
 
     # --- the local socket --------------------------------------------------------------------------------------------
 

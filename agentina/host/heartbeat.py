@@ -48,14 +48,14 @@ class Heartbeat:
         held: tasks.Tasks,
         *,
         describe: Callable[[], wire.HostFacts],
-        draining: Callable[[], bool],
+        drain_reason: Callable[[], str | None],
         version: str,
         clocks: clock.Clock,
     ) -> None:
         self._session = sessions
         self._tasks = held
         self._describe = describe
-        self._draining = draining
+        self._drain_reason = drain_reason
         self._version = version
         self._clock = clocks
         self._now = asyncio.Event()
@@ -94,11 +94,13 @@ class Heartbeat:
         def make(number: int) -> wire.Heartbeat:
             nonlocal sent
             sent = self._clock.boot()
+            reason = self._drain_reason()
             return wire.Heartbeat(
                 session=number,
                 tasks=self._tasks.held(),
                 host=self._describe(),
-                draining=self._draining(),
+                draining=reason is not None,
+                drain_reason=(reason or "")[: wire.MAX_DETAIL],
                 version=self._version,
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +41,8 @@ class Operations:
         clocks: clock.Clock,
         boot_id: str,
     ) -> None:
+        #: Called when a task was ended because the system stops.
+        self.on_host_shutdown: Callable[[], None] = lambda: None
         self._executor = executor
         self._cache = cache_directory
         self._transfers = transfers
@@ -143,6 +146,8 @@ class Operations:
             # Nothing is reported lost, and so perhaps run again, while a part of it may still run here.
             await asyncio.to_thread(self._executor.end_leftovers, entry.directory.path)
             return state.Collected(self._vanished(entry))
+        if result.stopped is contract.StopReason.HOST_SHUTDOWN and result.boot_id == self._boot_id:
+            self.on_host_shutdown()
         outcome = outcomes.from_result(result, job)
         if entry.task.stop is not None and outcome.reason is Reason.CANCELED_BY_OPERATOR:
             outcome = _with_stop(outcome, entry.task.stop)

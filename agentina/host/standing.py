@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from agentina import errors
-from agentina.host import admission, config, grace, identity, outbox, policy, session, tasks
+from agentina.host import admission, config, departure, grace, identity, outbox, policy, session, tasks
 from agentina.protocol import local, signing, units, wire
 from agentina.protocol.jobs import JobSpec
 from agentina.system import clock, files, paths, pressure
@@ -32,6 +32,7 @@ class Standing:
         reports: outbox.Outbox,
         held: tasks.Tasks,
         offline: grace.Grace,
+        leaving: departure.Departure,
         now_ms: Callable[[], int],
         clocks: clock.Clock,
     ) -> None:
@@ -43,6 +44,7 @@ class Standing:
         self._outbox = reports
         self._tasks = held
         self._grace = offline
+        self._departure = leaving
         self._now_ms = now_ms
         self._clock = clocks
         self._facts: wire.HostFacts | None = None
@@ -109,9 +111,10 @@ class Standing:
         self.drain_reason = reason
 
     def resume(self) -> None:
-        """Take work again."""
+        """Take work again, unless the host is about to go."""
         self._drain_file.unlink(missing_ok=True)
         self.drain_reason = None
+        self._departure.dismiss()
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
@@ -136,6 +139,8 @@ class Standing:
             found.append("the control plane drains this agent")
         if self.drain_reason is not None:
             found.append(f"drained on this host{': ' + self.drain_reason if self.drain_reason else ''}")
+        if self._departure.reason:
+            found.append(self._departure.reason)
         return found
 
     def blocking(self) -> list[errors.AgentinaError]:
@@ -187,9 +192,11 @@ class Standing:
         return self._facts
 
     @property
-    def draining(self) -> bool:
-        """Whether somebody wants no new work here."""
-        return self._session.directives.drain or self.drain_reason is not None
+    def why_draining(self) -> str | None:
+        """Why somebody wants no new work here; None: nobody does, empty: nobody says why."""
+        if self.drain_reason is not None or self._departure.reason:
+            return "; ".join(filter(None, [self.drain_reason, self._departure.reason]))
+        return "asked by the control plane" if self._session.directives.drain else None
 
     def problems(self) -> list[local.Problem]:
         """What needs attention, the worst first."""

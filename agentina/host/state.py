@@ -125,7 +125,10 @@ class Uploaded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StopAsked:
-    """Somebody wants its end: the control plane, or the host because the lease runs out before it started."""
+    """Somebody wants its end: the control plane, or the host because the lease runs out before it started.
+
+    ``HOST_RESTARTED`` before it started: the host is about to go, and gives it back for another.
+    """
 
     reason: Reason
     detail: str = ""
@@ -306,13 +309,18 @@ def _end_unstarted(task: Task) -> Step:
     if task.forget:
         return msgspec.structs.replace(task, phase=Phase.GONE), [Do.REMOVE]
     assert task.stop is not None
+    if task.stop.reason is Reason.HOST_RESTARTED:
+        return _return(task, task.stop.detail)
     return _finish(task, stopped_outcome(task.stop.reason, task.stop.detail))
 
 
 def _give_up(task: Task, event: Event) -> Step:
     if isinstance(event, Failed):
         return _finish(task, event.outcome)
-    detail = event.detail if isinstance(event, Unable) else "it was broken off before it started"
+    return _return(task, event.detail if isinstance(event, Unable) else "it was broken off before it started")
+
+
+def _return(task: Task, detail: str) -> Step:
     return msgspec.structs.replace(task, phase=Phase.REPORTED, returned=True), [Say("returned", detail=detail)]
 
 

@@ -97,8 +97,9 @@ class StatusView:
         if not self._session.is_open or self._session.failure is not None:
             failure = self._session.failure
             return "offline", "connecting to the control plane" if failure is None else failure.message
-        if self._standing.draining:
-            return "draining", self._standing.drain_reason or "asked by the control plane"
+        draining = self._standing.why_draining
+        if draining is not None:
+            return "draining", draining
         return "online", ""
 
     def _license(self, license_: wire.License) -> local.LicenseView:

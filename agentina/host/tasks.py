@@ -177,6 +177,16 @@ class Tasks:
         )  # fmt: skip
         self._outbox.report(returned.task_id, "returned", detail=returned.why)
 
+    def give_back_unstarted(self, why: str) -> None:
+        """Give every task back that has not been started; others are not touched."""
+        for entry in list(self._entries.values()):
+            if entry.task.phase in {state.Phase.ACCEPTING, state.Phase.PREPARING}:
+                _log.warning(
+                    "task %s is given back: %s", entry.task_id, why,
+                    extra={"action": "task-returned", "task": entry.task_id},
+                )  # fmt: skip
+                self.feed(entry, state.StopAsked(Reason.HOST_RESTARTED, why))
+
     def refuse(self, refused: intake.Refused) -> None:
         """Report that an assignment is not taken."""
         _log.warning(
@@ -309,10 +319,6 @@ class Tasks:
     def _note_start(self, entry: entries.Entry, event: state.Started) -> None:
         entry.pid = event.pid
         entry.started_ms = self._clock.wall_ms()
-        _log.info(
-            "task %s runs as process %d", entry.task_id, event.pid,
-            extra={"action": "task-started", "task": entry.task_id},
-        )  # fmt: skip
 
     def _say(self, entry: entries.Entry, say: state.Say) -> None:
         self._outbox.report(entry.task_id, say.kind, outcome=say.outcome, detail=say.detail, pid=say.pid)

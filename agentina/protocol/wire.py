@@ -23,11 +23,13 @@ MAX_PIECE: Final = 1 << 20
 MAX_ASSIGNMENTS: Final = 128
 #: Shortest lease of a task, in seconds: two heartbeats (one may be lost) and the host's margin of 5 s fit into it.
 MIN_LEASE_SECONDS: Final = 15.0
+#: Longest text about particulars, in characters.
+MAX_DETAIL: Final = 4096
 #: Most tasks one agent reports as held.
 MAX_HELD: Final = 10_000
 
 Short = Annotated[str, msgspec.Meta(max_length=256)]
-Detail = Annotated[str, msgspec.Meta(max_length=4096)]
+Detail = Annotated[str, msgspec.Meta(max_length=MAX_DETAIL)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
 Labels = Annotated[dict[str, str], msgspec.Meta(max_length=64)]
 
@@ -212,6 +214,8 @@ class Heartbeat(_Message, frozen=True, kw_only=True):
     tasks: Annotated[list[Held], msgspec.Meta(max_length=MAX_HELD)] = []
     host: HostFacts = HostFacts()
     draining: bool = False
+    #: Why, for people; empty while not draining.
+    drain_reason: Detail = ""
     version: Short = ""
 
 

@@ -44,6 +44,16 @@ def version() -> int:
     return int(match[1]) if match else 0
 
 
+def is_stopping() -> bool:
+    """Whether the system is being shut down or restarted (is-system-running in systemctl(1))."""
+    if not runs_here():
+        return False
+    try:
+        return _systemctl("is-system-running", timeout=1.0).stdout.strip() == "stopping"
+    except errors.AgentinaError:
+        return False
+
+
 def unit_of(instance: str) -> str:
     """The unit that runs an instance."""
     return f"agentina@{instance}.service"
@@ -115,7 +125,7 @@ def disable(instance: str) -> None:
 
 def task_units(instance: str) -> list[str]:
     """Units of tasks of an instance that run, or are on their way to or from it."""
-    pattern = f"agentina-task*@{instance}-S*.service"
+    pattern = f"agentina-task*@{instance}:*.service"
     said = _systemctl("list-units", "--plain", "--no-legend", _RUNS, pattern).stdout
     return sorted(line.split()[0] for line in said.splitlines() if line.strip())
 

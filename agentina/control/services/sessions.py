@@ -134,6 +134,7 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
     now = control.clock.boot()
     agent.last_seen, agent.heartbeat_ms = now, control.clock.wall_ms()
     agent.host, agent.is_changed, agent.is_draining = message.host, True, message.draining
+    agent.drain_reason = message.drain_reason
     renewed: list[str] = []
     unheld_listed: list[wire.Held] = []
     for listed in message.tasks:

@@ -129,7 +129,7 @@ def agent_view(control: plane.Plane, agent: fleet.Agent) -> api.AgentView:
     return api.AgentView(
         id=agent.public_id, organization=agent.organization, hostname=agent.hostname, instance=agent.instance,
         role=agent.role, labels=agent.labels, state=state,
-        state_reason=agent.state_reason or ("draining by its host" if agent.is_draining else ""),
+        state_reason=agent.state_reason or _host_drain(agent),
         draining_by_host=agent.is_draining,
         online=control.fleet.is_online(agent, control.clock.boot()), last_heartbeat_ms=agent.heartbeat_ms,
         version=agent.version, executor=agent.executor, guarantees=agent.guarantees,
@@ -153,3 +153,9 @@ def audit_entry(row: engine.Row) -> api.AuditEntry:
         number=row["number"], at_ms=row["at_ms"], actor=row["actor"], action=row["action"], subject=row["subject"],
         detail=msgspec.json.decode(row["detail"]), hash=row["hash"],
     )  # fmt: skip
+
+
+def _host_drain(agent: fleet.Agent) -> str:
+    if not agent.is_draining:
+        return ""
+    return f"draining by its host{': ' + agent.drain_reason if agent.drain_reason else ''}"

@@ -20,7 +20,7 @@ from agentina.executors import process
 from agentina.protocol import local, signing
 from agentina.protocol.states import Reason, State
 from agentina.system import paths
-from tests.fakes import control
+from tests.fakes import cloud_metadata, control, logind
 from tests.fakes.control import Fault
 
 _RUN = (
@@ -483,3 +483,72 @@ async def test_idle_daemon_is_small(daemon: DaemonProcess, plane: control.FakeCo
     await plane.until(lambda: bool(plane.heartbeats))
     assert daemon.process is not None
     assert resident_kib(daemon.process.pid) < 45 * 1024
+
+
+# --- the end of the host --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def leaving_daemon(
+    root: Path, plane: control.FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[DaemonProcess, cloud_metadata.Metadata, logind.Logind]]:
+    """A daemon on a machine of a cloud, with a logind."""
+    async with cloud_metadata.Metadata() as cloud, logind.Logind(root) as system:
+        plane.install(root, cloud="gce", cloud_metadata=cloud.address)
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", system.address)
+        process = DaemonProcess(root)
+        await process.start()
+        yield process, cloud, system
+        await process.kill(signal.SIGTERM)
+        log = process.log.read_text()
+        assert "agentina/host/" not in log, log
+
+
+async def test_preemption_drains_and_is_told_here_and_there(
+    leaving_daemon: tuple[DaemonProcess, cloud_metadata.Metadata, logind.Logind], plane: control.FakeControl, root: Path
+) -> None:
+    daemon, cloud, _ = leaving_daemon
+    running = plane.submit(f"until [ -e {root}/go ]; do sleep 0.05; done")
+    await plane.until(lambda: "running" in running.kinds)
+    cloud.change(preempted=True)
+    await plane.until(lambda: plane.heartbeats[-1].draining)
+    assert plane.heartbeats[-1].drain_reason == "this host is being preempted by Google Compute Engine"
+    status = await daemon.ask()
+    assert (status.state, status.state_reason) == ("draining", plane.heartbeats[-1].drain_reason)
+    late = plane.submit("true")
+    await plane.until(lambda: "returned" in late.kinds)
+    (root / "go").touch()
+    await plane.until_ended(running)
+    assert running.outcome is not None
+    assert running.outcome.state is State.SUCCEEDED
+    assert "running" not in late.kinds, "no new task is started"
+    assert (await daemon.ask("resume")).state == "draining", "the cloud will not change its mind"
+
+
+async def test_shutdown_gives_back_what_has_not_started_and_is_held_up_for_that(
+    leaving_daemon: tuple[DaemonProcess, cloud_metadata.Metadata, logind.Logind], plane: control.FakeControl, root: Path
+) -> None:
+    daemon, _, system = leaving_daemon
+    await plane.until(lambda: bool(plane.polls))
+    async with asyncio.timeout(10):
+        while not system.is_held():  # noqa: ASYNC110 - a pipe's other end has no event
+            await asyncio.sleep(0.01)
+    # A workspace that takes its time: the repository's server answers nothing.
+    silent = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1")
+    port = silent.sockets[0].getsockname()[1]
+    preparing = plane.submit("true", workspace={"git": f"http://127.0.0.1:{port}/repository.git"})
+    await plane.until(lambda: "accepted" in preparing.kinds)
+    await system.prepare(start=True)
+    await plane.until(lambda: "returned" in preparing.kinds)
+    await plane.until(lambda: plane.heartbeats[-1].draining)
+    assert plane.heartbeats[-1].drain_reason == "this host is shutting down"
+    async with asyncio.timeout(10):
+        while system.is_held():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+    await system.prepare(start=False)
+    await plane.until(lambda: not plane.heartbeats[-1].draining)
+    again = plane.submit("echo again")
+    await plane.until_ended(again)
+    assert bytes(again.output) == b"again\n"
+    silent.close()
+    assert "work is taken again" in daemon.log.read_text()
