@@ -497,10 +497,10 @@ STATE_CORRUPT = _entry(
 )  # fmt: skip
 LOCAL_FORBIDDEN = _entry(
     "LOCAL_FORBIDDEN", 403, Exit.REFUSED,
-    message="User {user} may not ask the daemon on this host for {verb!r}.",
+    message="This user ({user}) may not ask the daemon on this host for {verb!r}.",
     cause="The daemon's socket serves root and the daemon's own user; members of its group may look, no more.",
-    remedy="Use sudo. A user who is to see `agentina status` without it joins the group: "
-    "`sudo usermod --append --groups {group} {user}`, then a new login.",
+    remedy="Use sudo. A user who is to see `agentina status` without it joins the group, "
+    "`sudo usermod --append --groups {group} USER`, and logs in again.",
 )  # fmt: skip
 STATE_UNWRITABLE = _entry(
     "STATE_UNWRITABLE", 500, Exit.STATE,
@@ -580,4 +580,16 @@ RELEASE_KEY_REFUSED = _entry(
     message="The release key {key} cannot be used: {problem}.",
     cause="The passphrase is wrong, or the repository's root does not give this key the role (any more).",
     remedy="See `agentina release keys list --repository DIR` for which keys may sign what.",
+)  # fmt: skip
+RELEASE_UNSUITABLE = _entry(
+    "RELEASE_UNSUITABLE", 422, Exit.REFUSED,
+    message="Release {version} cannot run here: {problem}.",
+    cause="It is made for another machine or Python, or its files are not those that were built.",
+    remedy="Install another release. A damaged one is fetched again by `agentina upgrade`.",
+)  # fmt: skip
+RELEASE_SKIPPED = _entry(
+    "RELEASE_SKIPPED", 409, Exit.CONFLICT,
+    message="Release {version} is not tried again on this host: {reason}.",
+    cause="It was tried here before and rolled back.",
+    remedy="Read `agentina status` for what happened; `agentina upgrade {version} --retry` tries it all the same.",
 )  # fmt: skip

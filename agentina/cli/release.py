@@ -166,14 +166,50 @@ def timestamp(*, repository: Path, online_key: Path, as_json: bool) -> None:
 
 @release.command(
     "list",
-    epilog=options.examples("agentina release list --repository /srv/releases", "agentina release list --json"),
+    epilog=options.examples("agentina release list", "agentina release list --repository /srv/releases --channel beta"),
 )
-@release_keys.repository_option
-@_channel_option("--channel", "Only this channel.", required=False)
+@click.option(
+    "--repository", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="What this repository offers, instead of what is on this host.",
+)  # fmt: skip
+@_channel_option("--channel", "Only this channel of the repository.", required=False)
 @options.root_option
 @options.json_option
-def list_releases(*, repository: Path, channel: str | None, as_json: bool) -> None:
-    """List what the channels of a repository offer, and what was withdrawn."""
+def list_releases(*, repository: Path | None, channel: str | None, as_json: bool) -> None:
+    """List the releases on this host, or what the channels of a repository offer."""
+    if repository is not None:
+        _list_offered(repository, channel, as_json=as_json)
+    elif channel is not None:
+        raise errors.USAGE(problem="--channel goes with --repository.")
+    else:
+        _list_installed(as_json=as_json)
+
+
+def _list_installed(*, as_json: bool) -> None:
+    from agentina.updates import releases
+
+    store = releases.Store(options.layout().software_directory)
+    linked, previous = store.bindings()
+    rows = [
+        {
+            "version": version,
+            "runs": sorted(name for name, bound in linked.items() if bound == version),
+            "previous_of": sorted(name for name, bound in previous.items() if bound == version),
+        }
+        for version in store.installed()
+    ]
+    if as_json:
+        output.document({"releases": rows})
+        return
+    if not rows:
+        output.say(f"There is no release below {store.releases}.")
+    output.table(
+        ("VERSION", "RUN BY", "PREVIOUS OF"),
+        [(row["version"], ",".join(row["runs"]) or "-", ",".join(row["previous_of"]) or "-") for row in rows],
+    )
+
+
+def _list_offered(repository: Path, channel: str | None, *, as_json: bool) -> None:
     import msgspec
 
     from agentina.updates import repository as repositories

@@ -51,7 +51,7 @@ class Places:
 
     def name(self, number: int) -> str:
         """The instance name of a slot's unit."""
-        return f"{self.instance}:{number}"
+        return f"{self.instance}-S{number}"
 
     def unit(self, number: int) -> str:
         """The unit of a slot."""
@@ -122,7 +122,7 @@ class SystemdExecutor:
         await self._manager.connect()
         # Slot 0 never runs. Better no daemon, with the reason, than one that fails every task.
         await self._manager.set_properties(self._places.unit(0), systemd.limits(memory_bytes=1 << 20, cpus=1, pids=1))
-        pattern = f"{TEMPLATE}@{self._places.instance}:*.service"
+        pattern = f"{TEMPLATE}@{self._places.instance}-S*.service"
         while "activating" in (await self._manager.states(pattern)).values():
             await self._manager.wait_for_change(1.0)
 

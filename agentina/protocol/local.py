@@ -1,7 +1,7 @@
 """The daemon's local socket: one JSON request line, one JSON answer line; what `agentina status` shows.
 
-Peers are checked by their credentials (SO_PEERCRED, unix(7)): root, the daemon's own user, or members of its group may
-look; only root and the daemon's user may change anything.
+The socket's permissions let in root, the daemon's own user, and members of its group: they may look. Peers who want to
+change anything are checked by their credentials (SO_PEERCRED, unix(7)): only root and the daemon's user may.
 """
 
 from __future__ import annotations

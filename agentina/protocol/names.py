@@ -7,7 +7,9 @@ from typing import Final
 
 from agentina import errors
 
-_INSTANCE: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,30}[a-z0-9])?")
+# With a slot's number it names the user of a task, of at most 31 characters (docs/adr/0009).
+_INSTANCE: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,22}[a-z0-9])?")
+_KEY: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,30}[a-z0-9])?")
 _ROLE: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _LABEL_KEY: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9._/:+-]{0,63}")
@@ -22,14 +24,14 @@ MAX_ARTIFACT_NAME: Final = 240
 
 def check_instance(value: str) -> str:
     """Return ``value`` if it may name an instance; raise ``NAME_INVALID`` otherwise."""
-    rule = "1 to 32 of a-z, 0-9, '-' and '_', starting and ending with a letter or digit"
+    rule = "1 to 24 of a-z, 0-9, '-' and '_', starting and ending with a letter or digit"
     return _check(_INSTANCE, value, "instance", rule)
 
 
 def check_key(value: str) -> str:
     """Return ``value`` if it may name a release key; raise ``NAME_INVALID`` otherwise."""
     rule = "1 to 32 of a-z, 0-9, '-' and '_', starting and ending with a letter or digit"
-    return _check(_INSTANCE, value, "key", rule)
+    return _check(_KEY, value, "key", rule)
 
 
 def check_role(value: str) -> str:

@@ -54,6 +54,11 @@ class Layout:
         """Daemon logs where there is no journal (``--no-service``)."""
         return self.root / "var/log/agentina"
 
+    @property
+    def software_directory(self) -> Path:
+        """Releases, and which of them each instance runs."""
+        return self.root / "opt/agentina"
+
     def instances(self) -> list[str]:
         """Names of the installed instances, sorted."""
         return sorted(path.stem for path in self.config_directory.glob("*.yaml") if path.name != "policy.yaml")
@@ -83,7 +88,7 @@ class InstancePaths:
     @property
     def release(self) -> Path:
         """Link to the release it runs; none: the package's own. Root's: units of root's start with what it says."""
-        return self.layout.root / "opt/agentina/instances" / self.name
+        return self.layout.software_directory / "instances" / self.name
 
     @property
     def identity(self) -> Path:

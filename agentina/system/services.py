@@ -125,7 +125,7 @@ def disable(instance: str) -> None:
 
 def task_units(instance: str) -> list[str]:
     """Units of tasks of an instance that run, or are on their way to or from it."""
-    pattern = f"agentina-task*@{instance}:*.service"
+    pattern = f"agentina-task*@{instance}-S*.service"
     said = _systemctl("list-units", "--plain", "--no-legend", _RUNS, pattern).stdout
     return sorted(line.split()[0] for line in said.splitlines() if line.strip())
 

@@ -203,8 +203,9 @@ def _pack(job: Job, root: Path, package: str, libraries: Iterable[wheels.Wheel])
     _settle(root, job.epoch)
     job.output.mkdir(parents=True, exist_ok=True)
     target = job.output / f"{package}_{job.debian_version}_{job.architecture}.deb"
-    # More than one thread would cut the archive into blocks whose sizes depend on the machine.
-    command = ["dpkg-deb", "--root-owner-group", "-Zxz", "--threads-max=1", "--build", str(root), str(target)]
+    # One thread: more would cut the archive into blocks whose sizes depend on the machine. Level 3: a tenth larger than
+    # the usual, and five times as fast.
+    command = ["dpkg-deb", "--root-owner-group", "-Zxz", "-z3", "--threads-max=1", "--build", str(root), str(target)]
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(job.epoch)}
     subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
     return target

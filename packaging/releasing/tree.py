@@ -18,8 +18,9 @@ from typing import Final
 
 from releasing import wheels
 
-#: Left out of wheels: sources and headers of what is compiled, types, and all but the description of what it is.
-_LEFT_OUT: Final = re.compile(r".*\.(c|h|pyx|pxd|pxi|pyi)|[^/]*\.dist-info/(?!METADATA).*")
+#: Left out of wheels: sources and headers of what is compiled, types, what only their developers need, and all but the
+#: description of what it is.
+_LEFT_OUT: Final = re.compile(r".*\.(c|h|pyx|pxd|pxi|pyi|sh)|(.*/)?\.[^/]*|[^/]*\.dist-info/(?!METADATA).*")
 #: What of agentina's own package goes into a release.
 _OWN: Final = re.compile(r".*\.(py|sql)|.*/py\.typed")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -151,8 +152,15 @@ def _download(into: Path, python: str, architecture: str, arguments: list[str]) 
     machine = ARCHITECTURES[architecture]
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(_GLIBC_MINOR, 4, -1)]
     platforms += [f"manylinux{year}_{machine}" for year in ("2014", "2010", "1")]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "download"]
+    command = [_python_with_pip(), "-m", "pip", "--disable-pip-version-check", "--quiet", "download"]
     command += ["--dest", str(into), "--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
     command += [f"--platform={platform}" for platform in platforms]
     if subprocess.run([*command, *arguments], check=False).returncode:
         sys.exit(f"pip could not fetch the libraries for Python {python} on {architecture}.")
+
+
+def _python_with_pip() -> str:
+    """This interpreter, or the one its environment was made from, which has pip where the environment has not."""
+    if importlib.util.find_spec("pip") is not None:
+        return sys.executable
+    return f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"

@@ -79,7 +79,7 @@ def test_interrupted_install_completes(new_container: Callable[..., container.Co
 
 
 def test_units_are_closed(there: host.Host, measured: Callable[[str], None]) -> None:
-    for unit in ("agentina@default.service", "agentina-task@default:1.service"):
+    for unit in ("agentina@default.service", "agentina-task@default-S1.service"):
         said = there.run(f"systemd-analyze security --no-pager {unit} | tail -1")
         measured(f"systemd-analyze security {unit}: {said.strip()}")
         score = re.search(r"(\d+\.\d)", said)

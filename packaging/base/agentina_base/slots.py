@@ -5,13 +5,13 @@ So nothing is reached by a path that somebody else could bend: every step down i
 before it, with O_NOFOLLOW, from a directory only root can change, and what was opened is checked for type and owner. An
 owner is changed through the open file, only from the one expected to the one intended.
 
-Places, for the instance name ``default:3`` of a unit:
+Places, for the instance name ``default-S3`` of a unit:
 
 - ``/var/lib/agentina/default/slots/3``: the ticket, written by the daemon, taken here.
 - ``/var/lib/agentina/default/tasks/<task id>/``: the daemon's; ``started`` and ``result.json`` are put there.
-- ``/var/lib/agentina/.slots/default:3/task/``: what the task sees as ``/var/lib/agentina/task``: ``workspace`` and
+- ``/var/lib/agentina/.slots/default-S3/task/``: what the task sees as ``/var/lib/agentina/task``: ``workspace`` and
   ``home``, its own for as long as it runs, and ``orders``, the daemon's.
-- ``/run/agentina-tasks/default:3/``: ``state`` and ``report``, which the daemon may read; ``problem``.
+- ``/run/agentina-tasks/default-S3/``: ``state`` and ``report``, which the daemon may read; ``problem``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ DYNAMIC_USERS = range(61184, 65520)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 _TASK_ID = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.")
-_LONGEST_NAME = 32
+# With what the unit adds it names the task's user, of at most 31 characters.
+_LONGEST_NAME = 24
 _LONGEST_TASK_ID = 64
 _MOST_SLOTS = 4
 _MAX_FILE = 16 << 20
@@ -50,9 +51,9 @@ class Slot:
     """One slot, by the instance name of its unit."""
 
     def __init__(self, name: str) -> None:
-        instance, colon, number = name.partition(":")
-        if not (colon and is_instance(instance) and number.isdecimal() and 0 < len(number) <= _MOST_SLOTS):
-            raise ProblemError(f"{name!r} is not <instance>:<number>")
+        instance, mark, number = name.rpartition("-S")
+        if not (mark and is_instance(instance) and number.isdecimal() and 0 < len(number) <= _MOST_SLOTS):
+            raise ProblemError(f"{name!r} is not <instance>-S<number>")
         self.name = name
         self.instance = instance
         self.number = number

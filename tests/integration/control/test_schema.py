@@ -28,6 +28,7 @@ REFUSABLE = [name for name, route in ROUTES.items() if route.query or route.requ
 #: Those that want more than one request can know: a signature, a fact's number, an ended job, a stored artifact.
 SELDOM_DONE = {name for name, route in ROUTES.items() if route.auth == "agent"} | {
     "POST /v1/activate", "POST /v1/jobs/{job}/retry", "GET /v1/jobs/{job}/artifacts/{name}",
+    "GET /releases/{path}",
 }  # fmt: skip
 
 CHECKS = [

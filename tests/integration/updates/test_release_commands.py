@@ -10,7 +10,8 @@ import pytest
 
 from agentina import errors
 from agentina.cli import main
-from tests.fakes import release_builds
+from agentina.updates import releases
+from tests.fakes import release_builds, release_trees
 
 PASSPHRASE = "correct horse battery"
 
@@ -89,6 +90,22 @@ def test_publication_without_the_online_key_waits_for_the_control_plane(shell: S
     assert shell.json("timestamp --repository @repo --online-key @online.key") == {"changed": True}
 
 
+def test_releases_on_this_host_are_listed_with_who_runs_them(shell: Shell) -> None:
+    root = shell.directory / "host"
+    assert shell.json(f"list --root {root}") == {"releases": []}
+    store = releases.Store(root / "opt/agentina")
+    for version in ("0.4.0", "0.5.0"):
+        archive = release_trees.archive(shell.directory / "dist", version)
+        store.unpack(archive, version, architecture=release_trees.ARCHITECTURE)
+    store.link("default", "0.5.0")
+    store.link_previous("default", "0.4.0")
+    assert shell.json(f"list --root {root}")["releases"] == [
+        {"version": "0.5.0", "runs": ["default"], "previous_of": []},
+        {"version": "0.4.0", "runs": [], "previous_of": ["default"]},
+    ]
+    assert "0.5.0    default  -" in shell(f"list --root {root}")
+
+
 def test_wrong_keys_are_refused_with_the_remedy(shell: Shell) -> None:
     begin(shell)
     release_builds.make(shell.directory, "0.4.0")
@@ -104,6 +121,7 @@ def test_wrong_keys_are_refused_with_the_remedy(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("line", "code"),
     [
+        ("list --channel beta", errors.Exit.USAGE),
         ("list --repository @none", errors.Exit.CONFLICT),
         ("keys list --repository @none", errors.Exit.CONFLICT),
         ("promote x --from dev --to nowhere --repository @repo", errors.Exit.USAGE),

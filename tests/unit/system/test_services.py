@@ -55,8 +55,8 @@ def test_what_does_not_start_is_an_error_with_what_systemd_said(systemd: systemc
 
 
 def test_only_the_instances_own_tasks_are_stopped(systemd: systemctl.Systemctl) -> None:
-    own = ["agentina-task@default:0.service", "agentina-task@default:12.service"]
-    others = ["agentina-task@default-2:0.service", "agentina@default.service"]
+    own = ["agentina-task@default-S0.service", "agentina-task@default-S12.service"]
+    others = ["agentina-task@default-2-S0.service", "agentina@default.service"]
     systemd.put(active=own + others)
     assert services.task_units("default") == sorted(own)
     services.stop_tasks("default")
