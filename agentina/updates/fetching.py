@@ -3,14 +3,16 @@
 One connection pool an update; the proxies of the environment are used; redirects are not followed, for a release
 repository has no reason to send its clients elsewhere. Plain http is accepted: what TUF verifies needs no TLS.
 
-Bounds: every single wait for the network ends after ``silence_seconds``, and everything that is fetched
-inside one :meth:`Fetcher.limit` block together after its seconds, however slowly a server drips. (A server that drips
-its *headers* is stopped by the updater's unit, which has ``RuntimeMaxSec=``.)
+Bounds: every single wait for the network ends after ``silence_seconds``, and everything that is fetched inside one
+:meth:`Fetcher.limit` block together after its seconds, however slowly a server drips, be it in the body, the headers
+or the handshake: a timer shuts the connections down. Only the system's resolver has its own limits (resolv.conf(5)).
 """
 
 from __future__ import annotations
 
 import contextlib
+import socket
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ class Fetcher(fetcher.FetcherInterface):
         # Compressed answers are not asked for: sizes in the metadata are those of the files.
         self._headers = {"user-agent": f"agentina/{agentina.__version__}", "accept-encoding": "identity"}
         self._pools: dict[str, urllib3.PoolManager] = {}
+        #: Second descriptors of the connections opened in this block. TLS takes the first ones over.
+        self._sockets: list[socket.socket] = []
         self._deadline: float | None = None
         self._response: urllib3.BaseHTTPResponse | None = None
 
@@ -42,10 +46,19 @@ class Fetcher(fetcher.FetcherInterface):
     def limit(self, seconds: float) -> Iterator[None]:
         """Let all that is fetched in the block take at most ``seconds`` together."""
         self._deadline = self._clock.boot() + seconds
+        timer = threading.Timer(seconds, self._shut_down)
+        timer.daemon = True
+        timer.start()
         try:
             yield
         finally:
+            timer.cancel()
+            timer.join()
             self._deadline = None
+            while self._sockets:
+                self._sockets.pop().close()
+            # A connection that is used again must be known to the next block's timer.
+            self.close()
             if self._response is not None:
                 # The caller may have seen enough before the end.
                 self._response.close()
@@ -54,6 +67,12 @@ class Fetcher(fetcher.FetcherInterface):
         """Close all connections."""
         for pool in self._pools.values():
             pool.clear()
+
+    def _shut_down(self) -> None:
+        """End all connections: whoever waits for one sees its end (shutdown(2))."""
+        for each in list(self._sockets):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         self._check_deadline(url)
@@ -65,6 +84,7 @@ class Fetcher(fetcher.FetcherInterface):
         except urllib3.exceptions.TimeoutError as error:
             raise exceptions.SlowRetrievalError(f"{_host(url)} is silent") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            self._check_deadline(url)
             raise exceptions.DownloadError(f"{_host(url)}: {_reason(error)}") from error
         self._response = response
         if response.status != 200:  # noqa: PLR2004 - RFC 9110; a repository has nothing to answer in between
@@ -75,13 +95,17 @@ class Fetcher(fetcher.FetcherInterface):
 
     def _pieces(self, url: str, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         try:
-            # read1: what has arrived, so that the deadline is looked at after every wait.
-            while piece := response.read1(_PIECE):
+            while True:
+                # read1: what has arrived, so that the deadline is looked at after every wait, the last one included.
+                piece = response.read1(_PIECE)
                 self._check_deadline(url)
+                if not piece:
+                    return
                 yield piece
         except urllib3.exceptions.TimeoutError as error:
             raise exceptions.SlowRetrievalError(f"{_host(url)} is silent") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            self._check_deadline(url)
             raise exceptions.DownloadError(f"{_host(url)}: {_reason(error)}") from error
         finally:
             response.close()
@@ -94,7 +118,32 @@ class Fetcher(fetcher.FetcherInterface):
         proxy = _proxy_for(url)
         if proxy not in self._pools:
             self._pools[proxy] = urllib3.ProxyManager(proxy) if proxy else urllib3.PoolManager()
+            self._pools[proxy].pool_classes_by_scheme = _pools_that_tell(self._sockets)
         return self._pools[proxy]
+
+
+def _pools_that_tell(opened: list[socket.socket]) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """urllib3's connection pools, which put a second descriptor of each connection into ``opened``."""
+
+    class Plain(urllib3.connection.HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            connection = super()._new_conn()
+            opened.append(connection.dup())
+            return connection
+
+    class Tls(urllib3.connection.HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            connection = super()._new_conn()
+            opened.append(connection.dup())
+            return connection
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class TlsPool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Tls
+
+    return {"http": PlainPool, "https": TlsPool}
 
 
 def _proxy_for(url: str) -> str:

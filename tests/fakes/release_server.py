@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import http.server
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +154,31 @@ def trickle(pause: float = 0.05) -> Iterator[bytes]:
     while True:
         yield b" "
         time.sleep(pause)
+
+
+class Dripping(threading.Thread):
+    """A server that answers with headers, a byte at a time, for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.join()
+        self._listener.close()
+
+    def run(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
 
 
 def silence() -> Iterator[bytes]:

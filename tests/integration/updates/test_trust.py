@@ -316,6 +316,14 @@ def test_slow_server_is_given_up_in_time(bench: Bench, answer: release_server.An
     assert time.monotonic() - before < QUICK.metadata_seconds + QUICK.silence_seconds + 1
 
 
+def test_server_that_drips_its_headers_is_given_up_in_time(bench: Bench) -> None:
+    before = time.monotonic()
+    with release_server.Dripping() as server:
+        bench.url = server.url
+        bench.refused(errors.UPDATE_UNREACHABLE, bench.refresh)
+    assert time.monotonic() - before < QUICK.metadata_seconds + 1
+
+
 @pytest.mark.parametrize("status", [302, 429, 500, 503, 206])
 def test_any_other_answer_is_try_later(bench: Bench, status: int) -> None:
     bench.repository.files["metadata/timestamp.json"] = status
