@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import urllib.parse
 import urllib.request
@@ -31,7 +32,8 @@ _PIECE: Final = 256 << 10
 class Fetcher(fetcher.FetcherInterface):
     """Fetches URLs for python-tuf."""
 
-    def __init__(self, *, silence_seconds: float, clock: clocks.Clock) -> None:
+    def __init__(self, *, silence_seconds: float, clock: clocks.Clock, ca_file: str = "") -> None:
+        self._ca_file = ca_file
         self._clock = clock
         self._timeout = urllib3.Timeout(connect=silence_seconds, read=silence_seconds)
         # Compressed answers are not asked for: sizes in the metadata are those of the files.
@@ -114,10 +116,20 @@ class Fetcher(fetcher.FetcherInterface):
         if self._deadline is not None and self._clock.boot() > self._deadline:
             raise exceptions.SlowRetrievalError(f"{_host(url)} is too slow")
 
+    def _tls_context(self) -> ssl.SSLContext:
+        """The system's certificate authorities, and the one that is named."""
+        context = ssl.create_default_context()
+        if self._ca_file:
+            context.load_verify_locations(self._ca_file)
+        return context
+
     def _pool(self, url: str) -> urllib3.PoolManager:
         proxy = _proxy_for(url)
         if proxy not in self._pools:
-            self._pools[proxy] = urllib3.ProxyManager(proxy) if proxy else urllib3.PoolManager()
+            context = self._tls_context()
+            self._pools[proxy] = (
+                urllib3.ProxyManager(proxy, ssl_context=context) if proxy else urllib3.PoolManager(ssl_context=context)
+            )
             self._pools[proxy].pool_classes_by_scheme = _pools_that_tell(self._sockets)
         return self._pools[proxy]
 

@@ -88,7 +88,7 @@ class Client:
 
     def __init__(
         self, *, directory: Path, metadata_url: str, root: bytes | None, bounds: Bounds | None = None,
-        clock: clocks.Clock | None = None,
+        ca_file: str = "", clock: clocks.Clock | None = None,
     ) -> None:  # fmt: skip
         """Begin with what is trusted already.
 
@@ -97,6 +97,7 @@ class Client:
             metadata_url: Where the repository's metadata is.
             root: The pinned root; None takes ``root.json`` of the directory, which :func:`initialize` put there.
             bounds: Limits.
+            ca_file: Certificates (PEM) to trust besides the system's, for https.
             clock: For deadlines.
 
         Raises:
@@ -108,7 +109,7 @@ class Client:
         self._url = metadata_url
         self._bounds = bounds or Bounds()
         self._fetcher = fetching.Fetcher(
-            silence_seconds=self._bounds.silence_seconds, clock=clock or clocks.SystemClock()
+            silence_seconds=self._bounds.silence_seconds, clock=clock or clocks.SystemClock(), ca_file=ca_file
         )
         config = ngclient.UpdaterConfig(root_max_length=MAX_ROOT)
         with self._explained():

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import http.server
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -98,7 +99,7 @@ class Repository:
 class Server:
     """Serves a repository's ``files`` while the ``with`` block runs."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, *, tls: ssl.SSLContext | None = None) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = self.path.lstrip("/")
@@ -110,7 +111,10 @@ class Server:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        name = "http://127.0.0.1" if tls is None else "https://localhost"
+        self.url = f"{name}:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))

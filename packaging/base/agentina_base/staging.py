@@ -14,6 +14,7 @@ Every step may be interrupted and repeated: a release appears under its name all
 from __future__ import annotations
 
 import compileall
+import fcntl
 import os
 import shutil
 from collections.abc import Collection
@@ -30,8 +31,21 @@ def main() -> None:
     base, opt = Path(launcher.BASE), Path(launcher.OPT)
     release = stage(base / "release", opt / "releases")
     compile_release(release, base)
-    for old in removable(opt / "releases", linked=linked(opt / "instances"), packaged=release.name, used=in_use(opt)):
-        shutil.rmtree(opt / "releases" / old)
+    clean(opt, packaged=release.name)
+
+
+def clean(opt: Path, *, packaged: str) -> None:
+    """Delete releases that nobody needs; none while an update is under way (agentina/updates/releases.py)."""
+    descriptor = os.open(opt / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        needed = linked(opt / "instances") | linked(opt / "previous")
+        for old in removable(opt / "releases", linked=needed, packaged=packaged, used=in_use(opt)):
+            shutil.rmtree(opt / "releases" / old)
+    except BlockingIOError:
+        pass  # the updater cleans up when it is done
+    finally:
+        os.close(descriptor)
 
 
 def stage(payload: Path, releases: Path) -> Path:

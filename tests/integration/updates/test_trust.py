@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ class Bench:
     def __init__(self, repository: release_server.Repository, url: str, directory: Path) -> None:
         self.repository = repository
         self.url = url
+        self.ca_file = ""
         self.metadata = directory / "metadata"
         self.downloads = directory / "downloads"
         self.metadata.mkdir()
@@ -37,7 +39,7 @@ class Bench:
     def client(self, bounds: trust.Bounds = QUICK) -> trust.Client:
         return trust.Client(
             directory=self.metadata, metadata_url=f"{self.url}/metadata", root=self.repository.trusted_root,
-            bounds=bounds,
+            bounds=bounds, ca_file=self.ca_file,
         )  # fmt: skip
 
     def refresh(self) -> None:
@@ -335,6 +337,27 @@ def test_server_away_is_try_later_and_its_password_is_not_told(bench: Bench) -> 
     error = bench.refused(errors.UPDATE_UNREACHABLE, bench.refresh)
     assert "hunter2" not in f"{error!r}{error}"
     assert "127.0.0.1" in error.message
+
+
+def test_tls_trusts_the_named_ca_and_nothing_else(bench: Bench, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "server.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with release_server.Server(bench.repository, tls=context) as server:
+        bench.url = server.url
+        bench.ca_file = str(certificate)
+        assert bench.download() == CONTENT
+        bench.repository.files["metadata/timestamp.json"] = release_server.trickle
+        before = time.monotonic()
+        bench.refused(errors.UPDATE_UNREACHABLE, bench.refresh)
+        assert time.monotonic() - before < QUICK.metadata_seconds + 1
+        bench.ca_file = ""
+        bench.refused(errors.UPDATE_UNREACHABLE, bench.refresh)
 
 
 def test_name_that_does_not_resolve_is_try_later(bench: Bench) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agentina.system import files
 from agentina_base import launcher, staging
 
 
@@ -85,6 +86,20 @@ def test_releases_go_when_nobody_needs_them(tmp_path: Path) -> None:
     (tmp_path / ".new-4.0").mkdir()
     gone = staging.removable(tmp_path, linked={"1.0"}, packaged="1.1", used={"1.2"})
     assert gone == ["1.3"]
+
+
+def test_what_an_instance_ran_before_stays_and_an_update_is_not_disturbed(tmp_path: Path) -> None:
+    versions = [f"1.{number}" for number in range(6)]
+    for version in versions:
+        (tmp_path / "releases" / version).mkdir(parents=True)
+    for name, version in (("instances", "1.0"), ("previous", "1.1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "default").symlink_to(f"../releases/{version}")
+    with files.exclusive_lock(tmp_path / "lock"):
+        staging.clean(tmp_path, packaged="1.5")
+    assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == versions
+    staging.clean(tmp_path, packaged="1.5")
+    assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == ["1.0", "1.1", "1.3", "1.4", "1.5"]
 
 
 def test_links_say_what_instances_are_bound_to(tmp_path: Path) -> None:
