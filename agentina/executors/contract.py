@@ -34,6 +34,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     #: The process's working directory, below ``directory``, as the daemon sees it (:meth:`Executor.place`).
     workspace: Path
+    #: A repository of the daemon's whose objects the workspace borrows; an executor whose tasks cannot see it lends
+    #: them as ``mirror`` in the task's directory.
+    mirror: Path | None = None
     #: Optional command run in the same containment after ``argv`` exits 0; its exit code decides then.
     verify: list[str] | None = None
     memory_bytes: int

@@ -342,6 +342,7 @@ def _ticket(launch: contract.Launch, nonce: str, boot_id: str) -> list[tuple[str
         ("task_id", launch.directory.name),
         *(("argv", part) for part in launch.argv),
         *(("verify", part) for part in launch.verify or ()),
+        *(("mirror", mirror.name) for mirror in (launch.mirror,) if mirror is not None),
         *(("environment", f"{name}={value}") for name, value in launch.environment.items()),
         ("memory_bytes", str(launch.memory_bytes)),
         ("disk_bytes", str(launch.disk_bytes)),

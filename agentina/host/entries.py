@@ -33,6 +33,8 @@ class Entry:
     sending: asyncio.Task[None] | None = None
     #: Where it works, when that is not the usual place.
     workspace: Path | None = None
+    #: The mirror whose objects its workspace borrows.
+    mirror: Path | None = None
     #: Paths of what it left, by artifact name.
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
     secrets: list[bytes] = dataclasses.field(default_factory=list)

@@ -82,7 +82,9 @@ class Operations:
                 records.make_empty(entry.directory.workspace)
             else:
                 prepared = await self._workspaces().prepare(job, entry.directory.path)
-                entry.workspace = prepared.path
+                entry.workspace, entry.mirror = prepared.path, prepared.mirror
+                if self._executor.place(entry.directory.path) != entry.directory.path:
+                    await asyncio.to_thread(_expect_loan, prepared.path)
                 _write_commit(entry.directory, prepared.commit)
         except errors.AgentinaError as error:
             if error.code in _HOST_FAULTS:
@@ -128,6 +130,7 @@ class Operations:
                 **jobs.environment_values(job),
             },
             workspace=workspace,
+            mirror=entry.mirror,
             verify=plan.verify,
             memory_bytes=job.memory_bytes,
             cpus=job.cpus,
@@ -248,6 +251,15 @@ def _with_stop(outcome: wire.Outcome, asked: state.StopAsked) -> wire.Outcome:
     stopped = state.stopped_outcome(asked.reason, asked.detail)
     detail = asked.detail or outcome.detail
     return msgspec.structs.replace(outcome, state=stopped.state, reason=stopped.reason, detail=detail)
+
+
+def _expect_loan(workspace: Path) -> None:
+    from agentina.host import workspaces as made  # noqa: PLC0415 - loaded already: it made this workspace
+
+    try:
+        made.expect_loan(workspace)
+    except OSError as error:
+        raise files.from_os_error(error, workspace) from error
 
 
 def _write_commit(directory: records.TaskDirectory, commit: str) -> None:

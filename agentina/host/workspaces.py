@@ -39,6 +39,8 @@ class Prepared:
     path: Path
     #: Commit it was made from; empty without a repository.
     commit: str
+    #: The mirror whose objects it borrows; None without a repository.
+    mirror: Path | None = None
 
 
 class Workspaces:
@@ -122,7 +124,7 @@ class Workspaces:
             await mirror.rebuild()
             commit = await mirror.commit_of(commit)
             await self._check_out(mirror.path, address, commit, workspace)
-        return Prepared(path=workspace, commit=commit)
+        return Prepared(path=workspace, commit=commit, mirror=mirror.path)
 
     async def _check_out(self, mirror: Path, address: str, commit: str, workspace: Path) -> None:
         """Fill a directory with another name and rename it when it is complete."""
@@ -227,6 +229,18 @@ class _Comparison:
         return os.fsdecode(done.output).strip("\n")
 
 
+def expect_loan(workspace: Path) -> None:
+    """Have a workspace find the objects it borrows in ``mirror`` beside it, where an executor will put them.
+
+    For executors whose tasks cannot see the mirrors (:meth:`agentina.executors.contract.Executor.place`).
+    """
+    _alternates(workspace / ".git").write_text("../../../mirror/objects\n", "ascii")
+
+
+def _alternates(repository: Path) -> Path:
+    return repository / "objects/info/alternates"
+
+
 def _named(copies: list[snapshots.Copied]) -> list[tuple[wire.ArtifactInfo, Path]]:
     """Artifacts of the copies, each with a name of its own."""
     taken = {PATCH}
@@ -268,4 +282,4 @@ def _make_repository(path: Path, mirror: Path, commit: str, *, address: str = ""
         (path / name).mkdir(parents=True)
     (path / "config").write_text(config, "utf-8")
     (path / "HEAD").write_text(f"{commit}\n", "ascii")
-    (path / "objects/info/alternates").write_bytes(os.fsencode(mirror / "objects") + b"\n")
+    _alternates(path).write_bytes(os.fsencode(mirror / "objects") + b"\n")

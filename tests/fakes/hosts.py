@@ -33,7 +33,7 @@ def fresh_instance() -> Path:
 def units() -> list[str]:
     """Units of the instance's tasks that are not at rest."""
     listed = subprocess.run(
-        ["systemctl", "list-units", "--plain", "--no-legend", "agentina-task@contract:*"],
+        ["systemctl", "list-units", "--plain", "--no-legend", "agentina-task@contract-S*"],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

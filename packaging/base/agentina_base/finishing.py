@@ -213,7 +213,6 @@ def finish(slot: slots.Slot, run: int, state: dict[str, list[str]], result: dict
         pass  # the daemon deleted it: nobody wants the result
     place = slot.open_place()
     problems = slots.give_back(slot, task, place, int(state["user"][0]))
-    slots.remove_tree("orders", place)
     if task is not None:
         result["output_truncated"] = _trim_output(slot, task, int(state["output_bytes"][0]))
         if result["output_truncated"] and result["stopped"] == "none":

@@ -18,6 +18,7 @@ task-exit writes: systemd runs it then too.
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import sys
 import time
@@ -69,7 +70,6 @@ def recover(slot: slots.Slot, run: int) -> None:
     except (OSError, ValueError, slots.ProblemError):
         task = None  # nothing was left, or the daemon has no such task any more: then nobody wants it
     slots.give_back(slot, task, place, user)
-    slots.remove_tree("orders", place)
     for name in ("state", "report", "problem"):
         slots.remove(name, run)
 
@@ -100,7 +100,7 @@ def prepare(slot: slots.Slot, run: int, ticket: dict[str, list[str]]) -> None:
     """Steps 3 to 6."""
     task_id = _one(ticket, "task_id")
     task = slot.open_task(task_id)
-    user = dynamic_user(os.environ.get("USER", ""))
+    user = dynamic_user(slot)
     set_room_aside(task)
     started_ms = time.time_ns() // 1_000_000
     state = [
@@ -114,6 +114,8 @@ def prepare(slot: slots.Slot, run: int, ticket: dict[str, list[str]]) -> None:
     slots.write_file("state", run, fields.encode(state), owner=readable, mode=0o640)
     place = slot.open_place()
     move_in(slot, task, place, user)
+    for mirror in ticket.get("mirror", ()):
+        lend_objects(slot, mirror, place)
     os.close(slots.make_directory("orders", place, owner=slot.owner, mode=0o755))
     output = slots.create("output.log", task, owner=slot.owner, mode=0o600)
     report = slots.create("report", run, owner=readable, mode=0o640)
@@ -122,11 +124,14 @@ def prepare(slot: slots.Slot, run: int, ticket: dict[str, list[str]]) -> None:
     hand_over({"launch": _launch(ticket), "report": report, "output": output})
 
 
-def dynamic_user(name: str) -> int:
-    """The id that systemd gave to this unit's user for now.
+def dynamic_user(slot: slots.Slot) -> int:
+    """The id that systemd gave to this slot's user for now. Nobody else has it: the supervisor relies on that.
 
     The links are what nss-systemd reads when it cannot ask PID 1; asking is not possible while PID 1 waits for us.
     """
+    name = f"_{slot.name}"
+    if os.environ.get("USER") != name:
+        raise slots.ProblemError(f"the unit's user is not {name}; take back what was changed in it")
     try:
         user = int(os.readlink(f"/run/systemd/dynamic-uid/direct:{name}"))
     except (OSError, ValueError) as error:
@@ -175,8 +180,68 @@ def move_in(slot: slots.Slot, task: int, place: int, user: int) -> None:
             os.rename(name, name, src_dir_fd=task, dst_dir_fd=place)
         except FileNotFoundError:
             continue
-        if name in slots.OWNED:
-            slots.change_owner(name, place, before=slot.owner[0], after=(user, user))
+        slots.change_owner(name, place, before=slot.owner[0], after=(user, user))
+
+
+def lend_objects(slot: slots.Slot, mirror: str, place: int) -> None:
+    """Put the objects of a mirror into the slot, as further names of the same files: they never change.
+
+    The mirror is the daemon's; whatever it put there was its own to read, and the task can read it and no more.
+    """
+    if "/" in mirror or mirror.startswith("."):
+        raise slots.ProblemError("the ticket names no mirror")
+    source = os.open(slots.CACHE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    target = os.dup(place)
+    for part in ("agentina", "mirrors", mirror, "objects"):
+        above, source = source, slots.open_directory(part, source, owner=slot.owner[0])
+        os.close(above)
+    for part in ("mirror", "objects"):
+        above, target = target, slots.make_directory(part, target, owner=(0, 0), mode=0o755)
+        os.close(above)
+    try:
+        for part in os.listdir(source):
+            if part == "pack" or len(part) == 2:  # noqa: PLR2004 - the first byte of an object's name
+                _lend_directory(slot, part, source, target)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def _lend_directory(slot: slots.Slot, part: str, source: int, target: int) -> None:
+    here = slots.open_directory(part, source, owner=slot.owner[0])
+    there = slots.make_directory(part, target, owner=(0, 0), mode=0o755)
+    try:
+        names = set(os.listdir(here))
+        for name in names:
+            # A fetch under way writes an index last; without its pack it would be damage.
+            if name.startswith("tmp_") or (name.endswith(".idx") and f"{name[:-4]}.pack" not in names):
+                continue
+            try:
+                os.link(name, name, src_dir_fd=here, dst_dir_fd=there, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                _copy(slot, name, here, there)  # the cache has a file system of its own
+    finally:
+        os.close(here)
+        os.close(there)
+
+
+def _copy(slot: slots.Slot, name: str, here: int, there: int) -> None:
+    source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
+    try:
+        if os.fstat(source).st_uid != slot.owner[0]:
+            raise slots.ProblemError(f"the object {name!r} belongs to somebody else")
+        target = slots.create(name, there, owner=(0, 0), mode=0o444)
+        try:
+            while part := os.read(source, 1 << 20):
+                slots.write_all(target, part)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
 
 
 def kill_together() -> None:

@@ -10,7 +10,7 @@ Places, for the instance name ``default-S3`` of a unit:
 - ``/var/lib/agentina/default/slots/3``: the ticket, written by the daemon, taken here.
 - ``/var/lib/agentina/default/tasks/<task id>/``: the daemon's; ``started`` and ``result.json`` are put there.
 - ``/var/lib/agentina/.slots/default-S3/task/``: what the task sees as ``/var/lib/agentina/task``: ``workspace`` and
-  ``home``, its own for as long as it runs, and ``orders``, the daemon's.
+  ``home``, its own for as long as it runs, ``orders``, the daemon's, and ``mirror``, git objects on loan.
 - ``/run/agentina-tasks/default-S3/``: ``state`` and ``report``, which the daemon may read; ``problem``.
 """
 
@@ -27,9 +27,11 @@ STATE = "/var/lib/agentina"
 SLOTS = "/var/lib/agentina/.slots"
 RUN = "/run/agentina-tasks"
 USER = "agentina"
-#: What goes from the task's directory into the slot and back. ``mirror`` stays the daemon's: git objects on loan.
-MOVED = ("workspace", "home", "mirror")
-OWNED = ("workspace", "home")
+CACHE = "/var/cache"
+#: What goes from the task's directory into the slot and back, and is the task's own meanwhile.
+MOVED = ("workspace", "home")
+#: What is the slot's: the daemon's orders; git objects on loan.
+MADE = ("orders", "mirror")
 #: User ids that systemd gives to units with DynamicUser= (systemd.exec(5)).
 DYNAMIC_USERS = range(61184, 65520)
 
@@ -319,12 +321,13 @@ def give_back(slot: Slot, task: int | None, place: int, user: int) -> list[str]:
             remove_tree(name, place)
             continue
         try:
-            if name in OWNED:
-                change_owner(name, place, before=user, after=slot.owner)
+            change_owner(name, place, before=user, after=slot.owner)
             os.rename(name, name, src_dir_fd=place, dst_dir_fd=task)
         except FileNotFoundError:
             continue
         except (OSError, ProblemError) as error:
             problems.append(f"its {name} was lost: {error}")
             remove_tree(name, place)
+    for name in MADE:
+        remove_tree(name, place)
     return problems
