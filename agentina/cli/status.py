@@ -135,7 +135,10 @@ def _daemon(one: dict[str, Any], now_ms: int) -> str:
 
 
 def _update(one: dict[str, Any]) -> str:
-    return f" ({one['update_available']} is available)" if one.get("update_available") else ""
+    if not one.get("update_available"):
+        return ""
+    title = f": {output.clean(one['update_title'])}" if one.get("update_title") else ""
+    return f" ({output.clean(one['update_available'])} is available{title})"
 
 
 def _host(host: dict[str, Any] | None) -> list[tuple[str, object]]:

@@ -53,8 +53,8 @@ class Plane:
         self.is_stopping = False
         #: Jobs in backoff: (boot clock seconds, row id), a heap.
         self.backoffs: list[tuple[float, int]] = []
-        #: Newest release by channel and architecture; the duty for releases fills it.
-        self.offers: dict[tuple[str, str], str] = {}
+        #: Version and title of the newest release by channel and architecture; the duty for releases fills it.
+        self.offers: dict[tuple[str, str], tuple[str, str]] = {}
         #: Downloads of releases going on.
         self.release_downloads = 0
         #: Set when a duty has something to do earlier than it thought.

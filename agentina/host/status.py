@@ -75,6 +75,7 @@ class StatusView:
             license=None if license_ is None else self._license(license_),
             channel="" if license_ is None else license_.channel,
             update_available=self._session.directives.update_available,
+            update_title=self._session.directives.update_title,
             tasks=[self._task(entry) for entry in self._tasks.all],
             max_concurrent_tasks=self._settings.max_concurrent_tasks,
             slots_free=offer.slots,

@@ -85,6 +85,7 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     license: LicenseView | None = None
     channel: str = ""
     update_available: str = ""
+    update_title: str = ""
     tasks: list[LocalTask] = []
     max_concurrent_tasks: int = 0
     slots_free: int = 0

@@ -162,6 +162,8 @@ class Directives(_Message, frozen=True, kw_only=True):
     license: signing.Signed | None = None
     #: A newer release in the agent's channel; empty: none.
     update_available: str = ""
+    #: What is new in it: the title of its notes.
+    update_title: str = ""
 
 
 class SessionOpened(_Message, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ withdraw   takes a version out and records why; it cannot come back under the sa
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -32,12 +32,16 @@ MAX_ENTRIES: Final = 200
 _MAX_TEXT: Final = 500
 
 
+#: A title travels in every answer to a heartbeat of an agent that has not got the release.
+Title = Annotated[str, msgspec.Meta(max_length=200)]
+
+
 class Release(msgspec.Struct, frozen=True, kw_only=True):
     """One release of a channel. Unknown fields are skipped, so that older hosts read newer documents."""
 
     version: str
     #: First line of its notes.
-    title: str
+    title: Title
     #: When it was built, ISO 8601 in UTC.
     built: str
     #: Target paths of the archives by architecture.

@@ -31,7 +31,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     version: str
     #: First line of the notes.
-    title: str
+    title: channels.Title
     #: Time the sources were committed, ISO 8601 in UTC; a build has no time of its own, or it could not be repeated.
     built: str
     notes: File

@@ -64,7 +64,7 @@ class Releases:
         for role, moment in expiries.items():
             self._control.metrics.release_expiry.labels(role).set(moment.timestamp())
 
-    def _look(self) -> tuple[dict[tuple[str, str], str], dict[str, datetime]]:
+    def _look(self) -> tuple[dict[tuple[str, str], tuple[str, str]], dict[str, datetime]]:
         # Here and not above: a control plane without a repository does not pay for it.
         from agentina.updates import channels, keyfiles, repository  # noqa: PLC0415
 
@@ -73,7 +73,7 @@ class Releases:
         if self._key.exists() and place.sign_online(keyfiles.load(self._key), now=now):
             _log.info("signed the release repository", extra={"action": "releases-signed"})
         newest = {
-            (channel.channel, architecture): release.version
+            (channel.channel, architecture): (release.version, release.title)
             for channel in place.announced()
             for architecture in channels.ARCHITECTURES
             if (release := channel.newest(architecture)) is not None
@@ -86,16 +86,16 @@ def directory(control: plane.Plane) -> Path:
     return control.settings.data / "releases"
 
 
-def offer(control: plane.Plane, *, channel: str, machine: str, version: str) -> str:
-    """A newer release than ``version`` for an agent, or an empty string."""
+def offer(control: plane.Plane, *, channel: str, machine: str, version: str) -> tuple[str, str]:
+    """Version and title of a newer release than ``version`` for an agent; empty strings: there is none."""
     newest = control.offers.get((channel, _ARCHITECTURES.get(machine, machine)))
     if newest is None:
-        return ""
+        return "", ""
     from agentina.updates import versions  # noqa: PLC0415 - only where there are releases
 
     if not versions.is_valid(version):
         return newest
-    return newest if versions.is_newer(newest, version) else ""
+    return newest if versions.is_newer(newest[0], version) else ("", "")
 
 
 def find(control: plane.Plane, name: str) -> Path:

@@ -40,15 +40,17 @@ def check_standing(tx: engine.Transaction, agent: fleet.Agent, session: int) -> 
 
 def directives(control: plane.Plane, agent: fleet.Agent, *, renew: bool = False) -> wire.Directives:
     """What is wanted of the agent now."""
+    version, title = releases.offer(
+        control, channel=agent.channel, machine=str(agent.facts.get("architecture", "")), version=agent.version
+    )
     return wire.Directives(
         drain=agent.state == "draining",
         quarantine=(agent.state_reason or "no reason given") if agent.state == "quarantined" else "",
         heartbeat_seconds=control.settings.heartbeat_seconds,
         lease_seconds=control.settings.lease_seconds,
         license=licenses.renew_if_due(control, agent) if renew else None,
-        update_available=releases.offer(
-            control, channel=agent.channel, machine=str(agent.facts.get("architecture", "")), version=agent.version
-        ),
+        update_available=version,
+        update_title=title,
     )
 
 

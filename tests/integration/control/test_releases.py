@@ -160,7 +160,8 @@ def test_agents_are_offered_what_their_channel_and_machine_have(bench: Bench) ->
     bench.announce("0.6.0", "dev")
     assert agent.heartbeat().directives.update_available == ""
     bench.announce("0.5.0")
-    assert agent.heartbeat().directives.update_available == "0.5.0"
+    offered = agent.heartbeat().directives
+    assert (offered.update_available, offered.update_title) == ("0.5.0", "What is new in 0.5.0")
     agent.open(facts={"architecture": "riscv64"}, version="0.4.0")
     assert agent.heartbeat().directives.update_available == ""
     bench.place.withdraw("0.5.0", channel=None, reason="leaks", signers=bench.publishers[:1], now=release_publisher.NOW)
