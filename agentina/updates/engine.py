@@ -21,7 +21,7 @@ _REASONS: Final = {
     errors.UPDATE_UNTRUSTED.code: Reason.UNTRUSTED,
     errors.UPDATE_EXPIRED.code: Reason.UNTRUSTED,
     errors.UPDATE_UNREACHABLE.code: Reason.UNREACHABLE,
-    errors.RELEASE_UNKNOWN.code: Reason.UNREACHABLE,
+    errors.RELEASE_UNKNOWN.code: Reason.NOT_OFFERED,
     errors.RELEASE_UNSUITABLE.code: Reason.UNSUITABLE,
     errors.DISK_FULL.code: Reason.DISK_FULL,
 }

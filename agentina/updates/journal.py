@@ -107,6 +107,7 @@ class Reason(enum.Enum):
 
     UNTRUSTED = "untrusted"
     UNREACHABLE = "unreachable"
+    NOT_OFFERED = "not-offered"
     DISK_FULL = "disk-full"
     UNSUITABLE = "unsuitable"
     SMOKE_CHECK_FAILED = "smoke-check-failed"
@@ -132,6 +133,7 @@ class Reason(enum.Enum):
 REASONS: Final[dict[Reason, tuple[Verdict, str]]] = {
     Reason.UNTRUSTED: (Verdict.INCONCLUSIVE, "the release repository could not be trusted"),
     Reason.UNREACHABLE: (Verdict.INCONCLUSIVE, "the release repository could not be reached"),
+    Reason.NOT_OFFERED: (Verdict.INCONCLUSIVE, "it is not offered, or not any more"),
     Reason.DISK_FULL: (Verdict.INCONCLUSIVE, "there was no room on the disk"),
     Reason.UNSUITABLE: (Verdict.BAD, "it is not made for this host, or damaged"),
     Reason.SMOKE_CHECK_FAILED: (Verdict.BAD, "its smoke check failed"),

@@ -95,7 +95,7 @@ def load(path: Path, passphrase: str | None = None) -> ed25519.Signer:
     """The private key in ``path``.
 
     Raises:
-        AgentinaError: ``INPUT_UNREADABLE``, ``RELEASE_KEY_REFUSED`` (wrong or missing passphrase).
+        AgentinaError: ``FILE_UNREADABLE``, ``INPUT_UNREADABLE``, ``RELEASE_KEY_REFUSED`` (wrong or missing passphrase).
 
     """
     stored = _read(path, _Private)
@@ -134,7 +134,7 @@ def _read(path: Path, kind: type[_T]) -> _T:
     try:
         stored = msgspec.json.decode(files.read_bounded(path, limit=_LIMIT), type=kind)
     except OSError as error:
-        raise errors.INPUT_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
+        raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
     except msgspec.MsgspecError as error:
         raise _damaged(path) from error
     if stored.kind != _KIND:

@@ -64,14 +64,14 @@ def read(directory: Path) -> Manifest:
     """The build in ``directory``, every file of it compared with the manifest.
 
     Raises:
-        AgentinaError: ``INPUT_UNREADABLE``, ``INPUT_INVALID``, ``NAME_INVALID``.
+        AgentinaError: ``FILE_UNREADABLE``, ``INPUT_UNREADABLE``, ``INPUT_INVALID``, ``NAME_INVALID``.
 
     """
     path = directory / NAME
     try:
         manifest = msgspec.json.decode(files.read_bounded(path, limit=channels.MAX_DOCUMENT), type=Manifest)
     except OSError as error:
-        raise errors.INPUT_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
+        raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
     except msgspec.ValidationError as error:
         raise inputs.explain(error, Manifest, str(path)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -87,7 +87,7 @@ def read(directory: Path) -> Manifest:
         try:
             found = describe(directory / one.name)
         except OSError as error:
-            raise errors.INPUT_UNREADABLE(where=str(directory / one.name), problem=error.strerror or "?") from error
+            raise errors.FILE_UNREADABLE(where=str(directory / one.name), problem=error.strerror or "?") from error
         if found != one:
             raise errors.INPUT_INVALID(where=str(directory / one.name), problem="it is not what the manifest names")
     return manifest

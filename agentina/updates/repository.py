@@ -533,7 +533,7 @@ def _read(path: Path) -> bytes:
     try:
         return files.read_bounded(path, limit=_MAX_METADATA)
     except OSError as error:
-        raise errors.INPUT_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
+        raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
 
 
 def _is_there(path: Path, entry: metadata.TargetFile) -> bool:

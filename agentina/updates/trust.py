@@ -200,13 +200,13 @@ def initialize(directory: Path, root: Path) -> None:
     """Trust the root metadata in file ``root`` from now on; it is looked at when it is used.
 
     Raises:
-        AgentinaError: ``INPUT_UNREADABLE``, ``INPUT_TOO_LARGE``, ``STATE_UNWRITABLE``, ``DISK_FULL``.
+        AgentinaError: ``FILE_UNREADABLE``, ``INPUT_TOO_LARGE``, ``STATE_UNWRITABLE``, ``DISK_FULL``.
 
     """
     try:
         content = files.read_bounded(root, limit=MAX_ROOT)
     except OSError as error:
-        raise errors.INPUT_UNREADABLE(where=str(root), problem=error.strerror or str(error)) from error
+        raise errors.FILE_UNREADABLE(where=str(root), problem=error.strerror or str(error)) from error
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

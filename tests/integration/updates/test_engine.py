@@ -248,6 +248,41 @@ def test_repository_away_is_tried_again_later(machine: Machine) -> None:
     assert machine.to_the_end().state is State.PROMOTED
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errors.UPDATE_UNTRUSTED(problem="x"), Reason.UNTRUSTED),
+        (errors.UPDATE_EXPIRED(problem="x"), Reason.UNTRUSTED),
+        (errors.RELEASE_UNKNOWN(what="x", where="y"), Reason.NOT_OFFERED),
+        (errors.DISK_FULL(path="x"), Reason.DISK_FULL),
+    ],
+)
+def test_what_is_refused_before_the_trial_changes_nothing_and_is_not_held_against_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, error: errors.AgentinaError, reason: Reason
+) -> None:
+    def refuse(_: journal.Update) -> None:
+        raise error
+
+    monkeypatch.setattr(machine, "fetch", refuse)
+    machine.want(NEW)
+    update = machine.to_the_end()
+    assert (update.reason, update.detail, update.verdict) == (reason, str(error), Verdict.INCONCLUSIVE)
+    check_end(machine, update)
+
+
+def test_fault_of_the_host_ends_the_run_and_the_next_goes_on(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: journal.Update) -> None:
+        raise errors.STATE_UNWRITABLE(path="x", problem="y")
+
+    machine.want(NEW)
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "stage", refuse)
+        with pytest.raises(errors.AgentinaError):
+            machine.update()
+    assert machine.runs == OLD
+    assert machine.to_the_end().state is State.PROMOTED
+
+
 def test_damaged_archive_is_bad_and_nothing_is_left_of_it(machine: Machine, tmp_path: Path) -> None:
     broken = tmp_path / "broken.tar.gz"
     whole = machine.archives[NEW].read_bytes()

@@ -77,4 +77,4 @@ def test_public_key_of_another_form_is_refused(tmp_path: Path) -> None:
         with pytest.raises(errors.AgentinaError) as caught:
             keyfiles.load_public(public)
         assert caught.value.entry is errors.INPUT_UNREADABLE
-    refused(errors.INPUT_UNREADABLE, tmp_path / "none.key")
+    refused(errors.FILE_UNREADABLE, tmp_path / "none.key")

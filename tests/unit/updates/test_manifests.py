@@ -59,4 +59,4 @@ def test_manifest_that_names_what_it_must_not_is_refused(
 def test_directory_without_a_manifest_is_no_build(tmp_path: Path) -> None:
     with pytest.raises(errors.AgentinaError) as caught:
         manifests.read(tmp_path)
-    assert caught.value.entry is errors.INPUT_UNREADABLE
+    assert caught.value.entry is errors.FILE_UNREADABLE
