@@ -138,6 +138,7 @@ class Reader:
         """
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.spread_below(self._directory)
             found = {path.name: path for path in self._directory.iterdir() if names.is_task_id(path.name)}
         except OSError as error:
             raise files.from_os_error(error, self._directory) from error

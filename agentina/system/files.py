@@ -12,11 +12,17 @@ import fcntl
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from agentina import errors
 
+#: linux/fs.h, on machines of 64 bits.
+_FS_IOC_GETFLAGS: Final = 0x80086601
+_FS_IOC_SETFLAGS: Final = 0x40086602
+_FS_TOPDIR_FL: Final = 0x00020000
 #: Largest state file read, in bytes.
 MAX_STATE_FILE = 16 << 20
 
@@ -81,6 +87,25 @@ def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def spread_below(path: Path) -> None:
+    """Tell the file system that the directories in ``path`` have nothing to do with each other (chattr(1), ``+T``).
+
+    ext4 then puts each into another group of blocks. In one group every new file costs a look at all that were deleted
+    there within minutes, whose inodes it does not use again yet: half a millisecond with some hundred tasks a second.
+    A hint: file systems that do not know it refuse, and nothing is lost.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Declared with a long, but an int it is.
+        flags = int.from_bytes(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(4)), sys.byteorder)
+        if not flags & _FS_TOPDIR_FL:
+            fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, (flags | _FS_TOPDIR_FL).to_bytes(4, sys.byteorder))
+    except OSError:
+        return
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,17 @@ def test_tree_without_write_permission_is_removed(tmp_path: Path) -> None:
     deep.parent.chmod(0o500)
     files.remove_tree(tmp_path / "task")
     assert not (tmp_path / "task").exists()
+
+
+def test_directories_are_spread_where_the_file_system_can(tmp_path: Path) -> None:
+    kind = subprocess.run(["stat", "-f", "-c", "%T", str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    files.spread_below(tmp_path)
+    files.spread_below(tmp_path)
+    if kind.strip() != "ext2/ext3":
+        pytest.skip("only ext4 knows the hint")
+    shown = subprocess.run(["lsattr", "-d", str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    assert "T" in shown.split()[0]
+
+
+def test_directories_are_not_spread_where_it_cannot() -> None:
+    files.spread_below(Path("/proc"))
