@@ -1,7 +1,7 @@
 """``make bench``: speed and size in one run, as ratios to goals, to limits of this machine, and to peers.
 
 Absolute numbers depend on the machine; the ratios are what to compare between versions. Some of them only:
-``python -m benchmarks.run NAME…`` with dispatch throughput burst supervision idle cli output polls peers.
+``python -m benchmarks.run NAME…`` with dispatch throughput burst supervision idle cli output control polls peers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from agentina.protocol import api as messages
 from benchmarks import lab as labs
 from benchmarks import measure
 from benchmarks.peers import buildbot, slurm
@@ -122,49 +123,99 @@ def output() -> None:
         show("task output to durable storage", size / (time.monotonic() - began) / 1e6, "MB/s")
 
 
+class Simulator:
+    """The process of :mod:`benchmarks.simulator`, as a context."""
+
+    def __init__(self, lab: labs.Lab, *arguments: str, secrets: list[str]) -> None:
+        command = [sys.executable, "-m", "benchmarks.simulator", arguments[0], lab.url, str(lab.ca_file or "")]
+        self._process = subprocess.Popen([*command, *arguments[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._write("".join(f"{secret}\n" for secret in secrets))
+
+    def __enter__(self) -> Simulator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def answer(self) -> dict[str, float]:
+        """Its next line."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("the simulator failed; its message is above")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def go(self) -> None:
+        """Let it do the next."""
+        self._write("go\n")
+
+    def _write(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(text.encode())
+        self._process.stdin.flush()
+
+
+def control() -> None:
+    """The control plane alone: trivial jobs submitted one after the other to one simulated agent."""
+    count = 2000
+    with labs.running() as lab:
+        token = lab.client.create_tokens(messages.TokenCreate()).tokens[0].token
+        server = lab.processes["control-plane"].pid
+        measure.wait_quiet()
+        secrets = [lab.token_file.read_text().strip(), token]
+        spent = measure.run_seconds(server)
+        with Simulator(lab, "jobs", str(count), "8", secrets=secrets) as simulator:
+            found = simulator.answer()
+            cpu = 1000 * (measure.run_seconds(server) - spent) / count
+            show("control plane CPU per trivial job", cpu, "ms", goal=0.8)
+            show("jobs per second through the control plane, durable", count / found["seconds"], "jobs/s")
+            simulator.go()
+            spent = measure.run_seconds(server)
+            found = simulator.answer()
+            cpu = 1000 * (measure.run_seconds(server) - spent) / count
+            show("control plane CPU per trivial job, at leisure", cpu, "ms")
+            show("submit answered, at leisure, p50", found["p50"], "ms")
+            show("submit answered, at leisure, p99", found["p99"], "ms")
+
+
 def polls() -> None:
     """Five thousand agents with held polls over TLS, then their heartbeats."""
-    count = 5000
+    count, seconds = 5000, 10
     with labs.running(tls=True) as lab:
-        from agentina.protocol import api as messages  # noqa: PLC0415 - only here
-
-        lab.client.set_organization("default", messages.OrganizationUpdate(max_agents=count + 1))
-        tokens: list[messages.TokenSecret] = []
+        lab.client.set_organization("default", messages.OrganizationUpdate(max_agents=count))
+        tokens: list[str] = []
         while len(tokens) < count:
-            tokens += lab.client.create_tokens(messages.TokenCreate(count=1000)).tokens
+            tokens += [made.token for made in lab.client.create_tokens(messages.TokenCreate(count=1000)).tokens]
         server = lab.processes["control-plane"].pid
-        before = measure.memory_kib(server)
-        arguments = [lab.url, str(lab.ca_file), str(count), "10"]
-        with subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.simulator", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            began = time.monotonic()
-            process.stdin.write("".join(f"{token.token}\n" for token in tokens).encode())
-            process.stdin.flush()
-            held = json.loads(process.stdout.readline())["held"]
-            show("agents activated and polls held, per second", held / (time.monotonic() - began), "1/s")
+        before, spent = measure.memory_kib(server), measure.run_seconds(server)
+        with Simulator(lab, "polls", str(count), str(seconds), secrets=tokens) as simulator:
+            found = simulator.answer()
+            held = int(found["held"])
+            show("agents activated and polls held, per second", held / found["seconds"], "1/s")
+            cpu = 1000 * (measure.run_seconds(server) - spent) / count
+            show("control plane CPU per TLS handshake, activation, session, poll", cpu, "ms")
+            show("agents with open long polls, TLS, one process", held, "", goal=count, better="higher")
             time.sleep(2)
             after = measure.memory_kib(server)
-            show("agents with open long polls, TLS, one process", held, "", goal=5000, better="higher")
-            show(
-                "control plane memory per held agent", (after["Anonymous"] - before["Anonymous"]) / held, "KiB", goal=60
-            )
-            spent = measure.cpu_seconds([server])
-            time.sleep(10)
-            show("control plane CPU with all polls held", 100 * (measure.cpu_seconds([server]) - spent) / 10, "%")
-            spent = measure.cpu_seconds([server])
-            process.stdin.write(b"go\n")
-            process.stdin.flush()
-            rate = json.loads(process.stdout.readline())["heartbeats_per_second"]
-            spent = (measure.cpu_seconds([server]) - spent) / 10
+            memory = (after["Anonymous"] - before["Anonymous"]) / held
+            show("control plane memory per held agent", memory, "KiB", goal=60)
+            spent = measure.run_seconds(server)
+            time.sleep(seconds)
+            show("control plane CPU, all polls held", 100 * (measure.run_seconds(server) - spent) / seconds, "%")
+            spent = measure.run_seconds(server)
+            simulator.go()
+            found = simulator.answer()
+            spent = measure.run_seconds(server) - spent
+            rate = found["heartbeats_per_second"]
             show("heartbeats per second, sharing two cores with the agents", rate, "1/s")
-            show("heartbeats per second of control plane CPU", rate / spent, "1/s", goal=4500, better="higher")
-        began = time.monotonic()
-        lab.processes["control-plane"].terminate()
-        lab.processes["control-plane"].wait(30)
-        show("control plane stops with polls just dropped", time.monotonic() - began, "s", goal=5)
+            show("heartbeats per second of control plane CPU", rate * seconds / spent, "1/s", goal=4500, better="higher")
+            show("agents whose poll is still held", found["held"], "", goal=count, better="higher")
+            began = time.monotonic()
+            lab.processes["control-plane"].terminate()
+            lab.processes["control-plane"].wait(30)
+            show("control plane stops with all polls held", time.monotonic() - began, "s", goal=5)
 
 
 def peers() -> None:
@@ -195,7 +246,7 @@ def peers() -> None:
 
 ALL: dict[str, Callable[[], None]] = {
     function.__name__: function
-    for function in (dispatch, throughput, burst, supervision, idle, cli, output, polls, peers)
+    for function in (dispatch, throughput, burst, supervision, idle, cli, output, control, polls, peers)
 }
 
 
