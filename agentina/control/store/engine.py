@@ -18,7 +18,7 @@ import concurrent.futures
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -33,6 +33,9 @@ Row = Any
 
 #: Most operations in one transaction, so that one commit stays short and an answer comes soon.
 MAX_BATCH: Final = 512
+
+#: Seconds a patient operation waits, at most, after a transaction for others to share the next one with.
+PATIENCE: Final = 0.004
 
 #: Most operations of a commit on the event loop: larger ones have more pages to write.
 _MAX_INLINE: Final = 32
@@ -68,6 +71,10 @@ class Transaction:
         """All rows; queries bound their number with LIMIT."""
         return self._connection.execute(sql, values).fetchall()
 
+    def many(self, sql: str, rows: Sequence[Sequence[object]], /) -> None:
+        """Run a statement with ``?`` parameters once for each of the rows."""
+        self._connection.executemany(sql, rows)
+
 
 Operation = Callable[[Transaction], T]
 
@@ -75,11 +82,12 @@ Operation = Callable[[Transaction], T]
 class _Pending(Generic[T]):
     """An operation that waits for its transaction."""
 
-    __slots__ = ("error", "future", "operation", "result")
+    __slots__ = ("error", "future", "is_patient", "operation", "result")
 
-    def __init__(self, operation: Operation[T], future: asyncio.Future[T]) -> None:
+    def __init__(self, operation: Operation[T], future: asyncio.Future[T], *, is_patient: bool) -> None:
         self.operation = operation
         self.future = future
+        self.is_patient = is_patient
         self.result: T | None = None
         self.error: Exception | None = None
 
@@ -106,6 +114,10 @@ class Store:
         self._read_transaction = Transaction(self._reader)
         self._pending: collections.deque[_Pending[Any]] = collections.deque()
         self._committing = False
+        #: Begins a transaction for operations that wait for company.
+        self._timer: asyncio.TimerHandle | None = None
+        #: When the last transaction ended (monotonic seconds).
+        self._ended_at = float("-inf")
         self._closed = False
         self._idle: asyncio.Future[None] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -128,10 +140,11 @@ class Store:
         finally:
             self._reader.execute("COMMIT")
 
-    def write(self, operation: Operation[T]) -> asyncio.Future[T]:
+    def write(self, operation: Operation[T], *, is_patient: bool = False) -> asyncio.Future[T]:
         """Run an operation; await the result to know that it is durable.
 
-        An operation that raises undoes only itself. Operations run in the order of the calls.
+        An operation that raises undoes only itself. Operations run in the order of the calls. ``is_patient``: where
+        many operations come in, it may wait up to :data:`PATIENCE` to share another one's transaction.
 
         Raises:
             AgentinaError: ``STORAGE_FULL``: nothing was changed. ``SHUTTING_DOWN``.
@@ -139,13 +152,10 @@ class Store:
         """
         if self._closed:
             raise errors.SHUTTING_DOWN()  # noqa: RSE102 - calling the entry makes the exception
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._pending.append(_Pending(operation, future))
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Pending(operation, future, is_patient=is_patient))
         if not self._committing:
-            self._committing = True
-            # Not at once: requests that are read in the same turn of the loop share the transaction.
-            loop.call_soon(self._run_batch)
+            self._begin(is_patient=is_patient)
         return future
 
     async def check(self) -> None:
@@ -166,12 +176,36 @@ class Store:
     async def close(self) -> None:
         """Finish what was asked for, then close; later calls get ``SHUTTING_DOWN``."""
         self._closed = True
+        if self._pending and not self._committing:
+            self._begin(is_patient=False)
         if self._committing:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
         self._thread.shutdown()
         self._reader.close()
         self._writer.close()
+
+    def _begin(self, *, is_patient: bool) -> None:
+        """Run what waits: soon, or when the patience since the last transaction is over."""
+        loop = asyncio.get_running_loop()
+        if is_patient and not self._closed:
+            rest = self._ended_at + PATIENCE - time.monotonic()
+            if rest > 0:
+                if self._timer is None:
+                    self._timer = loop.call_later(rest, self._lose_patience)
+                return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._committing = True
+        # Not at once: requests that are read in the same turn of the loop share the transaction, and commits on the
+        # loop must leave others their turn.
+        loop.call_soon(self._run_batch)
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        if self._pending and not self._committing:
+            self._begin(is_patient=False)
 
     def _run_batch(self) -> None:
         """Run what waits inside one transaction and commit it, here or in the thread."""
@@ -253,12 +287,11 @@ class Store:
         self.failure = failure
         for item in batch:
             _resolve(item, failure)
-        if self._pending:
-            # Not at once: commits on the loop must leave requests their turn.
-            asyncio.get_running_loop().call_soon(self._run_batch)
-            return
         self._committing = False
-        if self._idle is not None and not self._idle.done():
+        self._ended_at = time.monotonic()
+        if self._pending:
+            self._begin(is_patient=all(item.is_patient for item in self._pending))
+        elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
     def _rolled_back(self, error: Exception) -> errors.AgentinaError:
