@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from agentina.protocol import api as messages
 from benchmarks import lab as labs
@@ -131,7 +132,7 @@ class Simulator:
         self._process = subprocess.Popen([*command, *arguments[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._write("".join(f"{secret}\n" for secret in secrets))
 
-    def __enter__(self) -> Simulator:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -209,8 +210,9 @@ def polls() -> None:
             found = simulator.answer()
             spent = measure.run_seconds(server) - spent
             rate = found["heartbeats_per_second"]
+            per_cpu = rate * seconds / spent
             show("heartbeats per second, sharing two cores with the agents", rate, "1/s")
-            show("heartbeats per second of control plane CPU", rate * seconds / spent, "1/s", goal=4500, better="higher")
+            show("heartbeats per second of control plane CPU", per_cpu, "1/s", goal=4500, better="higher")
             show("agents whose poll is still held", found["held"], "", goal=count, better="higher")
             began = time.monotonic()
             lab.processes["control-plane"].terminate()

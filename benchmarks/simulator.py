@@ -44,7 +44,7 @@ _SUCCESS: Final = wire.Outcome(
 
 
 class Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection, just enough to load a server: content-length answers, keep-alive, one request at once."""
+    """One HTTP/1.1 connection, just enough to load a server: content-length answers, keep-alive, one request."""
 
     def __init__(self, host: str, authorization: str) -> None:
         self._host = host
@@ -58,6 +58,7 @@ class Connection(asyncio.Protocol):
         """Connect to the server of ``url``."""
         parts = urllib.parse.urlsplit(url)
         assert parts.hostname is not None
+        assert parts.port is not None
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
             lambda: cls(parts.netloc, authorization), parts.hostname, parts.port, ssl=context

@@ -16,7 +16,7 @@ from agentina.control import bells, blobs, config, fleet, keys, metrics
 from agentina.control.services import changes
 from agentina.control.store import agents, engine, jobs, registry, tasks
 from agentina.protocol import signing, wire
-from agentina.protocol.states import Reason, State
+from agentina.protocol.states import Reason
 from agentina.system import clock as clocks
 
 T = TypeVar("T")
@@ -76,33 +76,38 @@ class Plane:
             self.fleet.add_class(job_class(row))
         for row in agents.present(tx):
             self.fleet.add(agent_from_row(row))
-        for row in tasks.held(tx):
-            owner = self.fleet.agents.get(row["agent_id"])
+        for task in tasks.held(tx):
+            owner = self.fleet.agents.get(task.agent_id)
             if owner is None:
-                owner = agent_from_row(agents.by_id(tx, row["agent_id"]))
+                owner = agent_from_row(agents.by_id(tx, task.agent_id))
             held = fleet.Held(
-                agent=owner, task=row["id"], task_id=f"{row['job']}.{row['number']}", job=row["job_id"],
-                job_id=row["job"], memory_bytes=row["memory_bytes"], state=State(row["state"]),
-                deadline=now + self.settings.lease_seconds,
+                agent=owner, task=task.id, task_id=task.public_id, job=task.job_id, job_id=task.job.public_id,
+                memory_bytes=task.job.memory_bytes, state=task.state, deadline=now + self.settings.lease_seconds,
             )  # fmt: skip
-            if row["stop_reason"] is not None:
-                held.stop = wire.StopTask(task_id=held.task_id, reason=Reason(row["stop_reason"]))
+            if task.stop_reason is not None:
+                held.stop = wire.StopTask(task_id=held.task_id, reason=Reason(task.stop_reason))
             self.fleet.hold(held)
         for row in jobs.backing_off(tx):
             delay = max(row["runnable_ms"] - now_ms, 0) / 1000
             heapq.heappush(self.backoffs, (now + delay, row["id"]))
 
     async def write(
-        self, operation: Callable[[changes.Work], T], *, committed: Callable[[T], object] | None = None
+        self,
+        operation: Callable[[changes.Work], T],
+        *,
+        committed: Callable[[T], object] | None = None,
+        is_patient: bool = False,
     ) -> T:
         """Run an operation and, once it is durable, let memory follow: ``committed`` first, then its changes.
+
+        ``is_patient``: see :meth:`engine.Store.write`.
 
         Raises:
             AgentinaError: What the operation raised (it has changed nothing then), ``STORAGE_FULL``, ``SHUTTING_DOWN``.
 
         """
         effects, now_ms = changes.Changes(), self.clock.wall_ms()
-        result = await self.store.write(lambda tx: operation(changes.Work(tx, now_ms, effects)))
+        result = await self.store.write(lambda tx: operation(changes.Work(tx, now_ms, effects)), is_patient=is_patient)
         if committed is not None:
             committed(result)
         self._carry_out(effects)

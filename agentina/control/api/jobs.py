@@ -16,7 +16,6 @@ from agentina.protocol import api
 from agentina.protocol import jobs as protocol_jobs
 from agentina.protocol.states import FINAL, State
 
-_FINAL_VALUES: Final = frozenset(state.value for state in FINAL)
 _OUTPUT_PIECE: Final = 1 << 20
 _MAX_PAGE: Final = 500
 _WAIT: Final = routing.Query(name="wait", kind=float, default=0.0, maximum=60)
@@ -45,7 +44,7 @@ async def list_jobs(call: routing.Call) -> api.JobList:
         raise errors.INPUT_INVALID(where="query.state", problem=f"{state[:40]!r} is no state")
 
     def read(tx: engine.Transaction) -> list[engine.Row]:
-        before = _job(tx, after)["id"] if after is not None else None
+        before = _job(tx, after).id if after is not None else None
         return jobs.summaries(tx, state=state, organization=call.query["organization"], before=before, limit=limit + 1)
 
     rows = call.control.store.read(read)
@@ -64,10 +63,10 @@ async def events(call: routing.Call) -> api.JobEvents:
 
     def read(tx: engine.Transaction) -> api.JobEvents:
         job = _job(tx, public_id)
-        lines = jobs.events(tx, job["id"], after=after, limit=_MAX_PAGE)
+        lines = jobs.events(tx, job.id, after=after, limit=_MAX_PAGE)
         return api.JobEvents(
-            state=State(job["state"]), final=job["state"] in _FINAL_VALUES,
-            task_id=f"{public_id}.{job['tasks']}" if job["tasks"] else None,
+            state=job.state, final=job.state in FINAL,
+            task_id=f"{public_id}.{job.tasks}" if job.tasks else None,
             events=[views.job_event(public_id, line) for line in lines],
         )  # fmt: skip
 
@@ -103,7 +102,7 @@ def _read_output(call: routing.Call, offset: int) -> tuple[str, bool, bytes]:
     def read(tx: engine.Transaction) -> tuple[str, bool]:
         job = _job(tx, public_id)
         if wanted is None:
-            number = job["tasks"]
+            number = job.tasks
         else:
             name, _, text = wanted.partition(".")
             number = int(text) if name == public_id and text.isascii() and text.isdigit() and len(text) < 7 else 0  # noqa: PLR2004
@@ -111,8 +110,8 @@ def _read_output(call: routing.Call, offset: int) -> tuple[str, bool, bytes]:
         if task is None:
             if wanted is not None:
                 raise errors.TASK_UNKNOWN(task=wanted[:40])
-            return "", job["state"] in _FINAL_VALUES
-        return f"{public_id}.{number}", task["ended_ms"] is not None
+            return "", job.state in FINAL
+        return f"{public_id}.{number}", task.ended_ms is not None
 
     task_id, is_ended = call.control.store.read(read)
     piece = call.control.blobs.read_output(task_id, offset, _OUTPUT_PIECE) if task_id else b""
@@ -123,7 +122,7 @@ async def list_artifacts(call: routing.Call) -> api.ArtifactList:
     """List a job's artifacts."""
 
     def read(tx: engine.Transaction) -> list[engine.Row]:
-        return tasks.artifacts_of_job(tx, _job(tx, call.parameters["job"])["id"])
+        return tasks.artifacts_of_job(tx, _job(tx, call.parameters["job"]).id)
 
     return api.ArtifactList(artifacts=[views.artifact(row) for row in call.control.store.read(read)])
 
@@ -133,7 +132,7 @@ async def get_artifact(call: routing.Call) -> routing.Reply:
     public_id, name = call.parameters["job"], call.parameters["name"]
 
     def read(tx: engine.Transaction) -> engine.Row:
-        rows = tasks.artifacts_of_job(tx, _job(tx, public_id)["id"])
+        rows = tasks.artifacts_of_job(tx, _job(tx, public_id).id)
         row = next((row for row in rows if row["name"] == name), None)
         if row is None:
             raise errors.ARTIFACT_UNKNOWN(job=public_id, name=name[:240])
@@ -167,8 +166,8 @@ async def job_schema(_: routing.Call) -> dict[str, Any]:
     return protocol_jobs.schema()
 
 
-def _job(tx: engine.Transaction, public_id: str) -> engine.Row:
-    job = jobs.by_public_id(tx, public_id)
+def _job(tx: engine.Transaction, public_id: str) -> jobs.Job:
+    job = jobs.find(tx, public_id)
     if job is None:
         raise errors.JOB_UNKNOWN(job=public_id[:40])
     return job

@@ -8,7 +8,7 @@ from agentina.control import fleet, plane
 from agentina.control.services import changes
 from agentina.control.store import agents, engine, jobs, tasks
 from agentina.protocol import wire
-from agentina.protocol.states import State
+from agentina.protocol.states import Reason, State
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -16,8 +16,9 @@ class Claimed:
     """A job turned into a task by a transaction."""
 
     task: int
-    number: int
-    row: engine.Row
+    job: jobs.Job
+    #: The specification as stored.
+    spec: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,62 +52,70 @@ def take(work: changes.Work, agent: fleet.Agent) -> list[Claimed]:
     """Turn waiting jobs into tasks of the agent: by priority and age, as many as it has room for."""
     chosen, left = _choose(work.tx, agent)
     work.effects.ready.extend(left)
-    return [_assign(work, agent, row) for row in chosen]
+    claimed = []
+    for job in chosen:
+        assign(work, agent, job)
+        jobs.save(work.tx, job)
+        claimed.append(record(work, agent, job, jobs.spec(work.tx, job.id)))
+    return claimed
 
 
-def give(work: changes.Work, reserved: Reserved, job: engine.Row) -> Claimed | None:
-    """Turn one job into a task of the agent reserved for it; None: it cannot take it any more."""
+def is_free(tx: engine.Transaction, reserved: Reserved) -> bool:
+    """Whether the agent reserved for a job can still take it."""
     agent = reserved.agent
-    if agents.standing(work.tx, agent.id) != (reserved.session, "active"):
-        return None
-    if agent.poll != reserved.poll or not takes_work(agent):
-        return None
-    return _assign(work, agent, job)
+    if agents.standing(tx, agent.id) != (reserved.session, "active"):
+        return False
+    return agent.poll == reserved.poll and takes_work(agent)
+
+
+def assign(work: changes.Work, agent: fleet.Agent, job: jobs.Job) -> None:
+    """Take a job out of the queue for its next task, in memory."""
+    job.state, job.reason, job.detail, job.ready = State.ASSIGNED, Reason.ASSIGNED, "", False
+    job.tasks += 1
+    job.tell(f"given to {agent.name}", state=State.ASSIGNED, task=job.tasks, now_ms=work.now_ms)
+    work.effects.jobs.add(job.public_id)
+
+
+def record(work: changes.Work, agent: fleet.Agent, job: jobs.Job, spec: str) -> Claimed:
+    """Store the newest task of a stored job."""
+    task = tasks.insert(
+        work.tx, job=job.id, number=job.tasks, agent=agent.id, session=agent.session, poll=agent.poll,
+        now_ms=work.now_ms,
+    )  # fmt: skip
+    return Claimed(task, job, spec)
 
 
 def hold(control: plane.Plane, agent: fleet.Agent, claimed: list[Claimed]) -> None:
     """Let memory follow, once the tasks are durable."""
     deadline = control.clock.boot() + control.settings.lease_seconds
     for item in claimed:
-        public_id, memory_bytes = item.row["public_id"], item.row["memory_bytes"]
+        job = item.job
         agent.poll_slots = max(agent.poll_slots - 1, 0)
-        agent.poll_memory = max(agent.poll_memory - memory_bytes, 0)
+        agent.poll_memory = max(agent.poll_memory - job.memory_bytes, 0)
         held = fleet.Held(
-            agent=agent, task=item.task, task_id=f"{public_id}.{item.number}", job=item.row["id"], job_id=public_id,
-            memory_bytes=memory_bytes, state=State.ASSIGNED, deadline=deadline, spec=item.row["spec"],
+            agent=agent, task=item.task, task_id=f"{job.public_id}.{job.tasks}", job=job.id, job_id=job.public_id,
+            memory_bytes=job.memory_bytes, state=State.ASSIGNED, deadline=deadline, spec=item.spec,
         )  # fmt: skip
         control.fleet.hold(held)
 
 
-def _choose(tx: engine.Transaction, agent: fleet.Agent) -> tuple[list[engine.Row], list[tuple[int, int]]]:
+def _choose(tx: engine.Transaction, agent: fleet.Agent) -> tuple[list[jobs.Job], list[tuple[int, int]]]:
     """The jobs to take, by priority and age, and one of those left behind, to wake the next agent for."""
     most, memory = room(agent), agent.poll_memory
     if most <= 0:
         return [], []
-    rows = [row for class_id in agent.classes for row in jobs.ready(tx, class_id, memory, most + 1)]
-    rows.sort(key=_by_priority_and_age)
-    chosen: list[engine.Row] = []
+    waiting = [job for class_id in agent.classes for job in jobs.ready(tx, class_id, memory, most + 1)]
+    waiting.sort(key=_by_priority_and_age)
+    chosen: list[jobs.Job] = []
     left: dict[int, int] = {}
-    for row in rows:
-        if len(chosen) < most and row["memory_bytes"] <= memory:
-            chosen.append(row)
-            memory -= row["memory_bytes"]
+    for job in waiting:
+        if len(chosen) < most and job.memory_bytes <= memory:
+            chosen.append(job)
+            memory -= job.memory_bytes
         else:
-            left.setdefault(row["class_id"], row["memory_bytes"])
+            left.setdefault(job.class_id, job.memory_bytes)
     return chosen, list(left.items())
 
 
-def _by_priority_and_age(row: engine.Row) -> tuple[int, int]:
-    return -row["priority"], row["id"]
-
-
-def _assign(work: changes.Work, agent: fleet.Agent, row: engine.Row) -> Claimed:
-    tx, number = work.tx, row["tasks"] + 1
-    jobs.set_assigned(tx, row["id"], number)
-    task = tasks.insert(
-        tx, job=row["id"], number=number, agent=agent.id, session=agent.session, poll=agent.poll, now_ms=work.now_ms
-    )
-    text = f"given to {agent.name}"
-    jobs.add_event(tx, row["id"], text, state=State.ASSIGNED, task=number, now_ms=work.now_ms)
-    work.effects.jobs.add(row["public_id"])
-    return Claimed(task, number, row)
+def _by_priority_and_age(job: jobs.Job) -> tuple[int, int]:
+    return -job.priority, job.id

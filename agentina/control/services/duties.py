@@ -78,7 +78,7 @@ class Duties:
     def _give_up(self, work: changes.Work, held: fleet.Held) -> None:
         task = tasks.by_id(work.tx, held.task)
         # Looked at again here, in the order of operations: a new session may have renewed it since.
-        if task["ended_ms"] is not None or held.deadline > self._control.clock.boot():
+        if task.ended_ms is not None or held.deadline > self._control.clock.boot():
             return
         is_removed = self._control.fleet.find(held.agent.public_id) is None
         outcome = wire.Outcome(
@@ -95,10 +95,12 @@ class Duties:
             due = [heapq.heappop(heap) for _ in range(min(len(heap), _CHUNK)) if heap[0][0] <= now]
 
             def operation(work: changes.Work, due: list[tuple[float, int]] = due) -> None:
-                for _, job in due:
-                    row = jobs.end_backoff(work.tx, job)
-                    if row is not None:
-                        work.effects.ready.append((row["class_id"], row["memory_bytes"]))
+                for _, number in due:
+                    job = jobs.by_id(work.tx, number)
+                    if job.state is State.QUEUED and not job.ready and not job.needs_left:
+                        job.ready, job.reason = True, Reason.WAITING_FOR_AGENT
+                        jobs.save(work.tx, job)
+                        work.effects.ready.append((job.class_id, job.memory_bytes))
 
             try:
                 await self._control.write(operation)

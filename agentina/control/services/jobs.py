@@ -9,14 +9,13 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.control import ids, plane
+from agentina.control import fleet, ids, plane
 from agentina.control.services import changes, claims, lifecycle, outcomes
 from agentina.control.store import audit, engine, jobs, registry, tasks
 from agentina.protocol import api, wire
 from agentina.protocol import jobs as protocol_jobs
 from agentina.protocol.states import FINAL, Reason, State
 
-_FINAL_VALUES: Final = frozenset(state.value for state in FINAL)
 _CANCELED: Final = lifecycle.Verdict(state=State.CANCELED, reason=Reason.CANCELED_BY_OPERATOR)
 #: Longest idempotency key.
 MAX_KEY: Final = 128
@@ -85,56 +84,65 @@ class _Attempt:
             if known is not None:
                 return api.JobCreated(id=known["public_id"], created=False)
         needed = _needed(tx, organization["id"], submission.spec)
-        row = self._store(work, organization["id"], needed, sha256)
-        if not needed:
-            self._offer(work, row)
-        if self.claimed is None:
-            _announce(work, row, needed)
-        return api.JobCreated(id=row["public_id"])
-
-    def _store(self, work: changes.Work, organization: int, needed: list[engine.Row], sha256: str | None) -> engine.Row:
-        tx, now_ms, spec = work.tx, work.now_ms, self.submission.spec
-        self.job_class = jobs.ensure_class(
-            tx, organization, role=spec.role or "", labels=msgspec.json.encode(spec.labels, order="sorted").decode(),
-            runner=spec.runner,
-        )  # fmt: skip
-        new = jobs.NewJob(
-            public_id=ids.new_job_id(now_ms), organization_id=organization, class_id=self.job_class["id"],
-            name=spec.name, role=spec.role, spec=self.text, priority=spec.priority, memory_bytes=spec.memory_bytes,
-            submission_key=self.submission.key, submission_sha256=sha256,
-        )  # fmt: skip
-        left = sum(row["state"] != State.SUCCEEDED.value for row in needed)
-        row = jobs.insert(tx, new, needs_left=left, now_ms=now_ms)
-        jobs.add_event(tx, row["id"], "submitted", state=State.QUEUED, now_ms=now_ms)
+        job = self._new_job(work, organization["id"], needed)
+        # Given away before it is stored, it never enters the queue.
+        agent = self._agent_for(work, job) if not needed else None
+        if agent is not None:
+            claims.assign(work, agent, job)
+        jobs.insert(
+            tx, job, name=submission.spec.name, spec=self.text, key=submission.key, sha256=sha256, now_ms=work.now_ms
+        )
         for need in needed:
-            jobs.add_need(tx, row["id"], need["id"])
-        return row
+            jobs.add_need(tx, job.id, need.id)
+        if agent is not None:
+            self.claimed = claims.record(work, agent, job, self.text)
+        else:
+            _announce(work, job, needed)
+        return api.JobCreated(id=job.public_id)
 
-    def _offer(self, work: changes.Work, row: engine.Row) -> None:
-        self.reserved = claims.reserve(self.control, row["class_id"], row["memory_bytes"])
-        if self.reserved is not None:
-            self.claimed = claims.give(work, self.reserved, row)
+    def _new_job(self, work: changes.Work, organization: int, needed: list[jobs.Job]) -> jobs.Job:
+        spec = self.submission.spec
+        self.job_class = jobs.ensure_class(
+            work.tx, organization, role=spec.role or "", runner=spec.runner,
+            labels=msgspec.json.encode(spec.labels, order="sorted").decode(),
+        )  # fmt: skip
+        left = sum(need.state is not State.SUCCEEDED for need in needed)
+        job = jobs.Job(
+            id=0, public_id=ids.new_job_id(work.now_ms), organization_id=organization, class_id=self.job_class["id"],
+            role=spec.role, priority=spec.priority, memory_bytes=spec.memory_bytes, state=State.QUEUED,
+            reason=Reason.WAITING_FOR_NEEDS if left else Reason.WAITING_FOR_AGENT, detail="", ready=not left,
+            needs_left=left, runnable_ms=work.now_ms,
+        )  # fmt: skip
+        job.tell("submitted", state=State.QUEUED, now_ms=work.now_ms)
+        return job
+
+    def _agent_for(self, work: changes.Work, job: jobs.Job) -> fleet.Agent | None:
+        """An agent that waits for such a job; it is taken out of the queue of those."""
+        self.reserved = claims.reserve(self.control, job.class_id, job.memory_bytes)
+        if self.reserved is None or not claims.is_free(work.tx, self.reserved):
+            return None
+        return self.reserved.agent
 
 
-def _needed(tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSpec) -> list[engine.Row]:
-    rows = []
+def _needed(tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSpec) -> list[jobs.Job]:
+    needed = []
     for public_id in dict.fromkeys(spec.needs):
-        row = jobs.by_public_id(tx, public_id)
-        if row is None or row["organization_id"] != organization:
+        job = jobs.find(tx, public_id)
+        if job is None or job.organization_id != organization:
             raise errors.JOB_NEED_UNKNOWN(job=public_id[:40])
-        rows.append(row)
-    return rows
+        needed.append(job)
+    return needed
 
 
-def _announce(work: changes.Work, row: engine.Row, needed: list[engine.Row]) -> None:
+def _announce(work: changes.Work, job: jobs.Job, needed: list[jobs.Job]) -> None:
     """Announce a queued job, or cancel it at once when something it needs has already ended badly."""
-    work.effects.jobs.add(row["public_id"])
+    work.effects.jobs.add(job.public_id)
     for need in needed:
-        if need["state"] in _FINAL_VALUES and need["state"] != State.SUCCEEDED.value:
-            outcomes.cancel_unmet(work, row, f"{need['public_id']} ended as '{need['state']}'")
+        if need.state in FINAL and need.state is not State.SUCCEEDED:
+            outcomes.cancel_unmet(work, job, f"{need.public_id} ended as '{need.state.value}'")
             return
-    if row["ready"]:
-        work.effects.ready.append((row["class_id"], row["memory_bytes"]))
+    if job.ready:
+        work.effects.ready.append((job.class_id, job.memory_bytes))
 
 
 async def cancel(control: plane.Plane, public_id: str, *, actor: str, reason: str = "") -> str:
@@ -149,21 +157,24 @@ async def cancel(control: plane.Plane, public_id: str, *, actor: str, reason: st
     def operation(work: changes.Work) -> str:
         tx, now_ms = work.tx, work.now_ms
         job = _job(tx, public_id)
-        if job["state"] in _FINAL_VALUES:
-            raise errors.JOB_FINISHED(job=public_id, state=job["state"])
-        if job["cancel_requested"]:
+        if job.state in FINAL:
+            raise errors.JOB_FINISHED(job=public_id, state=job.state.value)
+        if job.cancel_requested:
             return public_id
         audit.append(tx, actor=actor, action="job.cancel", subject=public_id, detail={"reason": reason}, now_ms=now_ms)
-        jobs.set_cancel_requested(tx, job["id"])
-        if job["state"] == State.QUEUED.value:
-            jobs.add_event(tx, job["id"], f"canceled {said}", state=State.CANCELED, now_ms=now_ms)
+        if job.state is State.QUEUED:
+            job.cancel_requested = True
+            job.tell(f"canceled {said}", state=State.CANCELED, now_ms=now_ms)
             outcomes.end_job(work, job, _CANCELED, said)
             return public_id
-        task = tasks.find(tx, public_id, job["tasks"])
+        task = tasks.find(tx, public_id, job.tasks)
         assert task is not None
-        tasks.set_stop(tx, task["id"], Reason.CANCELED_BY_OPERATOR)
-        jobs.add_event(tx, job["id"], f"canceled {said}; the agent is told", task=job["tasks"], now_ms=now_ms)
-        stop = wire.StopTask(task_id=outcomes.task_id(task), reason=Reason.CANCELED_BY_OPERATOR, detail=said)
+        task.job.cancel_requested = True
+        task.job.tell(f"canceled {said}; the agent is told", task=task.number, now_ms=now_ms)
+        if task.stop_reason is None:
+            task.stop_reason = Reason.CANCELED_BY_OPERATOR.value
+        tasks.save(tx, task)
+        stop = wire.StopTask(task_id=task.public_id, reason=Reason.CANCELED_BY_OPERATOR, detail=said)
         work.effects.stops.append(stop)
         work.effects.jobs.add(public_id)
         return public_id
@@ -182,30 +193,39 @@ async def retry(control: plane.Plane, public_id: str, *, actor: str) -> str:
     def operation(work: changes.Work) -> str:
         tx, now_ms = work.tx, work.now_ms
         job = _job(tx, public_id)
-        if job["state"] not in _FINAL_VALUES:
-            raise errors.JOB_NOT_FINISHED(job=public_id, state=job["state"])
-        needed = jobs.needs(tx, job["id"])
-        left = 0
-        for need in needed:
-            if need["state"] == State.SUCCEEDED.value:
-                continue
-            if need["state"] in _FINAL_VALUES:
-                raise errors.STATE_CONFLICT(
-                    what=f"Job {need['public_id']}, which it needs,", state=f"'{need['state']}'",
-                    expected="'succeeded' or queued again; retry that one first",
-                )  # fmt: skip
-            left += 1
+        if job.state not in FINAL:
+            raise errors.JOB_NOT_FINISHED(job=public_id, state=job.state.value)
+        left = _unmet(jobs.needs(tx, job.id))
         audit.append(tx, actor=actor, action="job.retry", subject=public_id, now_ms=now_ms)
-        jobs.reopen(tx, job["id"], needs_left=left, now_ms=now_ms)
-        jobs.add_event(tx, job["id"], f"queued again by {actor}", state=State.QUEUED, now_ms=now_ms)
-        _announce(work, jobs.by_id(tx, job["id"]), [])
+        job.state, job.detail, job.ready, job.needs_left = State.QUEUED, "", not left, left
+        job.reason = Reason.WAITING_FOR_NEEDS if left else Reason.WAITING_FOR_AGENT
+        job.runnable_ms, job.ended_ms, job.dead_letter = now_ms, None, False
+        job.cancel_requested, job.attempts_before, job.returns = False, job.attempts, 0
+        job.tell(f"queued again by {actor}", state=State.QUEUED, now_ms=now_ms)
+        jobs.save(tx, job)
+        _announce(work, job, [])
         return public_id
 
     return await control.write(operation)
 
 
-def _job(tx: engine.Transaction, public_id: str) -> engine.Row:
-    job = jobs.by_public_id(tx, public_id)
+def _unmet(needed: list[jobs.Job]) -> int:
+    """How many of the needed jobs may still succeed; ``STATE_CONFLICT`` when one has ended badly."""
+    left = 0
+    for need in needed:
+        if need.state is State.SUCCEEDED:
+            continue
+        if need.state in FINAL:
+            raise errors.STATE_CONFLICT(
+                what=f"Job {need.public_id}, which it needs,", state=f"'{need.state.value}'",
+                expected="'succeeded' or queued again; retry that one first",
+            )  # fmt: skip
+        left += 1
+    return left
+
+
+def _job(tx: engine.Transaction, public_id: str) -> jobs.Job:
+    job = jobs.find(tx, public_id)
     if job is None:
         raise errors.JOB_UNKNOWN(job=public_id[:40])
     return job

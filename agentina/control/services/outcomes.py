@@ -1,4 +1,7 @@
-"""The end of a task and what follows from it for the job and the jobs that need it, within one transaction."""
+"""The end of a task and what follows from it for the job and the jobs that need it, within one transaction.
+
+What is given is written back here: whoever goes on with it reads it again.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,10 @@ from typing import Final
 import msgspec
 
 from agentina.control.services import changes, lifecycle
-from agentina.control.store import engine, jobs, tasks
+from agentina.control.store import jobs, tasks
 from agentina.protocol import jobs as protocol_jobs
 from agentina.protocol import units, wire
 from agentina.protocol.states import FINAL, REASONS, Reason, State
-
-_FINAL_VALUES: Final = frozenset(state.value for state in FINAL)
 
 
 class _RetryPart(msgspec.Struct):
@@ -25,125 +26,135 @@ _UNMET: Final = lifecycle.Verdict(state=State.CANCELED, reason=Reason.NEED_NOT_M
 _retry_decoder: Final = msgspec.json.Decoder(_RetryPart)
 
 
-def task_id(task: engine.Row) -> str:
-    """The public id of a task row."""
-    return f"{task['job']}.{task['number']}"
-
-
-def end_task(work: changes.Work, task: engine.Row, outcome: wire.Outcome) -> None:
+def end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome) -> None:
     """Give a task its final state and its job the next one."""
     assert outcome.state in FINAL, outcome.state
-    if not task["counted"]:
-        jobs.adjust_attempts(work.tx, task["job_id"], 1)
+    if not task.counted:
+        task.job.attempts += 1
     _end_task(work, task, outcome, counted=True)
-    job = jobs.by_id(work.tx, task["job_id"])
-    if job["tasks"] == task["number"] and job["state"] not in _FINAL_VALUES:
-        verdict = lifecycle.after_end(_facts(job), outcome.state, outcome.reason)
-        _settle(work, job, verdict, task=task, outcome=outcome)
+    if _decides(task):
+        # A success is one whatever the policy says: nearly all jobs end so, and their specification stays unread.
+        retry = protocol_jobs.Retry() if outcome.state is State.SUCCEEDED else _retry(work, task.job)
+        verdict = lifecycle.after_end(_facts(task.job, retry), outcome.state, outcome.reason)
+        _settle(work, task, verdict, outcome)
+    else:
+        tasks.save(work.tx, task)
 
 
-def return_task(work: changes.Work, task: engine.Row, detail: str) -> None:
+def return_task(work: changes.Work, task: tasks.Task, detail: str) -> None:
     """A task provably never started: its job goes back to the queue and no attempt is counted."""
     outcome = wire.Outcome(state=State.CANCELED, reason=Reason.RETURNED_UNSTARTED, detail=detail)
-    if task["counted"]:
-        jobs.adjust_attempts(work.tx, task["job_id"], -1)
-    jobs.count_return(work.tx, task["job_id"])
+    if task.counted:
+        task.job.attempts -= 1
+    task.job.returns += 1
     _end_task(work, task, outcome, counted=False)
-    job = jobs.by_id(work.tx, task["job_id"])
-    if job["tasks"] == task["number"] and job["state"] not in _FINAL_VALUES:
-        _settle(work, job, lifecycle.after_return(_facts(job)), task=task, outcome=outcome)
+    if _decides(task):
+        _settle(work, task, lifecycle.after_return(_facts(task.job, _retry(work, task.job))), outcome)
+    else:
+        tasks.save(work.tx, task)
 
 
-def end_job(work: changes.Work, job: engine.Row, verdict: lifecycle.Verdict, detail: str) -> None:
-    """Give a job its final state, and free or cancel the jobs that need it, and those that need them."""
+def end_job(work: changes.Work, job: jobs.Job, verdict: lifecycle.Verdict, detail: str) -> None:
+    """Give a job that no agent holds its final state."""
     _end_job(work, job, verdict, detail)
-    ended = [(job["id"], job["public_id"], verdict.state)]
-    while ended:
-        number, public_id, state = ended.pop()
-        for dependent in jobs.queued_dependents(work.tx, number):
-            if state is State.SUCCEEDED:
-                _meet_need(work, dependent, public_id)
-                continue
-            # Ended before anything else is looked at, so a job that is reached twice is canceled once.
-            cancel_unmet(work, dependent, f"{public_id} ended as '{state.value}'")
-            ended.append((dependent["id"], dependent["public_id"], State.CANCELED))
+    jobs.save(work.tx, job)
+    _follow(work, job)
 
 
-def cancel_unmet(work: changes.Work, job: engine.Row, unmet: str) -> None:
+def cancel_unmet(work: changes.Work, job: jobs.Job, unmet: str) -> None:
     """Cancel one waiting job because of a need that cannot be met any more."""
     text = f"canceled: {REASONS[Reason.NEED_NOT_MET]} ({unmet})"
-    jobs.add_event(work.tx, job["id"], text, state=State.CANCELED, now_ms=work.now_ms)
+    job.tell(text, state=State.CANCELED, now_ms=work.now_ms)
     _end_job(work, job, _UNMET, unmet)
+    jobs.save(work.tx, job)
 
 
-def _end_job(work: changes.Work, job: engine.Row, verdict: lifecycle.Verdict, detail: str) -> None:
-    jobs.set_ended(
-        work.tx, job["id"], state=verdict.state, reason=verdict.reason, detail=detail,
-        dead_letter=verdict.dead_letter, now_ms=work.now_ms,
-    )  # fmt: skip
-    work.effects.jobs.add(job["public_id"])
+def _follow(work: changes.Work, job: jobs.Job) -> None:
+    """Free or cancel the jobs that need one that has ended, and those that need them."""
+    ended = [job]
+    while ended:
+        needed = ended.pop()
+        for dependent in jobs.queued_dependents(work.tx, needed.id):
+            if needed.state is State.SUCCEEDED:
+                _meet_need(work, dependent, needed.public_id)
+                continue
+            # Written before anything else is read, so a job that is reached twice is canceled once.
+            cancel_unmet(work, dependent, f"{needed.public_id} ended as '{needed.state.value}'")
+            ended.append(dependent)
+
+
+def _end_job(work: changes.Work, job: jobs.Job, verdict: lifecycle.Verdict, detail: str) -> None:
+    job.state, job.reason, job.detail = verdict.state, verdict.reason, detail
+    job.ready, job.dead_letter, job.ended_ms = False, verdict.dead_letter, work.now_ms
+    work.effects.jobs.add(job.public_id)
     work.effects.ended_jobs.append(verdict.state)
 
 
-def _meet_need(work: changes.Work, job: engine.Row, needed: str) -> None:
-    row = jobs.meet_need(work.tx, job["id"])
-    if row is not None and row["ready"]:
-        text = f"{needed} has succeeded; ready to run"
-        jobs.add_event(work.tx, job["id"], text, state=State.QUEUED, now_ms=work.now_ms)
-        work.effects.ready.append((row["class_id"], row["memory_bytes"]))
-        work.effects.jobs.add(job["public_id"])
+def _meet_need(work: changes.Work, job: jobs.Job, needed: str) -> None:
+    job.needs_left = jobs.needs_left(work.tx, job.id)
+    if not job.needs_left:
+        job.ready, job.reason = True, Reason.WAITING_FOR_AGENT
+        job.tell(f"{needed} has succeeded; ready to run", state=State.QUEUED, now_ms=work.now_ms)
+        work.effects.ready.append((job.class_id, job.memory_bytes))
+        work.effects.jobs.add(job.public_id)
+    jobs.save(work.tx, job)
 
 
-def _settle(
-    work: changes.Work, job: engine.Row, verdict: lifecycle.Verdict, *, task: engine.Row, outcome: wire.Outcome
-) -> None:
+def _decides(task: tasks.Task) -> bool:
+    """Whether the job's life goes by the end of this task."""
+    return task.is_newest and task.job.state not in FINAL
+
+
+def _settle(work: changes.Work, task: tasks.Task, verdict: lifecycle.Verdict, outcome: wire.Outcome) -> None:
     """Carry a verdict out and write the line of the timeline that tells both ends."""
-    tx, number, text = work.tx, task["number"], outcome.detail or REASONS[outcome.reason]
+    job, text = task.job, outcome.detail or REASONS[outcome.reason]
     if verdict.state is not State.QUEUED:
         said = "" if verdict.reason is outcome.reason else f"; {REASONS[verdict.reason]}"
         line = f"{verdict.state.value}: {text}{said}"
-        jobs.add_event(tx, job["id"], line, state=verdict.state, task=number, now_ms=work.now_ms)
-        end_job(work, job, verdict, outcome.detail)
+        job.tell(line, state=verdict.state, task=task.number, now_ms=work.now_ms)
+        _end_job(work, job, verdict, outcome.detail)
+        tasks.save(work.tx, task)
+        _follow(work, job)
         return
     delay_ms = round(verdict.delay * 1000)
     when = f"again in {units.show_duration(verdict.delay)}" if delay_ms else "queued again"
     is_returned = outcome.reason is Reason.RETURNED_UNSTARTED
     line = f"{'returned' if is_returned else outcome.state.value}: {text}; {when}"
-    detail = text if is_returned else f"attempt {number}: {text}"
-    jobs.set_queued(
-        tx, job["id"], reason=verdict.reason, detail=detail, ready=not delay_ms, runnable_ms=work.now_ms + delay_ms
-    )
-    jobs.add_event(tx, job["id"], line, state=State.QUEUED, task=number, now_ms=work.now_ms)
-    work.effects.jobs.add(job["public_id"])
+    job.tell(line, state=State.QUEUED, task=task.number, now_ms=work.now_ms)
+    job.state, job.reason = State.QUEUED, verdict.reason
+    job.detail = text if is_returned else f"attempt {task.number}: {text}"
+    job.ready, job.runnable_ms = not delay_ms, work.now_ms + delay_ms
+    tasks.save(work.tx, task)
+    work.effects.jobs.add(job.public_id)
     if delay_ms:
-        work.effects.delayed.append((job["id"], verdict.delay))
+        work.effects.delayed.append((job.id, verdict.delay))
     else:
-        work.effects.ready.append((job["class_id"], job["memory_bytes"]))
+        work.effects.ready.append((job.class_id, job.memory_bytes))
 
 
-def _end_task(work: changes.Work, task: engine.Row, outcome: wire.Outcome, *, counted: bool) -> None:
-    tasks.set_ended(
-        work.tx, task["id"], state=outcome.state, reason=outcome.reason, detail=outcome.detail, counted=counted,
-        now_ms=work.now_ms,
-    )  # fmt: skip
-    started = task["started_ms"]
-    work.effects.jobs.add(task["job"])
+def _end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome, *, counted: bool) -> None:
+    task.state, task.reason, task.detail = outcome.state, outcome.reason, outcome.detail
+    task.counted, task.ended_ms = counted, work.now_ms
+    job = task.job
+    work.effects.jobs.add(job.public_id)
     work.effects.ended_tasks.append(
         changes.EndedTask(
-            task_id=task_id(task),
-            role=task["role"] or "",
+            task_id=task.public_id,
+            role=job.role or "",
             state=outcome.state,
-            priority=task["priority"],
-            duration=None if started is None else max(work.now_ms - started, 0) / 1000,
+            priority=job.priority,
+            duration=None if task.started_ms is None else max(work.now_ms - task.started_ms, 0) / 1000,
             memory_peak_bytes=outcome.usage.memory_peak_bytes,
         )
     )
 
 
-def _facts(job: engine.Row) -> lifecycle.Job:
+def _retry(work: changes.Work, job: jobs.Job) -> protocol_jobs.Retry:
+    return _retry_decoder.decode(jobs.spec(work.tx, job.id)).retry
+
+
+def _facts(job: jobs.Job, retry: protocol_jobs.Retry) -> lifecycle.Job:
     return lifecycle.Job(
-        retry=_retry_decoder.decode(job["spec"]).retry,
-        attempts=job["attempts"] - job["attempts_before"],
-        returns=job["returns"],
-        cancel_requested=bool(job["cancel_requested"]),
-    )
+        retry=retry, attempts=job.attempts - job.attempts_before, returns=job.returns,
+        cancel_requested=job.cancel_requested,
+    )  # fmt: skip

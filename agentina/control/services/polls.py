@@ -10,7 +10,7 @@ import msgspec
 from agentina import errors
 from agentina.control import fleet, plane
 from agentina.control.services import changes, claims, sessions
-from agentina.control.store import jobs, tasks
+from agentina.control.store import jobs
 from agentina.protocol import signing, wire
 
 #: What a held request does when its connection breaks: the callback it registers is called.
@@ -145,7 +145,7 @@ def _empty(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> wire
 def _sign(control: plane.Plane, agent: fleet.Agent, held: fleet.Held, number: int) -> signing.Signed:
     spec = held.spec
     if spec is None:
-        held.spec = spec = control.store.read(lambda tx: tasks.spec(tx, held.job))
+        held.spec = spec = control.store.read(lambda tx: jobs.spec(tx, held.job), snapshot=False)
     held.poll = number
     # The host counts the lease from before it sent this poll; the control plane begins a new term now.
     held.deadline = control.clock.boot() + control.settings.lease_seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Final
 
 import msgspec
 
@@ -14,9 +13,6 @@ from agentina.control.services import activation, changes, licenses, outcomes, r
 from agentina.control.store import agents, engine, tasks
 from agentina.protocol import names, wire
 from agentina.protocol.states import FINAL, Reason, State
-
-_ASSIGNED: Final = State.ASSIGNED.value
-_FINAL_VALUES: Final = frozenset(state.value for state in FINAL)
 
 
 def check(agent: fleet.Agent, session: int) -> None:
@@ -67,14 +63,13 @@ class _Unheld:
         """Decide about listed tasks that are final here, another agent's, or unknown."""
         for held in listed:
             task = tasks.find(tx, *ids.split_task_id(held.task_id)) if names.is_task_id(held.task_id) else None
-            if task is None or task["agent_id"] != self.agent.id:
+            if task is None or task.agent_id != self.agent.id:
                 self._judge_unknown(held)
             elif held.state in FINAL:
                 if is_complete(self.control, task):
                     self.forget.append(held.task_id)
-            elif not task["host_ended"] and task["state"] in _FINAL_VALUES:
-                reason = Reason(task["reason"])
-                self.stop.append(wire.StopTask(task_id=held.task_id, reason=reason, detail=task["detail"]))
+            elif not task.host_ended and task.state in FINAL:
+                self.stop.append(wire.StopTask(task_id=held.task_id, reason=task.reason, detail=task.detail))
 
     def _judge_unknown(self, held: wire.Held) -> None:
         if held.state in FINAL:
@@ -158,24 +153,23 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
     )  # fmt: skip
 
 
-def is_complete(control: plane.Plane, task: engine.Row) -> bool:
+def is_complete(control: plane.Plane, task: tasks.Task) -> bool:
     """Whether the control plane has the end and all output of a task, so that the host may delete it."""
-    if not task["host_ended"] or task["outcome"] is None:
+    if not task.host_ended or task.outcome is None:
         return False
-    outcome = msgspec.json.decode(task["outcome"], type=wire.Outcome)
+    outcome = msgspec.json.decode(task.outcome, type=wire.Outcome)
     if not outcome.output_bytes:
         return True
-    return control.blobs.output_size(outcomes.task_id(task)) >= outcome.output_bytes
+    return control.blobs.output_size(task.public_id) >= outcome.output_bytes
 
 
 def _conclude_held(work: changes.Work, agent: fleet.Agent, listed: dict[str, wire.Held]) -> set[str]:
     """Conclude what the control plane thinks the agent holds; the ids of what goes on are returned."""
     kept = set()
     for task in tasks.held_by(work.tx, agent.id):
-        task_id = outcomes.task_id(task)
-        if task_id in listed:
-            kept.add(task_id)
-        elif task["state"] == _ASSIGNED:
+        if task.public_id in listed:
+            kept.add(task.public_id)
+        elif task.state is State.ASSIGNED:
             outcomes.return_task(work, task, "its host never took it over")
         else:
             lost = wire.Outcome(

@@ -12,7 +12,7 @@ import msgspec
 from agentina import errors
 from agentina.control import fleet, ids, plane
 from agentina.control.services import sessions
-from agentina.control.store import engine, tasks
+from agentina.control.store import engine, jobs, tasks
 from agentina.protocol import jobs as protocol_jobs
 from agentina.protocol import names, wire
 
@@ -57,7 +57,7 @@ class Uploads:
             raise errors.INPUT_TOO_LARGE(where=f"output of {task_id}", size=offset + len(piece), limit=limit)
         async with self._turn(task_id):
             size = await self._control.blobs.append_output(task_id, offset, piece)
-        self._control.bells.ring(task["job"])
+        self._control.bells.ring(task.job.public_id)
         return wire.PieceStored(offset=size)
 
     async def begin_artifact(self, agent: fleet.Agent, task_id: str, message: wire.ArtifactBegin) -> wire.PieceStored:
@@ -74,11 +74,11 @@ class Uploads:
 
         def announce(tx: engine.Transaction) -> tuple[engine.Row | None, engine.Row]:
             sessions.check_standing(tx, agent, message.session)
-            before = tasks.artifact(tx, task["id"], info.name)
+            before = tasks.artifact(tx, task.id, info.name)
             row = tasks.announce_artifact(
-                tx, task["id"], name=info.name, size=info.size, sha256=info.sha256, kind=info.kind
+                tx, task.id, name=info.name, size=info.size, sha256=info.sha256, kind=info.kind
             )
-            count, total = tasks.artifact_totals(tx, task["id"])
+            count, total = tasks.artifact_totals(tx, task.id)
             if total > limit or count > MAX_ARTIFACTS:
                 raise errors.INPUT_TOO_LARGE(where=f"artifacts of {task_id}", size=total, limit=limit)
             return before, row
@@ -105,9 +105,9 @@ class Uploads:
         """
         task = self._task(agent, task_id, session)
         async with self._turn(task_id):
-            row = self._control.store.read(lambda tx: tasks.artifact(tx, task["id"], name), snapshot=False)
+            row = self._control.store.read(lambda tx: tasks.artifact(tx, task.id, name), snapshot=False)
             if row is None:
-                raise errors.ARTIFACT_UNKNOWN(job=task["job"], name=name[: names.MAX_ARTIFACT_NAME])
+                raise errors.ARTIFACT_UNKNOWN(job=task.job.public_id, name=name[: names.MAX_ARTIFACT_NAME])
             if row["complete"]:
                 return wire.PieceStored(offset=row["size"], complete=True)
             if offset + len(piece) > row["size"]:
@@ -117,27 +117,26 @@ class Uploads:
                 return wire.PieceStored(offset=size)
             return await self._complete(task, row)
 
-    async def _complete(self, task: engine.Row, row: engine.Row) -> wire.PieceStored:
-        task_id = f"{task['job']}.{task['number']}"
-        name, sha256 = row["name"], row["sha256"]
+    async def _complete(self, task: tasks.Task, row: engine.Row) -> wire.PieceStored:
+        task_id, name, sha256 = task.public_id, row["name"], row["sha256"]
         found = await self._control.blobs.finish_artifact(task_id, name, sha256)
         if found != sha256:
             raise errors.ARTIFACT_CORRUPT(name=name, found=found, expected=sha256)
-        await self._control.store.write(lambda tx: tasks.complete_artifact(tx, task["id"], name, sha256))
+        await self._control.store.write(lambda tx: tasks.complete_artifact(tx, task.id, name, sha256))
         return wire.PieceStored(offset=row["size"], complete=True)
 
-    def _task(self, agent: fleet.Agent, task_id: str, session: int) -> engine.Row:
+    def _task(self, agent: fleet.Agent, task_id: str, session: int) -> tasks.Task:
         sessions.check(agent, session)
         agent.last_seen = self._control.clock.boot()
         if not names.is_task_id(task_id):
             raise errors.TASK_UNKNOWN(task=task_id[:40])
         task = self._control.store.read(lambda tx: tasks.find(tx, *ids.split_task_id(task_id)), snapshot=False)
-        if task is None or task["agent_id"] != agent.id:
+        if task is None or task.agent_id != agent.id:
             raise errors.TASK_UNKNOWN(task=task_id)
         return task
 
-    def _limits(self, task: engine.Row) -> protocol_jobs.Limits:
-        spec = self._control.store.read(lambda tx: tasks.spec(tx, task["job_id"]), snapshot=False)
+    def _limits(self, task: tasks.Task) -> protocol_jobs.Limits:
+        spec = self._control.store.read(lambda tx: jobs.spec(tx, task.job_id), snapshot=False)
         return msgspec.json.decode(spec, type=_LimitsPart).limits
 
     @contextlib.asynccontextmanager

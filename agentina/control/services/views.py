@@ -38,29 +38,29 @@ def job_view(control: plane.Plane, public_id: str) -> api.JobView:
     """
 
     def read(tx: engine.Transaction) -> api.JobView:
-        job = jobs.by_public_id(tx, public_id)
+        job = jobs.find(tx, public_id)
         if job is None:
             raise errors.JOB_UNKNOWN(job=public_id[:40])
-        spec = msgspec.json.decode(job["spec"], type=protocol_jobs.JobSpec)
+        spec = msgspec.json.decode(jobs.spec(tx, job.id), type=protocol_jobs.JobSpec)
         return api.JobView(
-            job=job_summary(jobs.summary(tx, job["id"])),
+            job=job_summary(jobs.summary(tx, job.id)),
             spec=protocol_jobs.without_values(spec),
-            tasks=[task_view(control, public_id, row) for row in tasks.of_job(tx, job["id"])],
-            events=[job_event(public_id, row) for row in jobs.events(tx, job["id"], after=0, limit=_MAX_EVENTS)],
-            artifacts=[artifact(row) for row in tasks.artifacts_of_job(tx, job["id"])],
-            blockers=_blockers(control, tx, job) if job["state"] == State.QUEUED.value else [],
-            dead_letter=bool(job["dead_letter"]),
+            tasks=[task_view(control, public_id, row) for row in tasks.of_job(tx, job.id)],
+            events=[job_event(public_id, row) for row in jobs.events(tx, job.id, after=0, limit=_MAX_EVENTS)],
+            artifacts=[artifact(row) for row in tasks.artifacts_of_job(tx, job.id)],
+            blockers=_blockers(control, tx, job) if job.state is State.QUEUED else [],
+            dead_letter=bool(job.dead_letter),
         )
 
     return control.store.read(read)
 
 
-def _blockers(control: plane.Plane, tx: engine.Transaction, job: engine.Row) -> list[str]:
+def _blockers(control: plane.Plane, tx: engine.Transaction, job: jobs.Job) -> list[str]:
     now = control.clock.boot()
     waits = blockers.Waits(
-        needs=[row["public_id"] for row in jobs.needs(tx, job["id"]) if row["state"] != State.SUCCEEDED.value],
-        backoff_seconds=0 if job["ready"] else max(job["runnable_ms"] - control.clock.wall_ms(), 0) / 1000,
-        memory_bytes=job["memory_bytes"],
+        needs=[need.public_id for need in jobs.needs(tx, job.id) if need.state is not State.SUCCEEDED],
+        backoff_seconds=0 if job.ready else max(job.runnable_ms - control.clock.wall_ms(), 0) / 1000,
+        memory_bytes=job.memory_bytes,
     )
     candidates = [
         blockers.Candidate(
@@ -77,7 +77,7 @@ def _blockers(control: plane.Plane, tx: engine.Transaction, job: engine.Row) -> 
         )
         for agent in control.fleet.agents.values()
     ]
-    return blockers.explain(waits, control.fleet.classes[job["class_id"]], candidates)
+    return blockers.explain(waits, control.fleet.classes[job.class_id], candidates)
 
 
 def task_view(control: plane.Plane, job: str, row: engine.Row) -> api.TaskView:

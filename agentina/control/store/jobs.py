@@ -1,4 +1,8 @@
-"""Jobs, their needs, their timeline, and the classes the queue is sorted into."""
+"""Jobs, their needs, their timeline, and the classes the queue is sorted into.
+
+An operation reads a :class:`Job`, changes it in memory and writes it back once with :func:`save`, before it reads the
+same job again.
+"""
 
 from __future__ import annotations
 
@@ -12,50 +16,126 @@ from agentina.protocol.states import Reason, State
 MAX_EVENTS: Final = 2000
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class NewJob:
-    """The values of a job to insert."""
+@dataclasses.dataclass(slots=True)
+class Job:
+    """What decisions need of a job, and what they change. Fields up to ``events`` are columns (001_pre_initial.sql)."""
 
+    id: int
     public_id: str
     organization_id: int
     class_id: int
-    name: str
     role: str | None
-    spec: str
     priority: int
     memory_bytes: int
-    submission_key: str | None
-    submission_sha256: str | None
+    state: State
+    reason: Reason
+    detail: str
+    ready: bool
+    needs_left: int
+    runnable_ms: int
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    tasks: int = 0
+    attempts: int = 0
+    attempts_before: int = 0
+    returns: int = 0
+    cancel_requested: bool = False
+    dead_letter: bool = False
+    #: Lines of the timeline, those not yet written included.
+    events: int = 0
+    #: Rows of ``events`` that :func:`save` writes.
+    unwritten: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
+
+    def tell(self, text: str, *, now_ms: int, state: State | None = None, task: int | None = None) -> None:
+        """Add a line to the timeline (silently full after :data:`MAX_EVENTS`, except for changes of state)."""
+        if self.events < MAX_EVENTS or state is not None:
+            self.events += 1
+            self.unwritten.append((self.events, task, now_ms, state and state.value, text))
 
 
-def insert(tx: engine.Transaction, job: NewJob, *, needs_left: int, now_ms: int) -> engine.Row:
-    """Store a queued job; what a claim needs of its row is returned, as :func:`ready` does."""
-    reason = Reason.WAITING_FOR_NEEDS if needs_left else Reason.WAITING_FOR_AGENT
+#: Columns of a :class:`Job`, in the order of its fields.
+_FIELDS: Final = [field.name for field in dataclasses.fields(Job)][:-1]
+COLUMNS: Final = ", ".join(f"j.{name}" for name in _FIELDS)
+_SELECT: Final = f"SELECT {COLUMNS} FROM"
+_BY_PUBLIC_ID: Final = f"{_SELECT} jobs j WHERE j.public_id = :id"
+_BY_ID: Final = f"{_SELECT} jobs j WHERE j.id = :id"
+_READY: Final = (
+    f"{_SELECT} jobs j WHERE j.ready = 1 AND j.class_id = :class AND j.memory_bytes <= :memory"
+    " ORDER BY j.priority DESC, j.id LIMIT :limit"
+)
+_NEEDED: Final = f"{_SELECT} needs n JOIN jobs j ON j.id = n.needed_id WHERE n.job_id = :job ORDER BY j.id"
+_QUEUED_DEPENDENTS: Final = (
+    f"{_SELECT} needs n JOIN jobs j ON j.id = n.job_id"
+    " WHERE n.needed_id = :job AND j.state = 'queued' AND j.needs_left > 0 ORDER BY j.id"
+)
+
+
+def from_row(row: engine.Row) -> Job:
+    """The job in a row of :data:`COLUMNS`."""
+    job = Job(*row)
+    job.state, job.reason = State(job.state), Reason(job.reason)
+    return job
+
+
+def find(tx: engine.Transaction, public_id: str) -> Job | None:
+    """The job with this public id."""
+    row = tx.one(_BY_PUBLIC_ID, id=public_id)
+    return None if row is None else from_row(row)
+
+
+def by_id(tx: engine.Transaction, job: int) -> Job:
+    """A job that exists."""
+    row = tx.one(_BY_ID, id=job)
+    assert row is not None, job
+    return from_row(row)
+
+
+def insert(
+    tx: engine.Transaction, job: Job, *, name: str, spec: str, key: str | None, sha256: str | None, now_ms: int
+) -> None:
+    """Store a new job with its timeline and give it its row id."""
     row = tx.one(
         "INSERT INTO jobs (public_id, organization_id, class_id, name, role, spec, priority, memory_bytes, state,"
-        " reason, ready, needs_left, runnable_ms, created_ms, submission_key, submission_sha256)"
-        " VALUES (:public_id, :organization, :class, :name, :role, :spec, :priority, :memory, 'queued',"
-        " :reason, :ready, :needs_left, :now, :now, :key, :sha256)"
-        " RETURNING id, public_id, class_id, spec, priority, memory_bytes, tasks, ready",
+        " reason, ready, needs_left, runnable_ms, created_ms, tasks, events, submission_key, submission_sha256)"
+        " VALUES (:public_id, :organization, :class, :name, :role, :spec, :priority, :memory, :state,"
+        " :reason, :ready, :needs_left, :now, :now, :tasks, :events, :key, :sha256) RETURNING id",
         public_id=job.public_id, organization=job.organization_id, **{"class": job.class_id},
-        name=job.name, role=job.role, spec=job.spec, priority=job.priority, memory=job.memory_bytes,
-        reason=reason.value, ready=0 if needs_left else 1, needs_left=needs_left, now=now_ms,
-        key=job.submission_key, sha256=job.submission_sha256,
+        name=name, role=job.role, spec=spec, priority=job.priority, memory=job.memory_bytes, state=job.state.value,
+        reason=job.reason.value, ready=job.ready, needs_left=job.needs_left, now=now_ms, tasks=job.tasks,
+        events=job.events, key=key, sha256=sha256,
     )  # fmt: skip
     assert row is not None
-    return row
+    job.id = row[0]
+    _write_events(tx, job)
 
 
-def by_public_id(tx: engine.Transaction, public_id: str) -> engine.Row | None:
-    """The whole row of a job."""
-    return tx.one("SELECT * FROM jobs WHERE public_id = :id", id=public_id)
+def save(tx: engine.Transaction, job: Job) -> None:
+    """Write back what may have changed, with the new lines of its timeline."""
+    tx.execute(
+        "UPDATE jobs SET state = :state, reason = :reason, detail = :detail, ready = :ready, needs_left = :needs_left,"
+        " runnable_ms = :runnable_ms, started_ms = :started_ms, ended_ms = :ended_ms, tasks = :tasks,"
+        " attempts = :attempts, attempts_before = :attempts_before, returns = :returns,"
+        " cancel_requested = :cancel_requested, dead_letter = :dead_letter, events = :events WHERE id = :id",
+        id=job.id, state=job.state.value, reason=job.reason.value, detail=job.detail, ready=job.ready,
+        needs_left=job.needs_left, runnable_ms=job.runnable_ms, started_ms=job.started_ms, ended_ms=job.ended_ms,
+        tasks=job.tasks, attempts=job.attempts, attempts_before=job.attempts_before, returns=job.returns,
+        cancel_requested=job.cancel_requested, dead_letter=job.dead_letter, events=job.events,
+    )  # fmt: skip
+    _write_events(tx, job)
 
 
-def by_id(tx: engine.Transaction, job: int) -> engine.Row:
-    """The whole row of a job that exists."""
-    row = tx.one("SELECT * FROM jobs WHERE id = :id", id=job)
+def _write_events(tx: engine.Transaction, job: Job) -> None:
+    if job.unwritten:
+        rows = [(job.id, *line) for line in job.unwritten]
+        tx.many("INSERT INTO events (job_id, number, task, at_ms, state, text) VALUES (?, ?, ?, ?, ?, ?)", rows)
+        job.unwritten.clear()
+
+
+def spec(tx: engine.Transaction, job: int) -> str:
+    """The stored specification (JSON) of a job that exists."""
+    row = tx.one("SELECT spec FROM jobs WHERE id = :id", id=job)
     assert row is not None, job
-    return row
+    return str(row[0])
 
 
 def by_submission(tx: engine.Transaction, organization: int, key: str) -> engine.Row | None:
@@ -129,29 +209,16 @@ def is_any_ready(tx: engine.Transaction, class_id: int, memory_bytes: int) -> bo
     return tx.one(sql, **{"class": class_id}, memory=memory_bytes) is not None
 
 
-def ready(tx: engine.Transaction, class_id: int, memory_bytes: int, limit: int) -> list[engine.Row]:
+def ready(tx: engine.Transaction, class_id: int, memory_bytes: int, limit: int) -> list[Job]:
     """The first jobs of a class that wait for an agent and fit, by priority and age."""
-    return tx.all(
-        "SELECT id, public_id, class_id, spec, priority, memory_bytes, tasks, ready"
-        " FROM jobs WHERE ready = 1 AND class_id = :class AND memory_bytes <= :memory"
-        " ORDER BY priority DESC, id LIMIT :limit",
-        **{"class": class_id}, memory=memory_bytes, limit=limit,
-    )  # fmt: skip
+    rows = tx.all(_READY, **{"class": class_id}, memory=memory_bytes, limit=limit)
+    return [from_row(row) for row in rows]
 
 
 def backing_off(tx: engine.Transaction) -> list[engine.Row]:
     """Queued jobs whose backoff is not over."""
     return tx.all(
         "SELECT id, runnable_ms FROM jobs WHERE state = 'queued' AND ready = 0 AND needs_left = 0 ORDER BY runnable_ms"
-    )
-
-
-def end_backoff(tx: engine.Transaction, job: int) -> engine.Row | None:
-    """Make a job ready whose backoff is over; None when it is no longer backing off."""
-    return tx.one(
-        "UPDATE jobs SET ready = 1, reason = 'waiting-for-agent'"
-        " WHERE id = :id AND state = 'queued' AND ready = 0 AND needs_left = 0 RETURNING class_id, memory_bytes",
-        id=job,
     )
 
 
@@ -164,74 +231,6 @@ def pending(tx: engine.Transaction) -> list[engine.Row]:
     )
 
 
-# --- changes of state ------------------------------------------------------------------------------------------------
-
-
-def set_assigned(tx: engine.Transaction, job: int, number: int) -> None:
-    """Take a job out of the queue for its task ``number``."""
-    tx.execute(
-        "UPDATE jobs SET state = 'assigned', reason = 'assigned', detail = '', ready = 0, tasks = :number"
-        " WHERE id = :id",
-        id=job, number=number,
-    )  # fmt: skip
-
-
-def set_progress(tx: engine.Transaction, job: int, state: State, *, started_ms: int | None, counted: bool) -> None:
-    """Follow the job's current task. ``counted``: this is when its attempt begins to count."""
-    tx.execute(
-        "UPDATE jobs SET state = :state, reason = :state, attempts = attempts + :counted,"
-        " returns = CASE WHEN :state = 'running' THEN 0 ELSE returns END, started_ms = coalesce(started_ms, :started)"
-        " WHERE id = :id",
-        id=job, state=state.value, started=started_ms, counted=int(counted),
-    )  # fmt: skip
-
-
-def set_queued(tx: engine.Transaction, job: int, *, reason: Reason, detail: str, ready: bool, runnable_ms: int) -> None:
-    """Put a job back into the queue."""
-    tx.execute(
-        "UPDATE jobs SET state = 'queued', reason = :reason, detail = :detail, ready = :ready, runnable_ms = :runnable"
-        " WHERE id = :id",
-        id=job, reason=reason.value, detail=detail, ready=int(ready), runnable=runnable_ms,
-    )  # fmt: skip
-
-
-def set_ended(
-    tx: engine.Transaction, job: int, *, state: State, reason: Reason, detail: str, dead_letter: bool, now_ms: int
-) -> None:
-    """Give a job its final state."""
-    tx.execute(
-        "UPDATE jobs SET state = :state, reason = :reason, detail = :detail, ready = 0, dead_letter = :dead,"
-        " ended_ms = :now WHERE id = :id",
-        id=job, state=state.value, reason=reason.value, detail=detail, dead=int(dead_letter), now=now_ms,
-    )  # fmt: skip
-
-
-def set_cancel_requested(tx: engine.Transaction, job: int) -> None:
-    """Remember that somebody wants it ended."""
-    tx.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = :id", id=job)
-
-
-def adjust_attempts(tx: engine.Transaction, job: int, by: int) -> None:
-    """Correct the count of started attempts."""
-    tx.execute("UPDATE jobs SET attempts = attempts + :by WHERE id = :id", id=job, by=by)
-
-
-def count_return(tx: engine.Transaction, job: int) -> None:
-    """One more assignment came back unstarted."""
-    tx.execute("UPDATE jobs SET returns = returns + 1 WHERE id = :id", id=job)
-
-
-def reopen(tx: engine.Transaction, job: int, *, needs_left: int, now_ms: int) -> None:
-    """Queue an ended job again at a person's wish, with a fresh budget of attempts."""
-    reason = Reason.WAITING_FOR_NEEDS if needs_left else Reason.WAITING_FOR_AGENT
-    tx.execute(
-        "UPDATE jobs SET state = 'queued', reason = :reason, detail = '', ready = :ready, needs_left = :left,"
-        " runnable_ms = :now, ended_ms = NULL, dead_letter = 0, cancel_requested = 0, attempts_before = attempts,"
-        " returns = 0 WHERE id = :id",
-        id=job, reason=reason.value, ready=0 if needs_left else 1, left=needs_left, now=now_ms,
-    )  # fmt: skip
-
-
 # --- needs -------------------------------------------------------------------------------------------------------
 
 
@@ -240,54 +239,31 @@ def add_need(tx: engine.Transaction, job: int, needed: int) -> None:
     tx.execute("INSERT OR IGNORE INTO needs (needed_id, job_id) VALUES (:needed, :job)", needed=needed, job=job)
 
 
-def needs(tx: engine.Transaction, job: int) -> list[engine.Row]:
+def needs(tx: engine.Transaction, job: int) -> list[Job]:
     """The jobs ``job`` needs."""
-    return tx.all(
-        "SELECT j.id, j.public_id, j.state FROM needs n JOIN jobs j ON j.id = n.needed_id WHERE n.job_id = :job"
-        " ORDER BY j.id",
-        job=job,
-    )
+    return [from_row(row) for row in tx.all(_NEEDED, job=job)]
 
 
-def queued_dependents(tx: engine.Transaction, job: int) -> list[engine.Row]:
+def queued_dependents(tx: engine.Transaction, job: int) -> list[Job]:
     """Jobs still waiting for ``job``."""
-    return tx.all(
-        "SELECT j.id, j.public_id FROM needs n JOIN jobs j ON j.id = n.job_id"
-        " WHERE n.needed_id = :job AND j.state = 'queued' AND j.needs_left > 0 ORDER BY j.id",
-        job=job,
-    )
+    return [from_row(row) for row in tx.all(_QUEUED_DEPENDENTS, job=job)]
 
 
-def meet_need(tx: engine.Transaction, job: int) -> engine.Row | None:
-    """A need was met; the row says whether that was the last and the job is ready now."""
-    # Counted anew rather than down: a needed job may succeed twice when somebody retries it.
-    left = tx.one(
+def needs_left(tx: engine.Transaction, job: int) -> int:
+    """How many needed jobs have not succeeded.
+
+    Counted anew rather than down: a needed job may succeed twice when somebody retries it.
+    """
+    row = tx.one(
         "SELECT count(*) FROM needs n JOIN jobs j ON j.id = n.needed_id"
         " WHERE n.job_id = :id AND j.state <> 'succeeded'",
         id=job,
     )
-    assert left is not None
-    return tx.one(
-        "UPDATE jobs SET needs_left = :left, ready = (:left = 0),"
-        " reason = CASE WHEN :left = 0 THEN 'waiting-for-agent' ELSE reason END"
-        " WHERE id = :id RETURNING class_id, memory_bytes, ready",
-        id=job, left=left[0],
-    )  # fmt: skip
+    assert row is not None
+    return int(row[0])
 
 
 # --- timeline ----------------------------------------------------------------------------------------------------
-
-
-def add_event(
-    tx: engine.Transaction, job: int, text: str, *, now_ms: int, state: State | None = None, task: int | None = None
-) -> None:
-    """Add a line to a job's timeline (silently full after :data:`MAX_EVENTS`, except for changes of state)."""
-    tx.execute(
-        "INSERT INTO events (job_id, number, task, at_ms, state, text)"
-        " SELECT :job, coalesce(max(number), 0) + 1, :task, :now, :state, :text FROM events WHERE job_id = :job"
-        " HAVING coalesce(max(number), 0) < :most OR :state IS NOT NULL",
-        job=job, task=task, now=now_ms, state=state and state.value, text=text, most=MAX_EVENTS,
-    )  # fmt: skip
 
 
 def events(tx: engine.Transaction, job: int, *, after: int, limit: int) -> list[engine.Row]:

@@ -1,11 +1,87 @@
-"""Tasks (attempts of jobs) and the artifacts they left."""
+"""Tasks (attempts of jobs) and the artifacts they left.
+
+An operation reads a :class:`Task` with its job, changes both in memory and writes them back once with :func:`save`,
+before it reads the same again.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Final
 
-from agentina.control.store import engine
+from agentina.control.store import engine, jobs
 from agentina.protocol.states import Reason, State
+
+
+@dataclasses.dataclass(slots=True)
+class Task:
+    """A task with its job. The other fields are columns (001_pre_initial.sql)."""
+
+    job: jobs.Job
+    id: int
+    job_id: int
+    number: int
+    agent_id: int
+    state: State
+    reason: Reason
+    detail: str
+    started_ms: int | None
+    ended_ms: int | None
+    pid: int | None
+    outcome: str | None
+    counted: bool
+    host_ended: bool
+    stop_reason: str | None
+
+    @property
+    def public_id(self) -> str:
+        """As people and agents know it."""
+        return f"{self.job.public_id}.{self.number}"
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether its job goes by it: no other task was made after it."""
+        return self.number == self.job.tasks
+
+
+_FIELDS: Final = [field.name for field in dataclasses.fields(Task)][1:]
+_COLUMNS: Final = ", ".join(f"t.{name}" for name in _FIELDS)
+_SELECT: Final = f"SELECT {_COLUMNS}, {jobs.COLUMNS} FROM"
+_WITH_JOB: Final = f"{_SELECT} tasks t JOIN jobs j ON j.id = t.job_id"
+_FIND: Final = f"{_WITH_JOB} WHERE j.public_id = :job AND t.number = :number"
+_BY_ID: Final = f"{_WITH_JOB} WHERE t.id = :id"
+_HELD_BY: Final = f"{_WITH_JOB} WHERE t.agent_id = :agent AND t.ended_ms IS NULL ORDER BY t.id"
+_HELD: Final = f"{_WITH_JOB} WHERE t.ended_ms IS NULL ORDER BY t.id"
+
+
+def _from_row(row: engine.Row) -> Task:
+    count = len(_FIELDS)
+    task = Task(jobs.from_row(row[count:]), *row[:count])
+    task.state, task.reason = State(task.state), Reason(task.reason)
+    return task
+
+
+def find(tx: engine.Transaction, job: str, number: int) -> Task | None:
+    """The task ``number`` of the job with public id ``job``."""
+    row = tx.one(_FIND, job=job, number=number)
+    return None if row is None else _from_row(row)
+
+
+def by_id(tx: engine.Transaction, task: int) -> Task:
+    """A task that exists."""
+    row = tx.one(_BY_ID, id=task)
+    assert row is not None, task
+    return _from_row(row)
+
+
+def held_by(tx: engine.Transaction, agent: int) -> list[Task]:
+    """The tasks of an agent that have not ended."""
+    return [_from_row(row) for row in tx.all(_HELD_BY, agent=agent)]
+
+
+def held(tx: engine.Transaction) -> list[Task]:
+    """All tasks that have not ended."""
+    return [_from_row(row) for row in tx.all(_HELD)]
 
 
 def insert(tx: engine.Transaction, *, job: int, number: int, agent: int, session: int, poll: int, now_ms: int) -> int:
@@ -19,42 +95,17 @@ def insert(tx: engine.Transaction, *, job: int, number: int, agent: int, session
     return int(row[0])
 
 
-#: A task with what decisions about it need of its job.
-_WITH_JOB: Final = (
-    "SELECT t.id, t.job_id, t.number, t.agent_id, t.session, t.poll, t.state, t.reason, t.detail, t.assigned_ms,"
-    " t.started_ms, t.ended_ms, t.counted, t.stop_reason, t.host_ended, t.outcome,"
-    " j.public_id AS job, j.runnable_ms, j.state AS job_state, j.tasks AS newest, j.memory_bytes, j.role, j.priority"
-    " FROM tasks t JOIN jobs j ON j.id = t.job_id"
-)
-
-
-def find(tx: engine.Transaction, job: str, number: int) -> engine.Row | None:
-    """The task ``number`` of the job with public id ``job``."""
-    return tx.one(f"{_WITH_JOB} WHERE j.public_id = :job AND t.number = :number", job=job, number=number)
-
-
-def by_id(tx: engine.Transaction, task: int) -> engine.Row:
-    """A task that exists."""
-    row = tx.one(f"{_WITH_JOB} WHERE t.id = :id", id=task)
-    assert row is not None, task
-    return row
-
-
-def held_by(tx: engine.Transaction, agent: int) -> list[engine.Row]:
-    """The tasks of an agent that have not ended."""
-    return tx.all(f"{_WITH_JOB} WHERE t.agent_id = :agent AND t.ended_ms IS NULL ORDER BY t.id", agent=agent)
-
-
-def held(tx: engine.Transaction) -> list[engine.Row]:
-    """All tasks that have not ended."""
-    return tx.all(f"{_WITH_JOB} WHERE t.ended_ms IS NULL ORDER BY t.id")
-
-
-def spec(tx: engine.Transaction, job: int) -> str:
-    """The stored specification of a task's job."""
-    row = tx.one("SELECT spec FROM jobs WHERE id = :id", id=job)
-    assert row is not None, job
-    return str(row[0])
+def save(tx: engine.Transaction, task: Task) -> None:
+    """Write back what may have changed of a task and of its job."""
+    tx.execute(
+        "UPDATE tasks SET state = :state, reason = :reason, detail = :detail, started_ms = :started_ms,"
+        " ended_ms = :ended_ms, pid = :pid, outcome = :outcome, counted = :counted, host_ended = :host_ended,"
+        " stop_reason = :stop_reason WHERE id = :id",
+        id=task.id, state=task.state.value, reason=task.reason.value, detail=task.detail, started_ms=task.started_ms,
+        ended_ms=task.ended_ms, pid=task.pid, outcome=task.outcome, counted=task.counted, host_ended=task.host_ended,
+        stop_reason=task.stop_reason,
+    )  # fmt: skip
+    jobs.save(tx, task.job)
 
 
 def of_job(tx: engine.Transaction, job: int) -> list[engine.Row]:
@@ -65,43 +116,6 @@ def of_job(tx: engine.Transaction, job: int) -> list[engine.Row]:
         job=job,
     )
     return rows[::-1]
-
-
-def set_progress(
-    tx: engine.Transaction, task: int, state: State, *, started_ms: int | None = None, pid: int | None = None
-) -> None:
-    """Move a task forward; from here its attempt counts."""
-    tx.execute(
-        "UPDATE tasks SET state = :state, reason = :state, started_ms = coalesce(started_ms, :started),"
-        " pid = coalesce(:pid, pid), counted = 1 WHERE id = :id",
-        id=task, state=state.value, started=started_ms, pid=pid,
-    )  # fmt: skip
-
-
-def set_ended(
-    tx: engine.Transaction, task: int, *, state: State, reason: Reason, detail: str, counted: bool, now_ms: int
-) -> None:
-    """Give a task its final state."""
-    tx.execute(
-        "UPDATE tasks SET state = :state, reason = :reason, detail = :detail, counted = :counted, ended_ms = :now"
-        " WHERE id = :id",
-        id=task, state=state.value, reason=reason.value, detail=detail, counted=int(counted), now=now_ms,
-    )  # fmt: skip
-
-
-def set_outcome(tx: engine.Transaction, task: int, outcome: str) -> None:
-    """Keep what the host said about the end. The first word counts."""
-    tx.execute(
-        "UPDATE tasks SET host_ended = 1, outcome = coalesce(outcome, :outcome) WHERE id = :id",
-        id=task, outcome=outcome,
-    )  # fmt: skip
-
-
-def set_stop(tx: engine.Transaction, task: int, reason: Reason) -> None:
-    """Remember that the agent is to end it."""
-    tx.execute(
-        "UPDATE tasks SET stop_reason = coalesce(stop_reason, :reason) WHERE id = :id", id=task, reason=reason.value
-    )
 
 
 # --- artifacts -------------------------------------------------------------------------------------------------------

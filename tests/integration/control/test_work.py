@@ -68,10 +68,10 @@ def test_a_waiting_agent_is_given_the_job_by_the_submission_itself(control: Any,
     writes = 0
     write = control.plane.store.write
 
-    def counted(operation: Any) -> Any:
+    def counted(operation: Any, **more: Any) -> Any:
         nonlocal writes
         writes += 1
-        return write(operation)
+        return write(operation, **more)
 
     control.plane.store.write = counted
     job = operator.submit()
