@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import resource
 import ssl
 import sys
@@ -262,7 +263,7 @@ async def jobs(url: str, context: ssl.SSLContext | None, count: int, slots: int)
     reports = await Connection.open(url, context, agent.assertion)
     document = {"name": "bench", "payload": {"argv": ["/bin/true"]}, "resources": {"memory": 16 << 20}}
     body = json.dumps(document).encode()
-    for pause in (0.0, 0.005):
+    for pause in (0.0, 0.01):
         expected = host.ended + count
         reporting = tasks.start(host.send_reports(reports, expected), name="reports")
         began, answers = time.perf_counter(), []
@@ -270,7 +271,8 @@ async def jobs(url: str, context: ssl.SSLContext | None, count: int, slots: int)
             asked = time.perf_counter()
             await operator.send("/v1/jobs", body)
             answers.append(1000 * (time.perf_counter() - asked))
-            await asyncio.sleep(pause)
+            # Uneven, so that nothing falls into step with the timers of either side.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
         await reporting
         seconds = time.perf_counter() - began
         say({"seconds": seconds, "p50": measure.percentile(answers, 0.5), "p99": measure.percentile(answers, 0.99)})

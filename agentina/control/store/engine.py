@@ -34,8 +34,8 @@ Row = Any
 #: Most operations in one transaction, so that one commit stays short and an answer comes soon.
 MAX_BATCH: Final = 512
 
-#: Seconds a patient operation waits, at most, after a transaction for others to share the next one with.
-PATIENCE: Final = 0.004
+#: Seconds between the transactions of operations that are no hurry: they share one commit.
+PATIENCE: Final = 0.008
 
 #: Most operations of a commit on the event loop: larger ones have more pages to write.
 _MAX_INLINE: Final = 32
@@ -82,12 +82,11 @@ Operation = Callable[[Transaction], T]
 class _Pending(Generic[T]):
     """An operation that waits for its transaction."""
 
-    __slots__ = ("error", "future", "is_patient", "operation", "result")
+    __slots__ = ("error", "future", "operation", "result")
 
-    def __init__(self, operation: Operation[T], future: asyncio.Future[T], *, is_patient: bool) -> None:
+    def __init__(self, operation: Operation[T], future: asyncio.Future[T]) -> None:
         self.operation = operation
         self.future = future
-        self.is_patient = is_patient
         self.result: T | None = None
         self.error: Exception | None = None
 
@@ -114,10 +113,10 @@ class Store:
         self._read_transaction = Transaction(self._reader)
         self._pending: collections.deque[_Pending[Any]] = collections.deque()
         self._committing = False
-        #: Begins a transaction for operations that wait for company.
+        #: Operations that wait for company, what lets them in, and when it last did so (monotonic seconds).
+        self._patient: list[_Pending[Any]] = []
         self._timer: asyncio.TimerHandle | None = None
-        #: When the last transaction ended (monotonic seconds).
-        self._ended_at = float("-inf")
+        self._let_in_at = float("-inf")
         self._closed = False
         self._idle: asyncio.Future[None] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -143,8 +142,8 @@ class Store:
     def write(self, operation: Operation[T], *, is_patient: bool = False) -> asyncio.Future[T]:
         """Run an operation; await the result to know that it is durable.
 
-        An operation that raises undoes only itself. Operations run in the order of the calls. ``is_patient``: where
-        many operations come in, it may wait up to :data:`PATIENCE` to share another one's transaction.
+        An operation that raises undoes only itself. Operations run in the order of the calls, except that those that
+        are ``is_patient`` are let in together every :data:`PATIENCE`: at once when there was none for that long.
 
         Raises:
             AgentinaError: ``STORAGE_FULL``: nothing was changed. ``SHUTTING_DOWN``.
@@ -152,10 +151,19 @@ class Store:
         """
         if self._closed:
             raise errors.SHUTTING_DOWN()  # noqa: RSE102 - calling the entry makes the exception
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Pending(operation, future, is_patient=is_patient))
-        if not self._committing:
-            self._begin(is_patient=is_patient)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        pending = _Pending(operation, future)
+        rest = self._let_in_at + PATIENCE - time.monotonic() if is_patient else 0.0
+        if rest > 0:
+            self._patient.append(pending)
+            if self._timer is None:
+                self._timer = loop.call_later(rest, self._let_in)
+            return future
+        if is_patient:
+            self._let_in_at = time.monotonic()
+        self._pending.append(pending)
+        self._begin()
         return future
 
     async def check(self) -> None:
@@ -176,8 +184,7 @@ class Store:
     async def close(self) -> None:
         """Finish what was asked for, then close; later calls get ``SHUTTING_DOWN``."""
         self._closed = True
-        if self._pending and not self._committing:
-            self._begin(is_patient=False)
+        self._let_in()
         if self._committing:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
@@ -185,27 +192,22 @@ class Store:
         self._reader.close()
         self._writer.close()
 
-    def _begin(self, *, is_patient: bool) -> None:
-        """Run what waits: soon, or when the patience since the last transaction is over."""
-        loop = asyncio.get_running_loop()
-        if is_patient and not self._closed:
-            rest = self._ended_at + PATIENCE - time.monotonic()
-            if rest > 0:
-                if self._timer is None:
-                    self._timer = loop.call_later(rest, self._lose_patience)
-                return
+    def _begin(self) -> None:
+        if self._pending and not self._committing:
+            self._committing = True
+            # Not at once: requests that are read in the same turn of the loop share the transaction, and commits on
+            # the loop must leave others their turn.
+            asyncio.get_running_loop().call_soon(self._run_batch)
+
+    def _let_in(self) -> None:
+        """Patience is over: what waited for company goes into the next transaction."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._committing = True
-        # Not at once: requests that are read in the same turn of the loop share the transaction, and commits on the
-        # loop must leave others their turn.
-        loop.call_soon(self._run_batch)
-
-    def _lose_patience(self) -> None:
-        self._timer = None
-        if self._pending and not self._committing:
-            self._begin(is_patient=False)
+        self._let_in_at = time.monotonic()
+        self._pending.extend(self._patient)
+        self._patient.clear()
+        self._begin()
 
     def _run_batch(self) -> None:
         """Run what waits inside one transaction and commit it, here or in the thread."""
@@ -288,10 +290,8 @@ class Store:
         for item in batch:
             _resolve(item, failure)
         self._committing = False
-        self._ended_at = time.monotonic()
-        if self._pending:
-            self._begin(is_patient=all(item.is_patient for item in self._pending))
-        elif self._idle is not None and not self._idle.done():
+        self._begin()
+        if not self._committing and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
     def _rolled_back(self, error: Exception) -> errors.AgentinaError:
