@@ -272,7 +272,7 @@ async def jobs(url: str, context: ssl.SSLContext | None, count: int, slots: int)
             await operator.send("/v1/jobs", body)
             answers.append(1000 * (time.perf_counter() - asked))
             # Uneven, so that nothing falls into step with the timers of either side.
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         await reporting
         seconds = time.perf_counter() - began
         say({"seconds": seconds, "p50": measure.percentile(answers, 0.5), "p99": measure.percentile(answers, 0.99)})

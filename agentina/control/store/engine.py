@@ -34,7 +34,7 @@ Row = Any
 #: Most operations in one transaction, so that one commit stays short and an answer comes soon.
 MAX_BATCH: Final = 512
 
-#: Seconds between the transactions of operations that are no hurry: they share one commit.
+#: Seconds between the moments at which operations that are in no hurry are let in, to share one commit.
 PATIENCE: Final = 0.008
 
 #: Most operations of a commit on the event loop: larger ones have more pages to write.

@@ -163,3 +163,29 @@ async def test_the_log_is_copied_into_the_database_now_and_then(store: engine.St
     rows = len(numbers(store)) * 400
     assert (tmp_path / "control.db").stat().st_size > rows / 2
     assert (tmp_path / "control.db-wal").stat().st_size < rows
+
+
+async def test_patient_operations_share_a_transaction_and_do_not_hold_up_others(
+    store: engine.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "PATIENCE", 0.5)  # longer than any disk takes for one commit
+    order: list[str] = []
+
+    def operation(name: str) -> engine.Operation[None]:
+        return lambda _: order.append(name)
+
+    await store.write(operation("alone, at once"), is_patient=True)
+    waiting = [store.write(operation(f"patient {number}"), is_patient=True) for number in (1, 2)]
+    await store.write(operation("in a hurry"))
+    assert order == ["alone, at once", "in a hurry"]
+    assert not any(future.done() for future in waiting)
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert order[2:] == ["patient 1", "patient 2"]
+
+
+async def test_closing_writes_what_waits_patiently(tmp_path: Path) -> None:
+    store = engine.Store(tmp_path / "control.db", now_ms=1)
+    await store.write(lambda tx: tx.execute("CREATE TABLE numbers (n INTEGER UNIQUE, text TEXT)"), is_patient=True)
+    waiting = store.write(insert(1), is_patient=True)
+    await store.close()
+    assert await waiting == 1

@@ -58,3 +58,19 @@ def test_packaged_migrations_are_numbered_without_gaps_and_apply(connection: sql
     migrate.migrate(connection, packaged, now_ms=1)
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
     assert {"jobs", "tasks", "agents", "audit"} <= tables(connection)
+
+
+def test_the_lines_of_old_timelines_are_counted(connection: sqlite3.Connection) -> None:
+    initial, counted = migrate.packaged()[:2]
+    migrate.migrate(connection, [initial], now_ms=1)
+    for job in (1, 2):
+        connection.execute(
+            "INSERT INTO jobs (id, public_id, organization_id, class_id, name, spec, priority, memory_bytes, state,"
+            " reason, ready, runnable_ms, created_ms)"
+            " VALUES (?, ?, 1, 1, 'old', '{}', 50, 1, 'queued', 'waiting-for-agent', 1, 1, 1)",
+            (job, f"job_{job}"),
+        )
+    for number in (1, 2, 3):
+        connection.execute("INSERT INTO events (job_id, number, at_ms, text) VALUES (1, ?, 1, 'line')", (number,))
+    migrate.migrate(connection, [initial, counted], now_ms=2)
+    assert connection.execute("SELECT events FROM jobs ORDER BY id").fetchall() == [(3,), (0,)]
