@@ -259,7 +259,8 @@ class Daemon:
         )
         self._local = localapi.LocalApi(self._instance.socket, status=view.build, act=self._act_locally)
         self._work.on_host_shutdown = lambda: self._on_departure(departure.SYSTEM, shutdown.NOTICE)
-        self._tasks.on_change = self._reconsider
+        self._tasks.on_free = self._poll.reconsider
+        self._tasks.on_running = self._follower.reconsider
         self._session.on_change = self._poll.reconsider
         self._session.on_contact = self._grace.contact
         self._session.on_directives = self._on_directives

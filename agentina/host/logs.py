@@ -140,6 +140,8 @@ def set_up(*, instance: str, level: str, file: Path) -> None:
         handlers = _to_journal(instance)
     else:
         handlers, trouble = _to_file(instance, file)
+    # Facts about each record that no format shows (the logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = handlers
     root.setLevel(logging.getLevelNamesMapping().get(level.upper(), logging.INFO))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -21,6 +22,20 @@ _STOPPED: Final[dict[contract.StopReason, tuple[State, Reason]]] = {
     contract.StopReason.DISK_LIMIT: (State.FAILED, Reason.DISK_LIMIT),
     contract.StopReason.LEASE_EXPIRED: (State.LOST, Reason.LEASE_EXPIRED),
     contract.StopReason.HOST_SHUTDOWN: (State.LOST, Reason.HOST_RESTARTED),
+}
+
+
+#: What a person needs to know beyond a reason.
+_PARTICULARS: Final[dict[Reason, Callable[[contract.Result, JobSpec], str]]] = {
+    Reason.START_FAILED: lambda result, _: result.start_error,
+    Reason.TIME_LIMIT: lambda _, job: f"limit {units.show_duration(job.limits.timeout)}",
+    Reason.MEMORY_LIMIT: lambda _, job: f"limit {units.show_size(job.memory_bytes)}",
+    Reason.PROCESS_LIMIT: lambda _, job: f"limit {job.resources.pids}",
+    Reason.OUTPUT_LIMIT: lambda _, job: f"limit {units.show_size(job.limits.output)}",
+    Reason.DISK_LIMIT: lambda _, job: f"limit {units.show_size(job.resources.disk)}",
+    Reason.KILLED_BY_SIGNAL: lambda result, _: result.signal or "",
+    Reason.EXIT_NONZERO: lambda result, _: f"exit code {result.exit_code}",
+    Reason.VERIFY_FAILED: lambda result, _: "" if result.exit_code is None else f"exit code {result.exit_code}",
 }
 
 
@@ -56,17 +71,8 @@ def _classify(result: contract.Result) -> tuple[State, Reason]:
 
 def _describe(result: contract.Result, reason: Reason, job: JobSpec) -> str:
     """A sentence with the particulars a person needs to act."""
-    particulars = {
-        Reason.START_FAILED: result.start_error,
-        Reason.TIME_LIMIT: f"limit {units.show_duration(job.limits.timeout)}",
-        Reason.MEMORY_LIMIT: f"limit {units.show_size(job.memory_bytes)}",
-        Reason.PROCESS_LIMIT: f"limit {job.resources.pids}",
-        Reason.OUTPUT_LIMIT: f"limit {units.show_size(job.limits.output)}",
-        Reason.DISK_LIMIT: f"limit {units.show_size(job.resources.disk)}",
-        Reason.KILLED_BY_SIGNAL: result.signal or "",
-        Reason.EXIT_NONZERO: f"exit code {result.exit_code}",
-        Reason.VERIFY_FAILED: f"exit code {result.exit_code}" if result.exit_code is not None else "",
-    }.get(reason, "")
+    describe = _PARTICULARS.get(reason)
+    particulars = "" if describe is None else describe(result, job)
     words = states.REASONS[reason]
     words = f"Its {words[4:]}" if words.startswith("its ") else f"It {words}"
     sentence = words + (f" ({particulars})" if particulars else "") + "."

@@ -43,21 +43,38 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskDirectory:
-    """The paths in one task's directory."""
+    """The paths in one task's directory; most tasks need few of them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        #: The record.
-        self.job = path / "job.json"
-        #: The collection, once there is one.
-        self.outcome = path / "outcome.json"
-        #: What the process wrote.
-        self.output = path / "output.log"
-        #: Where it works when the job names no repository.
-        self.workspace = path / "workspace"
-        #: Its HOME and TMPDIR in one, where it leaves files that are collected: what tools leave there is no part of
-        #: the work. Others have the workspace for it: a directory costs more than all else of a small task's files.
-        self.home = path / "home"
+
+    @property
+    def job(self) -> Path:
+        """The record."""
+        return self.path / "job.json"
+
+    @property
+    def outcome(self) -> Path:
+        """The collection, once there is one."""
+        return self.path / "outcome.json"
+
+    @property
+    def output(self) -> Path:
+        """What the process wrote."""
+        return self.path / "output.log"
+
+    @property
+    def workspace(self) -> Path:
+        """Where it works when the job names no repository."""
+        return self.path / "workspace"
+
+    @property
+    def home(self) -> Path:
+        """Its HOME and TMPDIR, where it leaves files that are collected: what tools leave here is no part of them.
+
+        Others have the workspace for it: a directory costs more than all else of a small task's files.
+        """
+        return self.path / "home"
 
     def write_record(self, record: bytes) -> None:
         """Write ``job.json``, the copy for the case that the outbox is damaged.

@@ -59,8 +59,10 @@ class Tasks:
         self._occupied = 0
         self._promised = 0
         self._closing = False
-        #: Called when a slot was taken or became free, and when a process began or ended.
-        self.on_change: Callable[[], None] = lambda: None
+        #: Called when a slot became free.
+        self.on_free: Callable[[], None] = lambda: None
+        #: Called when a process began or ended.
+        self.on_running: Callable[[], None] = lambda: None
         #: Removes a directory: path, whether to keep it for a look.
         self.on_remove: Callable[[Path, bool], None] = lambda *_: None
         reports.on_renewed = self._say_everything_again
@@ -149,7 +151,7 @@ class Tasks:
         self._outbox.hold(entry.task_id, record)
         self._outbox.report(entry.task_id, "accepted", then=lambda: self.feed(entry, state.Accepted()))
         asyncio.get_running_loop().call_later(_COPY_SECONDS, self._write_copy, entry)
-        _log.info(
+        _log.debug(
             "task %s accepted: %s", entry.task_id, assignment.job.name, extra=_fields(assignment, "task-accepted")
         )
 
@@ -319,6 +321,11 @@ class Tasks:
     def _note_start(self, entry: entries.Entry, event: state.Started) -> None:
         entry.pid = event.pid
         entry.started_ms = self._clock.wall_ms()
+        assert entry.assignment is not None
+        _log.info(
+            "task %s runs as process %d: %s", entry.task_id, event.pid, entry.assignment.job.name,
+            extra=_fields(entry.assignment, "task-started"),
+        )  # fmt: skip
 
     def _say(self, entry: entries.Entry, say: state.Say) -> None:
         self._outbox.report(entry.task_id, say.kind, outcome=say.outcome, detail=say.detail, pid=say.pid)
@@ -360,8 +367,10 @@ class Tasks:
         change = (after in state.OCCUPYING) - (before in state.OCCUPYING)
         self._occupied += change
         self._promised += change * entry.memory_bytes
-        if change or state.Phase.RUNNING in {before, after}:
-            self.on_change()
+        if change < 0:
+            self.on_free()
+        if before is state.Phase.RUNNING or after is state.Phase.RUNNING:
+            self.on_running()
 
     def _say_everything_again(self) -> None:
         """The outbox began a new stream: say the present state of every task (reports are idempotent)."""

@@ -53,11 +53,14 @@ async def test_reports_of_one_moment_share_a_commit(box: outbox.Outbox) -> None:
     await first
 
 
-async def test_the_end_of_a_task_is_sent_at_once_and_the_rest_gathers(box: outbox.Outbox) -> None:
+async def test_the_end_of_a_task_is_sent_at_once_and_the_rest_gathers(
+    box: outbox.Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 1.0)
     box.report("a", "running")
     await box.commit()
     assert (box.waiting, box.pending.is_set()) == (1, False)
-    await asyncio.wait_for(box.pending.wait(), 1)
+    await asyncio.wait_for(box.pending.wait(), 5)
     assert box.acknowledge(1)
     box.report("a", "finished", outcome=GOOD)
     assert (box.waiting, box.pending.is_set()) == (0, True), "the sender commits before it sends"
