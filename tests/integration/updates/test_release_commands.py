@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nacl.pwhash import argon2id
 
 from agentina import errors
 from agentina.cli import main
-from agentina.updates import releases
+from agentina.updates import keyfiles, releases
 from tests.fakes import release_builds, release_trees
 
 PASSPHRASE = "correct horse battery"
@@ -36,7 +37,10 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    # The cost of a passphrase is tested with the key files; here it would be paid some fifty times.
+    monkeypatch.setattr(keyfiles, "_PASSES", argon2id.OPSLIMIT_MIN)
+    monkeypatch.setattr(keyfiles, "_MEMORY", argon2id.MEMLIMIT_MIN)
     made = Shell(tmp_path, capsys)
     for name in ("alice", "bob", "carol"):
         made(f"keys create {name} --directory @ --passphrase-file @passphrase")

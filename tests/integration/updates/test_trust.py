@@ -6,14 +6,16 @@ import ssl
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from securesystemslib import signer
 from tuf.api import metadata
+from tuf.ngclient._internal import trusted_metadata_set
 
 from agentina import errors
 from agentina.updates import ed25519, trust
@@ -21,7 +23,10 @@ from tests.fakes import release_server
 
 NAME = "releases/0.4.0/agentina-0.4.0-amd64.tar.gz"
 CONTENT = b"the archive " * 1000
+#: For servers that are slow on purpose; the others get the real bounds, for the machine may be busy.
 QUICK = trust.Bounds(metadata_seconds=2, silence_seconds=0.5)
+#: Seconds in which these bounds are surely over, on a busy machine too, and the real ones are not.
+SURELY = 15
 
 
 class Bench:
@@ -31,23 +36,24 @@ class Bench:
         self.repository = repository
         self.url = url
         self.ca_file = ""
+        self.bounds = trust.Bounds()
         self.metadata = directory / "metadata"
         self.downloads = directory / "downloads"
         self.metadata.mkdir()
         self.downloads.mkdir()
 
-    def client(self, bounds: trust.Bounds = QUICK) -> trust.Client:
+    def client(self) -> trust.Client:
         return trust.Client(
             directory=self.metadata, metadata_url=f"{self.url}/metadata", root=self.repository.trusted_root,
-            bounds=bounds, ca_file=self.ca_file,
+            bounds=self.bounds, ca_file=self.ca_file,
         )  # fmt: skip
 
     def refresh(self) -> None:
         with self.client() as client:
             client.refresh()
 
-    def download(self, name: str = NAME, bounds: trust.Bounds = QUICK) -> bytes:
-        with self.client(bounds) as client:
+    def download(self, name: str = NAME) -> bytes:
+        with self.client() as client:
             target = client.find(name)
             return client.download(target, base_url=f"{self.url}/targets", directory=self.downloads).read_bytes()
 
@@ -124,8 +130,8 @@ def test_wrong_length_in_metadata_is_refused(bench: Bench) -> None:
 
 
 def test_target_beyond_the_bound_is_not_even_asked_for(bench: Bench) -> None:
-    tight = trust.Bounds(target_bytes=len(CONTENT) - 1)
-    bench.refused(errors.UPDATE_UNTRUSTED, lambda: bench.download(bounds=tight))
+    bench.bounds = trust.Bounds(target_bytes=len(CONTENT) - 1)
+    bench.refused(errors.UPDATE_UNTRUSTED, bench.download)
     assert not [path for path in bench.repository.asked if path.startswith("targets/")]
 
 
@@ -269,11 +275,16 @@ def test_expired_root_is_refused(bench: Bench) -> None:
     bench.refused(errors.UPDATE_EXPIRED, bench.refresh)
 
 
-def test_frozen_timestamp_is_refused_once_it_expires(bench: Bench) -> None:
-    bench.repository.timestamp.expires = datetime.now(UTC) + timedelta(seconds=1)
-    bench.repository.publish()
+def test_frozen_timestamp_is_refused_once_it_expires(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.refresh()
-    time.sleep(1.1)  # what is tested is the passing of wall time
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(days=31)
+
+    clock = types.SimpleNamespace(datetime=Later, timezone=timezone)
+    monkeypatch.setattr(trusted_metadata_set, "datetime", clock)
     bench.refused(errors.UPDATE_EXPIRED, bench.refresh)
 
 
@@ -313,17 +324,17 @@ def test_endless_metadata_is_cut_off(bench: Bench, path: str) -> None:
 @pytest.mark.parametrize("answer", [release_server.trickle, release_server.silence], ids=["trickle", "silence"])
 def test_slow_server_is_given_up_in_time(bench: Bench, answer: release_server.Answer) -> None:
     bench.repository.files["metadata/timestamp.json"] = answer
-    before = time.monotonic()
+    bench.bounds, before = QUICK, time.monotonic()
     bench.refused(errors.UPDATE_UNREACHABLE, bench.refresh)
-    assert time.monotonic() - before < QUICK.metadata_seconds + QUICK.silence_seconds + 1
+    assert time.monotonic() - before < SURELY
 
 
 def test_server_that_drips_its_headers_is_given_up_in_time(bench: Bench) -> None:
-    before = time.monotonic()
+    bench.bounds, before = QUICK, time.monotonic()
     with release_server.Dripping() as server:
         bench.url = server.url
         bench.refused(errors.UPDATE_UNREACHABLE, bench.refresh)
-    assert time.monotonic() - before < QUICK.metadata_seconds + 1
+    assert time.monotonic() - before < SURELY
 
 
 @pytest.mark.parametrize("status", [302, 429, 500, 503, 206])
@@ -353,11 +364,13 @@ def test_tls_trusts_the_named_ca_and_nothing_else(bench: Bench, tmp_path: Path) 
         bench.ca_file = str(certificate)
         assert bench.download() == CONTENT
         bench.repository.files["metadata/timestamp.json"] = release_server.trickle
-        before = time.monotonic()
+        bench.bounds, before = QUICK, time.monotonic()
         bench.refused(errors.UPDATE_UNREACHABLE, bench.refresh)
-        assert time.monotonic() - before < QUICK.metadata_seconds + 1
-        bench.ca_file = ""
-        bench.refused(errors.UPDATE_UNREACHABLE, bench.refresh)
+        assert time.monotonic() - before < SURELY
+        bench.repository.publish()
+        bench.ca_file, bench.bounds = "", trust.Bounds()
+        said = bench.refused(errors.UPDATE_UNREACHABLE, bench.refresh)
+        assert "certificate" in said.message
 
 
 def test_name_that_does_not_resolve_is_try_later(bench: Bench) -> None:
