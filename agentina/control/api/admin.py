@@ -131,19 +131,10 @@ async def metrics(call: routing.Call) -> routing.Reply:
 
 def routes() -> list[routing.Route]:
     """The table's part."""
-    page = (
-        routing.Query(name="after", kind=int, default=0),
-        routing.Query(name="limit", kind=int, default=100, minimum=1, maximum=_MAX_PAGE),
-    )
-    acts = [
-        routing.Route(
-            method="POST", path=f"/v1/agents/{{agent}}/{act}", handler=_act(act), summary=summary, auth="operator",
-            request=api.AgentAct | None, answer=api.AgentView,
-        )
-        for act, summary in (
-            ("drain", "Give no more work"), ("resume", "Give work again"), ("quarantine", "Set an agent aside"),
-        )
-    ]  # fmt: skip
+    return [*_token_routes(), *_agent_routes(), *_record_routes(), *_process_routes()]
+
+
+def _token_routes() -> list[routing.Route]:
     return [
         routing.Route(
             method="POST", path="/v1/tokens", handler=create_tokens, summary="Make activation tokens",
@@ -157,6 +148,20 @@ def routes() -> list[routing.Route]:
             method="DELETE", path="/v1/tokens/{token}", handler=revoke_token, summary="Revoke an unused token",
             auth="operator", answer=api.TokenView,
         ),
+    ]  # fmt: skip
+
+
+def _agent_routes() -> list[routing.Route]:
+    acts = [
+        routing.Route(
+            method="POST", path=f"/v1/agents/{{agent}}/{act}", handler=_act(act), summary=summary, auth="operator",
+            request=api.AgentAct | None, answer=api.AgentView,
+        )
+        for act, summary in (
+            ("drain", "Give no more work"), ("resume", "Give work again"), ("quarantine", "Set an agent aside"),
+        )
+    ]  # fmt: skip
+    return [
         routing.Route(
             method="GET", path="/v1/agents", handler=list_agents, summary="List agents", auth="viewer",
             answer=api.AgentList,
@@ -170,6 +175,16 @@ def routes() -> list[routing.Route]:
             method="DELETE", path="/v1/agents/{agent}", handler=remove_agent, summary="Remove an agent",
             auth="operator", status=204,
         ),
+    ]  # fmt: skip
+
+
+def _record_routes() -> list[routing.Route]:
+    """Audit and organizations."""
+    page = (
+        routing.Query(name="after", kind=int, default=0),
+        routing.Query(name="limit", kind=int, default=100, minimum=1, maximum=_MAX_PAGE),
+    )
+    return [
         routing.Route(
             method="GET", path="/v1/audit", handler=list_audit, summary="Audit records", auth="viewer",
             answer=api.AuditList, query=page,
@@ -187,6 +202,11 @@ def routes() -> list[routing.Route]:
             summary="Create or change an organization", auth="admin", request=api.OrganizationUpdate,
             answer=api.OrganizationView,
         ),
+    ]  # fmt: skip
+
+
+def _process_routes() -> list[routing.Route]:
+    return [
         routing.Route(
             method="GET", path="/v1/whoami", handler=whoami, summary="Who the token belongs to", auth="viewer",
             answer=api.WhoAmI,
