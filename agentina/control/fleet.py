@@ -8,6 +8,7 @@ the boot clock, so nobody setting the clock stretches or shortens one; after a s
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import Iterator
 from typing import Final
 
@@ -18,6 +19,8 @@ from agentina.protocol.states import State
 
 #: An agent not heard of for this many heartbeats is offline.
 HEARTBEATS_MISSED: Final = 3
+#: Boots of an agent remembered to notice that one comes back.
+MAX_FORMER_BOOTS: Final = 16
 
 
 #: As the poll of an assignment that no answer has carried yet: no acknowledgement reaches it.
@@ -67,6 +70,7 @@ class Agent:
         "drain_reason",
         "executor",
         "facts",
+        "former_boots",
         "guarantees",
         "heartbeat_ms",
         "held",
@@ -130,6 +134,8 @@ class Agent:
         self.executor = ""
         self.guarantees: dict[str, str] = {}
         self.facts: dict[str, str] = {}
+        #: Boots whose sessions another boot took over, the newest last (services/clones.py).
+        self.former_boots: collections.deque[str] = collections.deque(maxlen=MAX_FORMER_BOOTS)
         self.host: wire.HostFacts | None = None
         self.created_ms = 0
         self.heartbeat_ms: int | None = None

@@ -30,12 +30,17 @@ async def act_on_agent(control: plane.Plane, public_id: str, act: str, *, reason
     now_ms = control.clock.wall_ms()
 
     def operation(tx: engine.Transaction) -> None:
+        if agent.state == "quarantined" and state == "active":
+            # An operator decided: whichever machine speaks next is the agent's (services/clones.py).
+            agents.forget_machine(tx, agent.id)
         agents.set_state(tx, agent.id, state, reason if state != "active" else "")
         audit.append(
             tx, actor=actor, action=f"agent.{act}", subject=public_id, detail={"reason": reason}, now_ms=now_ms
         )
 
     await control.store.write(operation)
+    if agent.state == "quarantined" and state == "active":
+        agent.former_boots.clear()
     agent.state, agent.state_reason = state, reason if state != "active" else ""
     agent.orders = True
     agent.wake()

@@ -9,8 +9,8 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, ids, plane
-from agentina.control.services import activation, changes, licenses, outcomes, releases
-from agentina.control.store import agents, engine, tasks
+from agentina.control.services import activation, changes, clones, licenses, outcomes, releases
+from agentina.control.store import agents, audit, engine, tasks
 from agentina.protocol import names, wire
 from agentina.protocol.states import FINAL, Reason, State
 
@@ -84,19 +84,22 @@ async def open_session(control: plane.Plane, agent: fleet.Agent, message: wire.S
     activation.check_protocol(message.protocol)
     listed = {held.task_id: held for held in message.tasks}
 
-    def conclude(work: changes.Work) -> tuple[engine.Row, int, _Unheld]:
+    def conclude(work: changes.Work) -> tuple[engine.Row, int, _Unheld, str]:
         tx = work.tx
         if agents.standing(tx, agent.id) is None:
             raise errors.AGENT_UNKNOWN()  # noqa: RSE102 - calling the entry makes the exception
+        former = _judge_machine(work, agent, message)
         agents.open_session(tx, agent.id, _facts(message), now_ms=work.now_ms)
         kept = _conclude_held(work, agent, listed)
         # Already here, though the commit may fail: a sweep of leases in the same transaction must see them renewed.
         renew(control, agent, kept)
         unheld = _Unheld(control, agent)
         unheld.judge(tx, (held for task_id, held in listed.items() if task_id not in kept))
-        return agents.by_id(tx, agent.id), agents.applied(tx, agent.id, message.stream), unheld
+        return agents.by_id(tx, agent.id), agents.applied(tx, agent.id, message.stream), unheld, former
 
-    row, applied, unheld = await control.write(conclude)
+    row, applied, unheld, former = await control.write(conclude)
+    if former not in {"", message.boot_id, *agent.former_boots}:
+        agent.former_boots.append(former)
     plane.refresh_agent(agent, row)
     control.fleet.classify(agent)
     agent.heartbeat_ms, agent.last_seen = control.clock.wall_ms(), control.clock.boot()
@@ -114,6 +117,24 @@ async def open_session(control: plane.Plane, agent: fleet.Agent, message: wire.S
         forget=unheld.forget, directives=directives(control, agent, renew=True), organization=agent.organization,
         role=agent.role, labels=agent.labels,
     )  # fmt: skip
+
+
+def _judge_machine(work: changes.Work, agent: fleet.Agent, message: wire.SessionOpen) -> str:
+    """Quarantine the agent when it looks like a clone's; the boot id of the session before is returned."""
+    boot_id, fingerprint = agents.last_machine(work.tx, agent.id)
+    reason = clones.suspicion(
+        known=msgspec.json.decode(fingerprint, type=wire.Fingerprint), seen=message.fingerprint,
+        boot_id=message.boot_id, former_boots=agent.former_boots,
+    )  # fmt: skip
+    standing = agents.standing(work.tx, agent.id)
+    if reason and standing is not None and standing[1] != "quarantined":
+        agents.set_state(work.tx, agent.id, "quarantined", reason)
+        detail = {"reason": reason, "hostname": message.hostname}
+        audit.append(
+            work.tx, actor="control-plane", action="agent.quarantine", subject=agent.public_id, detail=detail,
+            now_ms=work.now_ms,
+        )  # fmt: skip
+    return boot_id
 
 
 def renew(control: plane.Plane, agent: fleet.Agent, kept: set[str]) -> None:

@@ -73,6 +73,18 @@ def standing(tx: engine.Transaction, agent: int) -> tuple[int, str] | None:
     return None if row is None else (row[0], row[1])
 
 
+def last_machine(tx: engine.Transaction, agent: int) -> tuple[str, str]:
+    """Boot id and fingerprint (JSON) that the session before told; empty: nothing to compare with."""
+    row = tx.one("SELECT boot_id, fingerprint FROM agents WHERE id = :id", id=agent)
+    assert row is not None, agent
+    return row[0], row[1]
+
+
+def forget_machine(tx: engine.Transaction, agent: int) -> None:
+    """Accept the next session from whatever machine it comes."""
+    tx.execute("UPDATE agents SET boot_id = '', fingerprint = '{}' WHERE id = :id", id=agent)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SessionFacts:
     """What a daemon says of itself when it opens a session."""

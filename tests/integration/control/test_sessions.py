@@ -199,3 +199,33 @@ def test_a_drain_by_the_host_is_shown(control: Any, operator: simulated.Operator
         agent.call("POST", "/v1/agent/heartbeat", wire.Heartbeat(session=agent.session, draining=draining))
         shown = operator.call("GET", path)
         assert (shown["state"], shown["draining_by_host"], shown["state_reason"]) == ("active", draining, reason)
+
+
+# --- one identity on two machines -------------------------------------------------------------------------------------
+
+
+def test_a_boot_that_comes_back_quarantines_until_an_operator_decides(
+    control: Any, operator: simulated.Operator
+) -> None:
+    agent = control.agent()
+    job = operator.submit()
+    for boot in ("one", "one", "two", "three"):
+        assert agent.open(boot_id=boot).directives.quarantine == "", "a daemon, then a host, started again"
+    assert "two running machines" in agent.open(boot_id="two").directives.quarantine
+    assert agent.take() == []
+    name = agent.activated.agent_id
+    assert operator.call("GET", f"/v1/agents/{name}")["state"] == "quarantined"
+    operator.call("POST", f"/v1/agents/{name}/resume", {})
+    assert agent.open(boot_id="three").directives.quarantine == "", "the operator decided"
+    assert agent.take() == [f"{job}.1"]
+
+
+def test_a_state_directory_on_another_machine_quarantines(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    here = wire.Fingerprint(cpu="c", board="b", disk="d", mac="m", hostname="h")
+    there = wire.Fingerprint(cpu="c", board="b", disk="e", mac="n", hostname="i")
+    assert agent.open(fingerprint=here).directives.quarantine == ""
+    assert "disk, mac, hostname" in agent.open(fingerprint=there).directives.quarantine
+    assert agent.open(fingerprint=there).directives.quarantine != "", "time does not heal it"
+    operator.call("POST", f"/v1/agents/{agent.activated.agent_id}/resume", {})
+    assert agent.open(fingerprint=there).directives.quarantine == ""
