@@ -58,9 +58,10 @@ class Machine(host.Host):
         name: str = "host",
         memory: int = MEMORY,
         state: Path | None = None,
+        resumes: bool = True,
         identity: str = "",
     ) -> None:
-        """``state`` is a directory of :func:`saved`: its disk, and, for the first start, its memory.
+        """``state`` is a directory of :func:`saved`: its disk, and, for the first start if it ``resumes``, its memory.
 
         ``identity`` decides about serial numbers and addresses; each machine that is not resumed has its own.
         """
@@ -68,13 +69,13 @@ class Machine(host.Host):
         directory.mkdir(parents=True, exist_ok=True)
         self._memory = memory
         self._state = state
-        self._resumes = state is not None
+        self._resumes = state is not None and resumes
         self._disk = directory / "disk.qcow2"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._ssh_port = 0
         self._clock_offset: float | None = None
-        self._identity = uuid.uuid5(uuid.NAMESPACE_DNS, _SAVED if state else identity or f"{directory}/{name}")
+        self._identity = uuid.uuid5(uuid.NAMESPACE_DNS, _SAVED if self._resumes else identity or f"{directory}/{name}")
         backing, form = (image.disk, "raw") if state is None else (state / "disk.qcow2", "qcow2")
         _run("qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", form, self._disk)
 
@@ -100,19 +101,24 @@ class Machine(host.Host):
 
     def boot(self) -> None:
         """See :class:`host.Host`; the first start of a saved machine resumes it."""
+        resumed = self.power_on()
+        host.wait_for(self._answers, f"{self.name} boots", pause=0.2)
+        if resumed:
+            # It woke up at the time it was saved.
+            self.set_clock(self._clock_offset or 0.0)
+        else:
+            # Later than sshd: everything that the boot starts. A failed unit is the test's to judge.
+            self.try_run("systemctl is-system-running --wait")
+
+    def power_on(self) -> bool:
+        """Power on and do not wait; returns whether it resumed what was saved."""
         assert self._process is None, "it is on"
         self._port, self._ssh_port = _free_ports()
         resumes, self._resumes = self._resumes, False
         self._process = host.start_process(self._command(resumes=resumes), self.directory / "qemu.log")
         if resumes:
             host.wait_for(self._goes_on, f"{self.name} resumes")
-        host.wait_for(self._answers, f"{self.name} boots", pause=0.2)
-        if resumes:
-            # It woke up at the time it was saved.
-            self.set_clock(self._clock_offset or 0.0)
-        else:
-            # Later than sshd: everything that the boot starts. A failed unit is the test's to judge.
-            self.try_run("systemctl is-system-running --wait")
+        return resumes
 
     def _command(self, *, resumes: bool) -> list[str]:
         mac = self._identity.hex[:6]
