@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm import container, host
+from tests.vm import container, host, machine
 
 SOURCE = Path(__file__).parents[2]
 STATE = "/var/lib/agentina/contract"
@@ -474,3 +474,123 @@ def test_cost_of_a_task(there: container.Container) -> None:
     sys.stdout.write(f"start {start:.0f} ms, start to result {whole:.0f} ms, supervisor {private} KiB private\n")
     assert figures["start"] < 2
     assert private < 6000
+
+
+# --- what only a kernel with limits does -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def limited(new_machine: Callable[..., machine.Machine]) -> machine.Machine:
+    made = new_machine("limits")
+    prepare(made)
+    return made
+
+
+HOG = "python3 -c 'import time; x = bytearray(300 << 20); time.sleep(60)'"
+
+
+def test_over_its_memory_limit_it_ends_as_a_whole_and_its_neighbor_does_not_notice(limited: machine.Machine) -> None:
+    hog, neighbor = python(
+        limited,
+        f"""
+        async def main():
+            executor = await opened()
+            neighbor = shell("job_aaaaaaaaaaaaaaaa.1", "python3 -c 'x = bytearray(30 << 20)'; sleep 15; echo fine")
+            await executor.start(neighbor)
+            hog = shell("job_bbbbbbbbbbbbbbbb.1", "sleep 1000 & {HOG}; echo lived on")
+            done = await run(executor, hog)
+            await executor.wait(neighbor.directory)
+            print(json.dumps([done, show(executor, neighbor.directory)]))
+        asyncio.run(main())
+        """,
+    )
+    result = hog["result"]
+    assert (result["oom"], result["stopped"], result["signal"]) == ("full", "memory-limit", "SIGKILL")
+    assert hog["output"] == ""
+    limit = 64 << 20
+    assert 0.9 * limit < result["usage"]["memory_peak_bytes"] <= limit
+    assert str(limit) in result["detail"]
+    assert neighbor["result"]["exit_code"] == 0
+    assert neighbor["output"] == "fine\n"
+    assert result["usage"]["io_operations"] is not None
+
+
+def test_with_continue_only_the_process_ends(limited: machine.Machine) -> None:
+    done = run_one(limited, f"{HOG}; echo lived on", oom="continue")
+    assert (done["result"]["oom"], done["result"]["exit_code"], done["result"]["stopped"]) == ("partial", 0, "none")
+    assert done["output"].splitlines()[-1] == "lived on"
+    alone = run_one(limited, f"exec {HOG}", oom="continue")
+    assert (alone["result"]["oom"], alone["result"]["stopped"]) == ("full", "memory-limit")
+
+
+def test_files_in_memory_do_not_keep_the_result_from_being_written(limited: machine.Machine) -> None:
+    """What the task left in /dev/shm and a full limit: root's helper makes room first."""
+    done = run_one(limited, "head -c 300M /dev/zero > /dev/shm/x; echo never")
+    assert (done["result"]["oom"], done["output"]) == ("full", "")
+
+
+def test_memory_of_all_tasks_together_is_not_blamed_on_one(limited: machine.Machine) -> None:
+    limited.run("systemctl set-property --runtime agentina-tasks.slice MemoryMax=150M")
+    try:
+        done = run_one(limited, HOG, memory_bytes=1 << 30)
+    finally:
+        limited.run("systemctl set-property --runtime agentina-tasks.slice MemoryMax=85%")
+    assert done["result"]["oom"] == "full"
+    assert "below its own limit" in done["result"]["detail"]
+
+
+def test_fork_bomb_ends_at_its_number_of_processes(limited: machine.Machine) -> None:
+    done = run_one(limited, "bomb() { bomb | bomb & }; bomb; sleep 5", pids=40, timeout_seconds=20.0)
+    assert "could not make another process" in done["result"]["detail"]
+    assert limited.run("pgrep -u _contract-S1 || echo none") == "none\n"
+
+
+def test_processor_time_is_limited(limited: machine.Machine) -> None:
+    group = "/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)"
+    script = f"timeout 10 sh -c 'while :; do :; done & while :; do :; done'; cat {group}/cpu.max {group}/cpu.stat"
+    done = run_one(limited, script, cpus=0.25)
+    quota, counted = done["output"].split("\n", 1)
+    assert quota == "25000 100000"
+    stat = dict(line.split() for line in counted.splitlines())
+    assert int(stat["nr_throttled"]) > 20, done
+
+
+def test_disk_filler_is_ended(limited: machine.Machine) -> None:
+    done = run_one(
+        limited, "for i in 1 2 3 4 5 6 7 8 9; do head -c 20M /dev/zero > f$i; sleep 1; done", disk_bytes=50 << 20
+    )
+    assert done["result"]["stopped"] == "disk-limit"
+
+
+def test_power_cut_leaves_unknown_and_never_starts_it_again(limited: machine.Machine) -> None:
+    python(
+        limited,
+        """
+        async def main():
+            executor = await opened()
+            await executor.start(shell("job_cccccccccccccccc.1", "sleep 1000"))
+            executor._claim(shell("job_dddddddddddddddd.1", "true"), "waits")
+            print(0)
+        asyncio.run(main())
+        """,
+    )
+    limited.run("sync")
+    limited.power_cut()
+    found = python(
+        limited,
+        """
+        async def main():
+            executor = await opened()
+            found = [executor.adopt(STATE / "tasks" / name)[0].value for name in
+                     ("job_cccccccccccccccc.1", "job_dddddddddddddddd.1")]
+            try:
+                await executor.start(shell("job_cccccccccccccccc.1", "true"))
+            except Exception as error:
+                found.append(error.code)
+            found.append((await run(executor, shell("job_eeeeeeeeeeeeeeee.1", "echo next")))["output"])
+            found.append((STATE / "tasks/job_cccccccccccccccc.1/workspace").is_dir())
+            print(json.dumps(found))
+        asyncio.run(main())
+        """,
+    )
+    assert found == ["vanished", "unstarted", "STATE_CONFLICT", "next\n", True]
