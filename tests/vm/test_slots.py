@@ -324,7 +324,12 @@ def test_daemon_killed_at_any_moment_starts_nothing_twice(there: container.Conta
                 await executor.wait(launched.directory)
                 return [found.value, show(executor, launched.directory)]
             return asyncio.run(go_on())
-        print(json.dumps([attempt(number, 0.02 + 0.015 * number) for number in range(12)]))
+        async def measure():
+            began = time.monotonic()
+            await (await opened()).start(shell("job_eeeeeeeeeeeeeeee.1", "true"))
+            return time.monotonic() - began
+        step = asyncio.run(measure()) * 1.5 / 12
+        print(json.dumps([attempt(number, step * number) for number in range(12)]))
         """,
     )
     assert {done["condition"] for _, done in counted} == {"ended"}
@@ -553,6 +558,7 @@ def test_processor_time_is_limited(limited: machine.Machine) -> None:
     assert quota == "25000 100000"
     stat = dict(line.split() for line in counted.splitlines())
     assert int(stat["nr_throttled"]) > 20, done
+    assert int(stat["usage_usec"]) < 7_000_000, done
 
 
 def test_disk_filler_is_ended(limited: machine.Machine) -> None:

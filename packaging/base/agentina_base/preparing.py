@@ -69,7 +69,9 @@ def recover(slot: slots.Slot, run: int) -> None:
         task = slot.open_task(_one(left, "task_id"))
     except (OSError, ValueError, slots.ProblemError):
         task = None  # nothing was left, or the daemon has no such task any more: then nobody wants it
-    slots.give_back(slot, task, place, user)
+    problems = slots.give_back(slot, task, place, user)
+    if os.listdir(place):
+        raise slots.ProblemError("the slot cannot be emptied: " + "; ".join(problems))
     for name in ("state", "report", "problem"):
         slots.remove(name, run)
 

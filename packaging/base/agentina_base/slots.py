@@ -297,15 +297,47 @@ def _identity(directory: int) -> tuple[int, int]:
 
 
 def remove_tree(name: str, directory: int) -> None:
-    """Delete the tree ``name`` in ``directory``, which only root may change, and whose makers are gone."""
-    import shutil  # noqa: PLC0415 - hardly ever needed
+    """Delete whatever ``name`` is in ``directory``; as deep as it may be, two directories are open at a time.
 
-    try:
-        shutil.rmtree(name, dir_fd=directory)
-    except NotADirectoryError:
+    Raises:
+        ProblemError: Somebody moves its directories about.
+
+    """
+    here = open_tree(name, directory)
+    if here is None:
         remove(name, directory)
-    except FileNotFoundError:
         return
+    levels = [(name, _remove_files(here), _identity(here))]
+    while levels:
+        _, todo, identity = levels[-1]
+        if _identity(here) != identity:
+            os.close(here)
+            raise ProblemError(f"the directories of {name!r} were moved")
+        if todo:
+            part = todo.pop()
+            below = open_tree(part, here)
+            if below is not None:
+                os.close(here)
+                here = below
+                levels.append((part, _remove_files(here), _identity(here)))
+            continue
+        part, _, _ = levels.pop()
+        above = os.open("..", _DIRECTORY, dir_fd=here) if levels else os.dup(directory)
+        os.close(here)
+        here = above
+        if not levels or _identity(here) == levels[-1][2]:
+            os.rmdir(part, dir_fd=here)
+    os.close(here)
+
+
+def _remove_files(directory: int) -> list[str]:
+    """Delete everything in ``directory`` that is no directory; returns the names of those."""
+    with os.scandir(directory) as listing:
+        entries = list(listing)
+    for entry in entries:
+        if not entry.is_dir(follow_symlinks=False):
+            remove(entry.name, directory)
+    return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def give_back(slot: Slot, task: int | None, place: int, user: int) -> list[str]:
@@ -317,17 +349,17 @@ def give_back(slot: Slot, task: int | None, place: int, user: int) -> list[str]:
     """
     problems = []
     for name in MOVED:
-        if task is None:
-            remove_tree(name, place)
-            continue
+        if task is not None:
+            try:
+                change_owner(name, place, before=user, after=slot.owner)
+                os.rename(name, name, src_dir_fd=place, dst_dir_fd=task)
+            except FileNotFoundError:
+                continue
+            except (OSError, ProblemError) as error:
+                problems.append(f"its {name} was lost: {error}")
+    for name in (*MOVED, *MADE):
         try:
-            change_owner(name, place, before=user, after=slot.owner)
-            os.rename(name, name, src_dir_fd=place, dst_dir_fd=task)
-        except FileNotFoundError:
-            continue
-        except (OSError, ProblemError) as error:
-            problems.append(f"its {name} was lost: {error}")
             remove_tree(name, place)
-    for name in MADE:
-        remove_tree(name, place)
+        except (OSError, ProblemError) as error:
+            problems.append(f"{name!r} is left in the slot: {error}")
     return problems

@@ -217,10 +217,10 @@ async def test_lease_deadline_ends_it_in_time(stage: Stage, executor: contract.E
 
 async def test_renewed_lease_keeps_it_alive(stage: Stage, executor: contract.Executor) -> None:
     boot = clock.SystemClock().boot
-    launch = stage.launch("run", lease_deadline=boot() + 0.6, grace_seconds=0.2)
+    launch = stage.launch("run", lease_deadline=boot() + 1.2, grace_seconds=0.2)
     await executor.start(launch)
-    executor.renew(launch.directory, boot() + 1.4)
-    await asyncio.sleep(0.9)
+    executor.renew(launch.directory, boot() + 2.2)
+    await asyncio.sleep(1.5)
     assert executor.adopt(launch.directory)[0] is Condition.RUNNING
     assert (await ended(executor, launch.directory)).stopped is StopReason.LEASE_EXPIRED
 
