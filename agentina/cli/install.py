@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from agentina import errors
@@ -61,6 +63,7 @@ def install(
         timeout_seconds=timeout,
     )
     where = options.layout().instance(instance)
+    began = time.monotonic()
     done = host_install.install(where, request, say=output.say)
     if as_json:
         output.document(
@@ -77,6 +80,7 @@ def install(
         output.say(change)
     if not done.changed:
         output.say("Everything was in place; nothing was changed.")
+    output.say(f"Done in {time.monotonic() - began:.1f} s.")
     if done.service:
         from agentina.cli import status
 
