@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm import container, host, machine
+from tests.vm import container, host, lab, machine
 
 SOURCE = Path(__file__).parents[2]
 STATE = "/var/lib/agentina/contract"
@@ -479,6 +479,34 @@ def test_cost_of_a_task(there: container.Container) -> None:
     sys.stdout.write(f"start {start:.0f} ms, start to result {whole:.0f} ms, supervisor {private} KiB private\n")
     assert figures["start"] < 2
     assert private < 6000
+
+
+def test_job_with_a_repository(there: container.Container, run_lab: lab.Lab) -> None:
+    """Git in a slot: history through the lent objects, a commit of its own, a patch afterwards."""
+    there.run(
+        "git init -q -b main /srv/repository && cd /srv/repository && echo one > file && git add . "
+        "&& git -c user.name=a -c user.email=a@b commit -qm one"
+    )
+    run_lab.activate(there, "git")
+    job = run_lab.fleet.submit_script(
+        "git log --oneline | wc -l; git status --short; echo two >> file; git -c user.name=a -c user.email=a@b "
+        "commit -qam two; git fsck; echo $HOME; echo report > report.txt; git count-objects -v | grep alternate",
+        workspace={"git": "/srv/repository", "ref": "main"},
+        artifacts=["report.txt"],
+    )
+    done = run_lab.fleet.wait_final(job)
+    output = run_lab.fleet.output(job).decode()
+    assert done.job.state.value == "succeeded", (done, output)
+    assert output.splitlines() == [
+        "1",
+        "/var/lib/agentina/task/home",
+        "alternate: /var/lib/agentina/task/mirror/objects",
+    ]
+    status = json.loads(there.run("agentina status --instance git --json"))
+    assert status["executor"] == "systemd", status
+    assert not any("not enforced:" in sentence for name, sentence in status["guarantees"].items() if name == "user")
+    assert there.run("systemctl show -P NRestarts agentina@git").strip() == "0"
+    assert there.run("journalctl -q -p warning -u agentina@git") == ""
 
 
 # --- what only a kernel with limits does -----------------------------------------------------------------------------
