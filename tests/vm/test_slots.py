@@ -509,6 +509,19 @@ def test_job_with_a_repository(there: container.Container, run_lab: lab.Lab) -> 
     assert there.run("journalctl -q -p warning -u agentina@git") == ""
 
 
+def test_daemon_that_hangs_is_ended_by_its_watchdog(there: container.Container) -> None:
+    """And one that does not hang is left alone, with no control plane to be reached."""
+    there.put(b"[Service]\nWatchdogSec=2s\n", "/run/systemd/system/agentina@git.service.d/test.conf")
+    there.set_network(up=False)
+    there.run("systemctl daemon-reload; systemctl restart agentina@git")
+    there.run("sleep 6")
+    assert unit_property(there, "agentina@git", "NRestarts") == "0"
+    there.run("kill -STOP $(systemctl show -P MainPID agentina@git)")
+    there.wait('test "$(systemctl show -P NRestarts agentina@git)" = 1', "it is started again", seconds=60)
+    assert "watchdog" in there.run("journalctl -u agentina@git -q --grep watchdog -n 1")
+    there.set_network(up=True)
+
+
 # --- what only a kernel with limits does -----------------------------------------------------------------------------
 
 
