@@ -204,13 +204,15 @@ def check_cgroup(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
 
 def check_controllers(root: Path = Path("/sys/fs/cgroup")) -> Check:
     """The cgroup v2 controllers with which systemd holds tasks to their limits."""
-    remedy = "Boot with systemd.unified_cgroup_hierarchy=1 and without cgroup_disable=. Until then limits do not hold."
+    remedy = "Boot with systemd.unified_cgroup_hierarchy=1 and without cgroup_disable=."
     try:
         found = set((root / "cgroup.controllers").read_text("ascii").split())
     except OSError:
-        return warn("cgroup", "There is no cgroup v2 at /sys/fs/cgroup.", remedy)
+        # Whether a task's unit runs is read there: without it every task would count as lost.
+        return fail("cgroup", "There is no cgroup v2 at /sys/fs/cgroup.", remedy)
     missing = sorted(_CONTROLLERS - found)
     if missing:
+        remedy += " Until then those limits do not hold."
         return warn("cgroup", f"cgroup v2 without the controllers {', '.join(missing)}.", remedy)
     return ok("cgroup", f"cgroup v2 with {', '.join(sorted(_CONTROLLERS))}.")
 

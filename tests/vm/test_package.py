@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from agentina.protocol.states import State
-from tests.vm import container, host, lab
+from tests.vm import container, host, images, lab
 
 NewContainer = Callable[..., container.Container]
 SOURCE = Path(__file__).parents[2]
@@ -206,6 +206,19 @@ def test_an_install_that_is_killed_anywhere_is_completed_by_the_next(
         there.run(f"agentina uninstall --purge --instance {instance}")
     agents = run_lab.fleet.document("agent", "list")["agents"]
     assert len([one for one in agents if one["instance"].startswith("kill-")]) == 8
+
+
+def test_debian_13_with_another_python_and_systemd(run_lab: lab.Lab, package: Path, tmp_path: Path) -> None:
+    with container.Container(images.base("trixie"), tmp_path, name="trixie") as there:
+        lab.install_package(there, package)
+        run_lab.activate(there, "default", "--role", "trixie")
+        assert json.loads(there.run("agentina status --json"))["executor"] == "systemd"
+        job = run_lab.fleet.submit_script("python3 --version; id -u", role="trixie")
+        view = run_lab.fleet.wait_final(job)
+        output = run_lab.fleet.output(job).decode()
+        assert view.job.state is State.SUCCEEDED, (view.job, output)
+        assert "Python 3.13" in output
+        there.run("agentina uninstall --purge")
 
 
 def test_control_plane_package(new_container: NewContainer, package: Path, server_package: Path) -> None:

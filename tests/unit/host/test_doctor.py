@@ -142,7 +142,7 @@ def test_requirement_names_all_that_failed() -> None:
 
 @pytest.mark.parametrize(
     ("controllers", "verdict"),
-    [(None, WARN), ("cpuset cpu io memory hugetlb pids rdma misc", OK), ("cpuset cpu pids", WARN), ("", WARN)],
+    [(None, FAIL), ("cpuset cpu io memory hugetlb pids rdma misc", OK), ("cpuset cpu pids", WARN), ("", WARN)],
 )
 def test_controllers(tmp_path: Path, controllers: str | None, verdict: doctor.Verdict) -> None:
     if controllers is not None:
