@@ -149,9 +149,8 @@ class Container(host.Host):
 
     def set_network(self, *, up: bool) -> None:
         """See :class:`host.Host`."""
-        self.run(f"ip link set host0 {'up' if up else 'down'}")
-        if up:
-            self.run("networkctl reconfigure host0; ip route get 10.0.2.2")
+        # At this end, like a cable: the host keeps its address and route, and nothing answers.
+        _run("ip", "link", "set", f"vb-av-{self._number}", "up" if up else "down")
 
     def set_clock(self, offset: float, *, at_boot: bool = False) -> None:
         """See :class:`host.Host`."""

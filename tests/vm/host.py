@@ -16,12 +16,28 @@ import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from tests.vm import images
 
 #: Seconds any single thing may take under emulation on a busy machine.
 PATIENCE = 180.0
+# In steps, for fallocate needs long extents and leaves to root what is reserved. A file system that allocates when it
+# writes back promises room that it has not got, and gives room back when its journal is written: so the disk is full
+# when new files of one block cannot be made durable, five times with a flush in between.
+_FILL: Final = """
+for size in 256M 16M 1M 64K; do i=0; while fallocate -l $size /.filler.$size.$i 2>/dev/null; do i=$((i+1)); done; done
+full=0; i=0
+while [ $full -lt 5 ]; do
+    i=$((i+1)); [ $i -lt 500 ] || exit 1
+    if dd if=/dev/zero of=/.filler.block.$i bs=4K count=1 conv=fsync 2>/dev/null; then
+        full=0; cat /dev/zero > /.filler.rest.$i 2>/dev/null
+    else
+        full=$((full+1))
+    fi
+    sync
+done
+"""
 #: Processes of hosts that are up, which outlive the test that started them.
 PROCESSES: set[int] = set()
 
@@ -155,15 +171,14 @@ class Host(abc.ABC):
     def ssh(self) -> tuple[str, int]:
         """Address and port of its sshd, as this machine reaches it; root's key is the image's."""
 
-    def fill_disk(self, *, leave: int = 0) -> None:
-        """Take all room of the root file system but ``leave`` bytes."""
-        # In steps: fallocate needs long extents, and root may use what is reserved for it.
-        self.run(
-            "for size in 256M 16M 1M 64K; do i=0; while "
-            f"[ $(($(stat -f -c '%a*%S' /))) -gt {leave} ] && fallocate -l $size /.filler.$size.$i 2>/dev/null; "
-            "do i=$((i+1)); done; done; "
-            f"if [ {leave} = 0 ]; then cat /dev/zero > /.filler.rest 2>/dev/null; fi; sync; true"
-        )
+    def fill_disk(self) -> None:
+        """Take all room of the root file system, also what is reserved for root.
+
+        Raises:
+            CommandError: There is still room: something goes on to give room back.
+
+        """
+        self.run(_FILL)
 
     def free_disk(self) -> None:
         """Give back what :meth:`fill_disk` took."""
