@@ -212,7 +212,7 @@ class Children:
         self._watched: set[int] = set()
 
     def watch(self, pid: int) -> None:
-        """Keep the wait status of ``pid`` for :meth:`status`."""
+        """Keep the wait status of ``pid``, a process group's leader, for :meth:`status`; when it ends, so does its group."""
         self._watched.add(pid)
 
     def status(self, pid: int) -> int | None:
@@ -236,12 +236,19 @@ class Children:
 
     def _collect(self, pid: int) -> bool:
         """Collect one ended process; returns whether there was one."""
-        ended, status, used = os.wait4(pid, os.WNOHANG)
-        if ended == 0:
+        which = os.P_ALL if pid == -1 else os.P_PID
+        found = os.waitid(which, max(pid, 0), os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None:
             return False
+        pid = found.si_pid
+        watched = pid in self._watched
+        if watched:
+            # The last moment at which its number is certain to be its group's; what forks quickly outruns a walk.
+            send_group(pid, signal.SIGKILL)
+        _, status, used = os.wait4(pid, 0)
         self.usage.add(used)
-        if ended in self._watched:
-            self._statuses[ended] = status
+        if watched:
+            self._statuses[pid] = status
         return True
 
     def terminate(self) -> None:
