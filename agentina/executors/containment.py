@@ -212,7 +212,7 @@ class Children:
         self._watched: set[int] = set()
 
     def watch(self, pid: int) -> None:
-        """Keep the wait status of ``pid``, a process group's leader, for :meth:`status`; when it ends, so does its group."""
+        """Keep the wait status of ``pid``, a group's leader, for :meth:`status`; with it its group is ended."""
         self._watched.add(pid)
 
     def status(self, pid: int) -> int | None:

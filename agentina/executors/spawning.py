@@ -5,8 +5,13 @@ copied; a fork(2) of a Python process costs three times as much. Only where the 
 that is the way to begin life there (:mod:`agentina.executors.cloning`); posix_spawn can do so from glibc 2.39 on.
 
 What the command gets: the supervisor's limits, umask and stdin; a session of its own; all signals as by default and
-none blocked; the output file as stdout and stderr; no other descriptor. Lower priorities are given to its whole process
-group as soon as it runs, microseconds after its first instruction: they are manners, no wall.
+none blocked; the output file as stdout and stderr. Lower priorities are given to its whole process group as soon as it
+runs, microseconds after its first instruction: they are manners, no wall.
+
+And a tether, descriptor 63: the reading end of a pipe whose writing end only the supervisor has. When that is closed,
+above all by the supervisor's death, however it dies, the kernel sends SIGKILL to the command's process group
+(fcntl(2), F_SETOWN and F_SETSIG). So no command outlives its supervisor, also when the nursery dies with it.
+PR_SET_PDEATHSIG, which only a fork could set, would end the first process alone.
 
 Standard library only: this is loaded into the nursery, whose memory every supervisor shares.
 """
@@ -18,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 from collections.abc import Callable
@@ -25,7 +31,9 @@ from typing import Final, NamedTuple, NoReturn
 
 from agentina.executors import cloning, containment
 
-_PR_SET_PDEATHSIG: Final = 1
+#: The command's end of its tether. The highest number that fits the kernel's smallest table of open files.
+_TETHER: Final = 63
+_F_SETSIG: Final = 10  # fcntl.F_SETSIG is there from Python 3.12 on
 #: A task's oom_score_adj, 500 above ours: when memory runs out the kernel takes a task before the daemon.
 _OOM_SCORE: Final = str(min(1000, int(containment.read_small("/proc/self/oom_score_adj") or b"0") + 500))
 #: A task's nice value, 5 above ours: the daemon and the supervisor get their turn however many processes it has.
@@ -55,8 +63,16 @@ class Command(NamedTuple):
         return f"Command({self.argv[0]!r})"
 
 
-def spawn(command: Command) -> int:
-    """Execute a command; returns its process id once the program runs.
+class Spawned(NamedTuple):
+    """A command's process that runs."""
+
+    pid: int
+    #: Closing it kills the command's process group, if there still is one.
+    tether: int
+
+
+def spawn(command: Command) -> Spawned:
+    """Execute a command; returns once the program runs.
 
     Raises:
         OSError: It does not; ``strerror`` says why, for people.
@@ -68,13 +84,25 @@ def spawn(command: Command) -> int:
     except OSError as error:
         raise OSError(error.errno, f"the workspace cannot be entered: {error.strerror}") from error
     try:
-        pid = _fork(command) if command.cgroup else _spawn(command)
+        held, theirs = os.pipe2(os.O_CLOEXEC)[::-1]
+    except OSError as error:
+        os.chdir("/")
+        raise OSError(error.errno, f"no process could be made: {error.strerror}") from error
+    try:
+        pid = _fork(command, theirs) if command.cgroup else _spawn(command, theirs)
+        fcntl.fcntl(theirs, fcntl.F_SETOWN, -pid)
+        fcntl.fcntl(theirs, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(theirs, fcntl.F_SETFL, os.O_ASYNC)
+    except BaseException:
+        os.close(held)
+        raise
     finally:
+        os.close(theirs)
         os.chdir("/")
     with contextlib.suppress(OSError):  # it and all its group have ended
         os.setpriority(os.PRIO_PGRP, pid, _NICE)
     containment.write_text(f"/proc/{pid}/oom_score_adj", _OOM_SCORE)
-    return pid
+    return Spawned(pid, held)
 
 
 def set_attribute(option: int, value: int) -> None:
@@ -88,23 +116,23 @@ def set_attribute(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _spawn(command: Command) -> int:
-    streams = [(os.POSIX_SPAWN_DUP2, command.output, 1), (os.POSIX_SPAWN_DUP2, command.output, 2)]
+def _spawn(command: Command, tether: int) -> int:
+    kept = {1: command.output, 2: command.output, _TETHER: tether}
+    actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in kept.items()]
 
     def execute(path: str) -> int:
         os.stat(path)  # much cheaper than a process that finds nothing to execute
-        return os.posix_spawn(path, command.argv, command.environment, file_actions=streams, setsid=True, setsigmask=())
+        return os.posix_spawn(path, command.argv, command.environment, file_actions=actions, setsid=True, setsigmask=())
 
     return _execute(command, execute)
 
 
-def _fork(command: Command) -> int:
+def _fork(command: Command, tether: int) -> int:
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    parent = os.getpid()
     try:
         pid = _fork_into(command.cgroup)
         if pid == 0:
-            _become(command, parent, writer)
+            _become(command, tether, writer)
     except OSError as error:
         os.close(reader)
         raise OSError(error.errno, f"no process could be made: {error.strerror}") from error
@@ -127,15 +155,13 @@ def _fork_into(cgroup: str) -> int:
     return pid
 
 
-def _become(command: Command, parent: int, writer: int) -> NoReturn:
+def _become(command: Command, tether: int, writer: int) -> NoReturn:
     """In the child: take the shape of the task and become its command; a failure goes into the pipe."""
     try:
         os.setsid()
-        set_attribute(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(127)
         os.dup2(command.output, 1)
         os.dup2(command.output, 2)
+        os.dup2(tether, _TETHER)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _execute(command, lambda path: os.execve(path, command.argv, command.environment))  # noqa: S606 - no shell
     except (OSError, ValueError) as error:

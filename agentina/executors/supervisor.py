@@ -119,9 +119,9 @@ class Supervisor:
         command = spawning.Command(argv, request.environment, request.workspace, self._output, request.cgroup)
         problem = ""
         try:
-            pid = spawning.spawn(command)
+            pid, tether = spawning.spawn(command)
         except (OSError, ValueError) as error:
-            pid, problem = 0, getattr(error, "strerror", None) or str(error)
+            pid, tether, problem = 0, -1, getattr(error, "strerror", None) or str(error)
         self._know(pid)
         if phase == "command":
             self._announce(pid, self._started_ms)
@@ -131,6 +131,7 @@ class Supervisor:
         self._stop_asked()  # by who did not find our process id in the fence, and so woke nobody
         self._wait(pid)
         self._children.kill()
+        os.close(tether)
         status = self._children.status(pid)
         assert status is not None
         code = os.waitstatus_to_exitcode(status)

@@ -80,7 +80,7 @@ def output(launch: contract.Launch) -> bytes:
 # --- what a command sees ---------------------------------------------------------------------------------------------
 
 
-async def test_command_gets_exactly_its_environment_and_no_descriptors(
+async def test_command_gets_exactly_its_environment_and_descriptors(
     executor: process.ProcessExecutor, tmp_path: Path
 ) -> None:
     script = (
@@ -101,7 +101,7 @@ async def test_command_gets_exactly_its_environment_and_no_descriptors(
         "OLDPWD",
     }
     assert str(launch.workspace) in lines
-    assert "0 1 2 3 0022" in lines  # 3 is the directory that ls reads
+    assert "0 1 2 3 63 0022" in lines  # 3 is the directory that ls reads, 63 the tether
     assert "NoNewPrivs:\t1" in lines
     assert "SigBlk:\t0000000000000000" in lines
     ignored = next(line for line in lines if line.startswith("SigIgn:"))
@@ -317,6 +317,25 @@ async def test_killed_supervisor_takes_its_command_along_and_the_rest_is_found(
     await until(lambda: not Path(f"/proc/{running.pid}").exists())
     await asyncio.to_thread(executor.end_leftovers, launch.directory)
     assert of_task(launch) == []
+
+
+async def test_command_outlives_nobody_when_supervisor_and_nursery_are_killed(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    launch = shell(tmp_path, "trap '' HUP TERM; sleep 1000 & exec sleep 1000")
+    running = await executor.start(launch)
+    await until(lambda: len(of_task(launch)) >= 2)
+    # Stopped, it cannot do what it would for its supervisor; so it is the kernel that ends the group.
+    nursery_id = nursery_of(executor)
+    os.kill(nursery_id, signal.SIGSTOP)
+    os.kill(process.read_fence(launch.directory).pid, signal.SIGKILL)
+    try:
+        await until(lambda: of_task(launch) == [])
+    finally:
+        os.kill(nursery_id, signal.SIGKILL)
+    await executor.wait(launch.directory)
+    await until(lambda: not Path(f"/proc/{running.pid}").exists())
+    assert executor.adopt(launch.directory)[0] is Condition.VANISHED
 
 
 async def test_killed_nursery_is_replaced_and_running_tasks_go_on(
