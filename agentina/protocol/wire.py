@@ -148,6 +148,16 @@ class StopTask(_Message, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class UpdateOrder(_Message, frozen=True, kw_only=True):
+    """Another release that the control plane wants a host to run, or to leave."""
+
+    #: Names the order. A host acts once on each: to have it try again, give another one.
+    id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+    #: ``upgrade``: run ``version``; ``rollback``: leave ``version``, if that is what it runs or is on the way to.
+    action: Literal["upgrade", "rollback"]
+    version: Short
+
+
 class Directives(_Message, frozen=True, kw_only=True):
     """What the control plane wants of the agent. Levels, not edges: every answer carries the present truth."""
 
@@ -164,6 +174,8 @@ class Directives(_Message, frozen=True, kw_only=True):
     update_available: str = ""
     #: What is new in it: the title of its notes.
     update_title: str = ""
+    #: What a rollout wants of this host; None: nothing. Stays until the host's report names its id as over.
+    update: UpdateOrder | None = None
 
 
 class SessionOpened(_Message, frozen=True, kw_only=True):
@@ -209,6 +221,28 @@ class HostFacts(_Message, frozen=True, kw_only=True):
     attention: Annotated[list[Short], msgspec.Meta(max_length=64)] = []
 
 
+class UpdateReport(_Message, frozen=True, kw_only=True):
+    """How far a host is with the latest order for another release, as its journal has it (agentina/updates/journal.py).
+
+    What it runs is the heartbeat's ``version``.
+    """
+
+    #: Of the order; an id of the host's own where its operator gave it.
+    id: Short
+    #: The version that was ordered.
+    version: Short
+    #: A state of the journal (``requested`` … ``promoted``, ``rolling-back``, ``rolled-back``), or ``refused``: it was
+    #: not begun.
+    state: Short
+    #: What its end says about the version; empty: it is not over.
+    verdict: Literal["", "good", "bad", "inconclusive"] = ""
+    #: Why it was rolled back (a reason of the journal, such as ``crashed``) or refused (a code of the error catalogue).
+    reason: Short = ""
+    detail: Detail = ""
+    #: Host clock when it came to this state.
+    at_ms: int = 0
+
+
 class Heartbeat(_Message, frozen=True, kw_only=True):
     """``POST /v1/agent/heartbeat``: alive, and the renewal of every lease listed."""
 
@@ -218,7 +252,10 @@ class Heartbeat(_Message, frozen=True, kw_only=True):
     draining: bool = False
     #: Why, for people; empty while not draining.
     drain_reason: Detail = ""
+    #: The release it runs.
     version: Short = ""
+    #: The latest update; None: there was none.
+    update: UpdateReport | None = None
 
 
 class HeartbeatAnswer(_Message, frozen=True, kw_only=True):
