@@ -36,6 +36,9 @@ _LOOK_SECONDS: Final = 5.0
 #: One process more than the task's own: its supervisor.
 _SUPERVISOR: Final = 1
 
+_NETWORK_PRIVATE: Final = "none but its own loopback"
+_NETWORK_SHARED: Final = "the host's, as its owner has configured; link-local and cloud metadata addresses are refused"
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,6 +84,7 @@ class SystemdExecutor:
         self._manager = manager or systemd.Manager()
         self._boot_id = clock.boot_id()
         self._starting: set[Path] = set()
+        self._network_is_private = True
 
     def guarantees(self) -> dict[str, str]:
         """See :meth:`agentina.executors.contract.Executor.guarantees`."""
@@ -95,7 +99,7 @@ class SystemdExecutor:
                 "the system is read-only, /home and agentina's own files are hidden; disk use is not enforced by the "
                 "kernel: the supervisor looks at least every 10 s and ends the task when it is over its limit"
             ),
-            "network": "none but its own loopback",
+            "network": _NETWORK_PRIVATE if self._network_is_private else _NETWORK_SHARED,
             "user": "a user of its own for as long as it runs, without capabilities",
             "containment": "a systemd unit of its own, which ends with everything in it",
         }
@@ -122,6 +126,7 @@ class SystemdExecutor:
         await self._manager.connect()
         # Slot 0 never runs. Better no daemon, with the reason, than one that fails every task.
         await self._manager.set_properties(self._places.unit(0), systemd.limits(memory_bytes=1 << 20, cpus=1, pids=1))
+        self._network_is_private = await self._manager.service_property(self._places.unit(0), "PrivateNetwork")
         pattern = f"{TEMPLATE}@{self._places.instance}-S*.service"
         while "activating" in (await self._manager.states(pattern)).values():
             await self._manager.wait_for_change(1.0)

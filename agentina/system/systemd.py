@@ -24,6 +24,8 @@ _MANAGER: Final = jeepney.DBusAddress(
 _BUS: Final = jeepney.DBusAddress(
     "/org/freedesktop/DBus", bus_name="org.freedesktop.DBus", interface="org.freedesktop.DBus"
 )
+_PROPERTIES: Final = "org.freedesktop.DBus.Properties"
+_SERVICE: Final = "org.freedesktop.systemd1.Service"
 #: Signals listened to: a job's end, and a unit that is no longer loaded because it has ended.
 _SIGNALS: Final = ("JobRemoved", "UnitRemoved")
 _CALL_SECONDS: Final = 30.0
@@ -120,6 +122,18 @@ class Manager:
         (listed,) = await self._call("ListUnitsByPatterns", "asas", ([], [pattern]), pattern)
         return {unit[0]: unit[3] for unit in listed}
 
+    async def service_property(self, unit: str, name: str) -> Any:
+        """What a service was configured with, for example ``PrivateNetwork``; its unit need not run.
+
+        Raises:
+            AgentinaError: ``SYSTEMD_REFUSED``, also when it has no such property, or ``SYSTEMD_UNREACHABLE``.
+
+        """
+        (path,) = await self._call("LoadUnit", "s", (unit,), unit)
+        service = jeepney.DBusAddress(path, bus_name=_MANAGER.bus_name, interface=_PROPERTIES)
+        ((_, value),) = await self._call("Get", "ss", (_SERVICE, name), unit, at=service)
+        return value
+
     async def wait_for_change(self, timeout_seconds: float) -> None:
         """Return when some unit or job has ended, the connection changed, or the time is over."""
         changed = self._changed
@@ -131,12 +145,14 @@ class Manager:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _call(self, method: str, signature: str, body: tuple[Any, ...], unit: str) -> tuple[Any, ...]:
+    async def _call(
+        self, method: str, signature: str, body: tuple[Any, ...], unit: str, *, at: jeepney.DBusAddress = _MANAGER
+    ) -> tuple[Any, ...]:
         await self.connect()
         assert self._connection is not None
         try:
             async with asyncio.timeout(_CALL_SECONDS):
-                return await self._connection.call(jeepney.new_method_call(_MANAGER, method, signature, body))
+                return await self._connection.call(jeepney.new_method_call(at, method, signature, body))
         except jeepney.DBusErrorResponse as error:
             problem = str(error.data[0]) if error.data else error.name
             denied = error.name in _DENIED
