@@ -31,6 +31,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     #: The task's directory; ``output.log``, ``result.json`` and the executor's own files go there.
     directory: Path
     argv: list[str]
+    #: All the variables it gets, but for ``USER``, ``LOGNAME`` and ``SHELL``: who a task runs as, the executor knows.
+    #: What is here goes before them.
     environment: dict[str, str]
     #: The process's working directory, below ``directory``, as the daemon sees it (:meth:`Executor.place`).
     workspace: Path

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import pwd
 import signal
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +52,7 @@ class ProcessExecutor:
     def __init__(self, state_directory: Path) -> None:
         """``state_directory`` is the instance's own; the nursery's lock is there."""
         self._boot_id = clock.boot_id()
+        self._own_variables = _own_variables()
         self._pool = pool.Pool(state_directory / "nursery.lock")
         #: Of adopted tasks.
         self._watches: dict[Path, processes.Watch] = {}
@@ -220,7 +222,7 @@ class ProcessExecutor:
             "task_id": launch.task_id,
             "directory": str(launch.directory),
             "argv": launch.argv,
-            "environment": {**launch.environment, MARKER: launch.task_id},
+            "environment": {**self._own_variables, **launch.environment, MARKER: launch.task_id},
             "workspace": str(launch.workspace),
             "verify": launch.verify,
             "memory_bytes": launch.memory_bytes,
@@ -274,6 +276,15 @@ def read_fence(directory: Path) -> _Fence:
         return msgspec.json.decode(content, type=_Fence)
     except (OSError, msgspec.MsgspecError, errors.AgentinaError):
         return _Fence()
+
+
+def _own_variables() -> dict[str, str]:
+    """Who a task is: this process's user, which has no name in some containers."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return {"SHELL": "/bin/sh"}
+    return {"USER": name, "LOGNAME": name, "SHELL": "/bin/sh"}
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True):

@@ -137,6 +137,27 @@ def test_contract(there: container.Container) -> None:
     assert "failed" not in said
 
 
+def test_user_of_a_task_has_a_name(there: container.Container) -> None:
+    """Without libnss-systemd, and with everybody hidden who could be asked: it is in a file."""
+    there.run("rm -f /lib/*/libnss_systemd.so.2")
+    said = run_one(
+        there,
+        "id -un; id -gn; whoami; getent passwd root | cut -d: -f1; ls -ld . | cut -d' ' -f3-4; "
+        "echo $USER $LOGNAME $SHELL; "
+        "python3 -c 'import pwd, os; print(pwd.getpwuid(os.getuid()).pw_dir, os.path.expanduser(\"~\"))'; "
+        "eval echo ~$USER; ssh -G nowhere | grep ^user; git config --global user.name x && git var GIT_AUTHOR_IDENT; "
+        "echo x >> /etc/passwd || echo no",
+    )["output"]
+    home = "/var/lib/agentina/task/home"
+    name = "_contract-S1"
+    assert said.splitlines()[:9] == [
+        name, name, name, "root", f"{name} {name}", f"{name} {name} /bin/sh", f"{home} {home}", home, f"user {name}"
+    ]  # fmt: skip
+    assert said.splitlines()[9].startswith("x <"), said
+    assert said.splitlines()[-1] == "no"
+    there.run("! ls /run/agentina-tasks/contract-S1/*")
+
+
 # --- a hostile task --------------------------------------------------------------------------------------------------
 
 CONNECT = """python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect("{}")'"""
@@ -509,16 +530,17 @@ def test_job_with_a_repository(there: container.Container, run_lab: lab.Lab) -> 
     assert there.run("journalctl -q -p warning -u agentina@git") == ""
 
 
-def test_daemon_that_hangs_is_ended_by_its_watchdog(there: container.Container) -> None:
+def test_daemon_that_hangs_is_ended_by_its_watchdog(there: container.Container, run_lab: lab.Lab) -> None:
     """And one that does not hang is left alone, with no control plane to be reached."""
-    there.put(b"[Service]\nWatchdogSec=2s\n", "/run/systemd/system/agentina@git.service.d/test.conf")
+    unit = "agentina@watched"
+    run_lab.activate(there, "watched")
+    there.put(b"[Service]\nWatchdogSec=10s\n", f"/run/systemd/system/{unit}.service.d/test.conf")
     there.set_network(up=False)
-    there.run("systemctl daemon-reload; systemctl restart agentina@git")
-    there.run("sleep 6")
-    assert unit_property(there, "agentina@git", "NRestarts") == "0"
-    there.run("kill -STOP $(systemctl show -P MainPID agentina@git)")
-    there.wait('test "$(systemctl show -P NRestarts agentina@git)" = 1', "it is started again", seconds=60)
-    assert "watchdog" in there.run("journalctl -u agentina@git -q --grep watchdog -n 1")
+    there.run(f"systemctl daemon-reload; systemctl restart {unit}; sleep 13")
+    assert unit_property(there, unit, "NRestarts") == "0"
+    there.run(f"systemctl kill --kill-whom=main --signal=STOP {unit}")
+    there.wait(f'test "$(systemctl show -P NRestarts {unit})" = 1', "it is started again", seconds=60)
+    assert "watchdog" in there.run(f"journalctl -u {unit} -q --grep watchdog -n 1")
     there.set_network(up=True)
 
 

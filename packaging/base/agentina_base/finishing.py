@@ -220,7 +220,7 @@ def finish(slot: slots.Slot, run: int, state: dict[str, list[str]], result: dict
         if problems:
             result["detail"] = "; ".join(filter(None, [str(result["detail"]), *problems]))[:_LONGEST]
         write_result(slot, task, result)
-    for name in ("state", "report", "problem"):
+    for name in slots.RUN_FILES:
         slots.remove(name, run)
 
 

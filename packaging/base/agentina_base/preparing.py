@@ -9,7 +9,9 @@ In this order, so that a kill at any point leaves something that can be judged (
 4. ``started`` is made in the task's directory, exclusively and durably. It is the task's fence: whatever else goes
    wrong, no task passes this point twice.
 5. The workspace goes into the slot and to the task's user; the state is written for task-exit.
-6. The supervisor's open files go to PID 1, which hands them over: the launch, the report, the output.
+   So are the user databases that the task will see: those of the system, and its own user.
+6. The supervisor's open files go to PID 1, which hands them over: the launch, the report, the output, and a way to
+   tell PID 1 how it is, whose name no task can reach.
 
 What fails before 4 has not started the task; the reason is in ``problem``. What fails after it is a result, which
 task-exit writes: systemd runs it then too.
@@ -72,7 +74,7 @@ def recover(slot: slots.Slot, run: int) -> None:
     problems = slots.give_back(slot, task, place, user)
     if os.listdir(place):
         raise slots.ProblemError("the slot cannot be emptied: " + "; ".join(problems))
-    for name in ("state", "report", "problem"):
+    for name in slots.RUN_FILES:
         slots.remove(name, run)
 
 
@@ -123,6 +125,7 @@ def prepare(slot: slots.Slot, run: int, ticket: dict[str, list[str]]) -> None:
     report = slots.create("report", run, owner=readable, mode=0o640)
     if _one(ticket, "oom") == "kill":
         kill_together()
+    write_databases(slot, run, user, home_of(ticket))
     hand_over({"launch": _launch(ticket), "report": report, "output": output})
 
 
@@ -183,6 +186,31 @@ def move_in(slot: slots.Slot, task: int, place: int, user: int) -> None:
         except FileNotFoundError:
             continue
         slots.change_owner(name, place, before=slot.owner[0], after=(user, user))
+
+
+def write_databases(slot: slots.Slot, run: int, user: int, home: str) -> None:
+    """Write the user databases that the task sees in place of the system's: the same, and its own user first.
+
+    A dynamic user is in no file, and whoever could be asked about it (nss-systemd asks PID 1) may not be installed and
+    cannot be reached from inside. Without a name ssh, git and many others refuse to work (getpwuid(3)).
+    """
+    lines = {
+        "passwd": f"_{slot.name}:x:{user}:{user}:agentina task:{home}:/bin/sh\n",
+        "group": f"_{slot.name}:x:{user}:\n",
+    }
+    for name, line in lines.items():
+        with open(f"/etc/{name}", "rb", buffering=0) as file:
+            content = line.encode() + slots.read_all(file.fileno())
+        slots.write_file(name, run, content, owner=(0, 0), mode=0o644)
+
+
+def home_of(ticket: dict[str, list[str]]) -> str:
+    """The home directory of the task's user: what its environment says, where a line of passwd(5) can say it too."""
+    for variable in ticket.get("environment", ()):
+        name, _, value = variable.partition("=")
+        if name == "HOME" and value.startswith("/") and ":" not in value and value.isprintable():
+            return value
+    return f"{slots.TASK}/home"
 
 
 def lend_objects(slot: slots.Slot, mirror: str, place: int) -> None:
@@ -270,11 +298,14 @@ def boot_id() -> str:
 
 
 def hand_over(descriptors: dict[str, int]) -> None:
-    """Give open files to PID 1 (sd_notify(3), FDSTORE=1) for the supervisor; it has them when this returns."""
+    """Give open files to PID 1 (sd_notify(3), FDSTORE=1) for the supervisor; it has them when this returns.
+
+    With them goes the connection itself: who sends is known by the process that does, not by who connected.
+    """
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     address = os.environ["NOTIFY_SOCKET"]
     channel.connect("\0" + address[1:] if address.startswith("@") else address)
-    for name, descriptor in descriptors.items():
+    for name, descriptor in {**descriptors, "notify": channel.fileno()}.items():
         _send(channel, f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor)
     # PID 1 closes the pipe when it has read everything before (sd_notify_barrier(3)).
     reader, writer = os.pipe2(os.O_CLOEXEC)

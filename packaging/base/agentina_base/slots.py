@@ -11,7 +11,8 @@ Places, for the instance name ``default-S3`` of a unit:
 - ``/var/lib/agentina/default/tasks/<task id>/``: the daemon's; ``started`` and ``result.json`` are put there.
 - ``/var/lib/agentina/.slots/default-S3/task/``: what the task sees as ``/var/lib/agentina/task``: ``workspace`` and
   ``home``, its own for as long as it runs, ``orders``, the daemon's, and ``mirror``, git objects on loan.
-- ``/run/agentina-tasks/default-S3/``: ``state`` and ``report``, which the daemon may read; ``problem``.
+- ``/run/agentina-tasks/default-S3/``: ``state`` and ``report``, which the daemon may read; ``problem``; ``passwd`` and
+  ``group``, which the task sees as those of the system.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from agentina_base import fields
 
 STATE = "/var/lib/agentina"
 SLOTS = "/var/lib/agentina/.slots"
+#: Where a task sees its own directory.
+TASK = "/var/lib/agentina/task"
 RUN = "/run/agentina-tasks"
 USER = "agentina"
 CACHE = "/var/cache"
@@ -32,6 +35,8 @@ CACHE = "/var/cache"
 MOVED = ("workspace", "home")
 #: What is the slot's: the daemon's orders; git objects on loan.
 MADE = ("orders", "mirror")
+#: What is in the slot's directory below /run while a task runs.
+RUN_FILES = ("state", "report", "problem", "passwd", "group")
 #: User ids that systemd gives to units with DynamicUser= (systemd.exec(5)).
 DYNAMIC_USERS = range(61184, 65520)
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-TASK = "/var/lib/agentina/task"
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
 _TAKEN = (_signal.SIGTERM, _signal.SIGCHLD)
 #: Signals that Python ignores, or that must not end a supervisor.
@@ -47,6 +46,8 @@ _WALK_STEP = 2000
 _BLOCK = 512
 _ORDERS = frozenset({"canceled", "time-limit", "lease-expired", "host-shutdown"})
 _SHOWN = 500
+#: Who the task is, as its passwd has it; the unit's user comes from PID 1 (systemd.exec(5)).
+_OWN_VARIABLES = {"USER": os.environ.get("USER", ""), "LOGNAME": os.environ.get("USER", ""), "SHELL": "/bin/sh"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -64,17 +65,18 @@ def main() -> None:
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _BLOCKED)
     for number in _BLOCKED:
         _signal.signal(number, _signal.SIG_DFL)
-    Supervisor(launch, report=given["report"], output=given["output"]).run()
+    manager = Manager(given["notify"])
+    Supervisor(launch, manager, report=given["report"], output=given["output"]).run()
 
 
 class Supervisor:
     """The life of one task."""
 
-    def __init__(self, launch: dict[str, list[str]], *, report: int, output: int) -> None:
+    def __init__(self, launch: dict[str, list[str]], manager: Manager, *, report: int, output: int) -> None:
         self._launch = launch
         self._report = report
         self._output = output
-        self._manager = Manager()
+        self._manager = manager
         self._started = _boot()
         self._timeout = float(launch["timeout_seconds"][0])
         self._grace = float(launch["grace_seconds"][0])
@@ -134,12 +136,12 @@ class Supervisor:
             os.dup2(self._output, 2)
             os.umask(0o022)
             try:
-                os.chdir(f"{TASK}/workspace")
+                os.chdir(f"{slots.TASK}/workspace")
             except OSError as error:
                 raise OSError(error.errno, f"the workspace cannot be entered: {error.strerror}") from error
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-            environment = dict(pair.split("=", 1) for pair in self._launch.get("environment", ()))
-            _execute(argv, environment)
+            given = dict(pair.split("=", 1) for pair in self._launch.get("environment", ()))
+            _execute(argv, {**_OWN_VARIABLES, **given})
         except (OSError, ValueError) as error:
             os.write(writer, (getattr(error, "strerror", None) or str(error)).encode("utf-8", "replace")[:4096])
         finally:
@@ -261,12 +263,10 @@ class Supervisor:
 
 
 class Manager:
-    """PID 1's notification socket (sd_notify(3)); connected before the task runs."""
+    """PID 1's notification socket (sd_notify(3)), connected by task-prepare: no task sees its name."""
 
-    def __init__(self) -> None:
-        self._channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-        address = os.environ["NOTIFY_SOCKET"]
-        self._channel.connect("\0" + address[1:] if address.startswith("@") else address)
+    def __init__(self, descriptor: int) -> None:
+        self._channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM, 0, descriptor)
         self._fed = 0.0
 
     def tell(self, text: str) -> None:
@@ -303,7 +303,7 @@ class Disk:
             consumed = self._free - _free_bytes()
             if now < self._due and consumed <= max(1 << 20, (self.limit - self.used) // 2):
                 return False
-            self._todo = [f"{TASK}/workspace", f"{TASK}/home", "/tmp", "/var/tmp"]  # noqa: S108 - the task's own
+            self._todo = [f"{slots.TASK}/workspace", f"{slots.TASK}/home", "/tmp", "/var/tmp"]  # noqa: S108 - the task's own
             self._linked.clear()
             self._counted, self._cost = 0, 0.0
         began = time.thread_time()
@@ -380,7 +380,7 @@ def _given() -> dict[str, int]:
     given = {name: 3 + at for at, name in enumerate(names[:count])}
     for descriptor in given.values():
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - os.set_inheritable takes no name
-    if given.keys() != {"launch", "report", "output"}:
+    if given.keys() != {"launch", "report", "output", "notify"}:
         sys.exit("task-run: PID 1 handed over other files than task-prepare makes")
     return given
 
@@ -406,7 +406,7 @@ def _signal_all(number: int) -> None:
 
 def _read_order(name: str) -> bytes:
     try:
-        descriptor = os.open(f"{TASK}/orders/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(f"{slots.TASK}/orders/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return b""
     try:
@@ -435,7 +435,7 @@ def _execute(argv: list[str], environment: dict[str, str]) -> None:
 
 def _free_bytes() -> int:
     try:
-        status = os.statvfs(TASK)
+        status = os.statvfs(slots.TASK)
     except OSError:
         return 0
     return status.f_bavail * status.f_frsize

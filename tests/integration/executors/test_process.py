@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pwd
 import resource
 import shutil
 import signal
@@ -91,10 +92,15 @@ async def test_command_gets_exactly_its_environment_and_descriptors(
     lines = output(launch).decode().splitlines()
     variables = {line for line in lines if "=" in line}
     assert {"SECRET=s3cret", f"{process.MARKER}={launch.task_id}", "PATH=/usr/bin:/bin"} <= variables
+    name = pwd.getpwuid(os.getuid()).pw_name
+    assert {f"USER={name}", f"LOGNAME={name}", "SHELL=/bin/sh"} <= variables
     assert {line.split("=")[0] for line in variables} <= {
         "SECRET",
         process.MARKER,
         "PATH",
+        "USER",
+        "LOGNAME",
+        "SHELL",
         "PWD",
         "SHLVL",
         "_",
