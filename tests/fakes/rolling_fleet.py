@@ -1,0 +1,151 @@
+"""A fleet that obeys orders for another release as hosts do, and the rollout over it, without any I/O.
+
+Each host acts once on each order's id and reports what became of it; what a release does to it is a word of
+:data:`BEHAVIOURS`. Time passes only when told to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import msgspec
+
+from agentina.control.rollouts import figures, model, rules, spread
+from agentina.protocol import wire
+from agentina.protocol.states import State
+
+OLD: Final = "1.0.0"
+NEW: Final = "1.1.0"
+#: good: it works; bad: rolled back by itself; late: promoted, and rolled back at the next turn; inconclusive: the first
+#: time; refused: the first time; deaf: the order is never obeyed; dead: never heard of again.
+BEHAVIOURS: Final = ("good", "bad", "late", "inconclusive", "refused", "deaf", "dead")
+
+
+@dataclasses.dataclass
+class Host:
+    """One agent."""
+
+    number: int
+    machine: str
+    zone: str = ""
+    behaviour: str = "good"
+    version: str = OLD
+    is_online: bool = True
+    is_dead: bool = False
+    is_leaving: bool = False
+    pinned: str = ""
+    window: str = ""
+    report: wire.UpdateReport | None = None
+    heard_ms: int = 0
+    totals: figures.Figures = dataclasses.field(default_factory=figures.Figures)
+    past: figures.Sample = dataclasses.field(default_factory=figures.Sample)
+    #: Ids of orders it acted on, and how often it installed the new release.
+    acted: list[str] = dataclasses.field(default_factory=list)
+    installs: int = 0
+
+    def turn(self, order: wire.UpdateOrder | None, now_ms: int) -> None:
+        """A heartbeat with its answer, and what follows from it."""
+        if not self.is_online or self.is_dead:
+            return
+        self.heard_ms = now_ms
+        if self.behaviour == "late" and self.version == NEW and self.report is not None:
+            self._roll_back("bad", "crashed")
+        if order is None or order.id in self.acted or self.behaviour == "deaf":
+            return
+        self.acted.append(order.id)
+        if order.action == "rollback":
+            self.report = wire.UpdateReport(id=order.id, version=order.version, state="rolled-back", verdict="good")
+            self.version = OLD if self.version == order.version else self.version
+            return
+        self._install(order)
+
+    def _install(self, order: wire.UpdateOrder) -> None:
+        self.report = wire.UpdateReport(id=order.id, version=order.version, state="requested")
+        if self.behaviour == "refused":
+            self.report = msgspec.structs.replace(self.report, state="refused", reason="STATE_CONFLICT")
+        elif self.behaviour == "inconclusive":
+            self._roll_back("inconclusive", "control-plane-away")
+        elif self.behaviour == "bad":
+            self._roll_back("bad", "crashed")
+        else:
+            self.version, self.is_dead = order.version, self.behaviour == "dead"
+            self.installs += 1
+            self.report = msgspec.structs.replace(self.report, state="promoted", verdict="good")
+        if self.behaviour in {"refused", "inconclusive"}:
+            self.behaviour = "good"
+
+    def _roll_back(self, verdict: str, reason: str) -> None:
+        assert self.report is not None
+        self.version = OLD
+        changes = {"state": "rolled-back", "verdict": verdict, "reason": reason}
+        self.report = msgspec.structs.replace(self.report, **changes)
+
+    def fact(self, now_ms: int) -> model.Fact:
+        """What the control plane knows of it."""
+        there = self.is_online and not self.is_dead
+        return model.Fact(
+            place=spread.Place(agent=self.number, host=self.machine, zone=self.zone, tasks=self.past.figures.ended),
+            name=f"{self.machine}/{self.number}", version=self.version, is_online=there,
+            is_leaving=self.is_leaving,
+            is_silent=not there and now_ms - self.heard_ms > 60_000, heard_ms=self.heard_ms, report=self.report,
+            pinned=self.pinned, window=self.window, totals=self.totals, past=self.past,
+        )  # fmt: skip
+
+    def work(self, count: int, seconds: float, *, failed: int = 0) -> None:
+        """Finish tasks."""
+        for number in range(count):
+            state = State.FAILED if number < failed else State.SUCCEEDED
+            self.totals = self.totals.with_task(state, seconds)
+
+
+class Fleet:
+    """Hosts and the rollout over them, as the database has it."""
+
+    def __init__(self, hosts: list[Host], plan: model.Plan) -> None:
+        self.hosts = {host.number: host for host in hosts}
+        self.now_ms = 1_800_000_000_000
+        self.rollout = model.Rollout(public_id="roll_1", plan=plan)
+        self.members = {host.number: model.Member(agent=host.number) for host in hosts}
+        self.lines: list[str] = []
+        for number, host in self.hosts.items():
+            host.heard_ms = self.now_ms
+            marked = {"mark": host.totals, "mark_ms": self.now_ms} if host.is_online else {}
+            self.members[number] = msgspec.structs.replace(self.members[number], **marked)
+
+    def state(self) -> model.State:
+        return self.rollout.state
+
+    def facts(self) -> dict[int, model.Fact]:
+        return {number: host.fact(self.now_ms) for number, host in self.hosts.items()}
+
+    def decide(self, elapsed: float = 0.0) -> rules.Decision:
+        return rules.decide(self.rollout, self.members.values(), self.facts(), now_ms=self.now_ms, elapsed=elapsed)
+
+    def apply(self, decision: rules.Decision) -> None:
+        self.rollout = decision.rollout
+        self.members.update(decision.members)
+        self.lines += [line.text for line in decision.lines]
+
+    def abort(self, reason: str = "told to") -> None:
+        self.apply(rules.roll_back(self.rollout, self.members.values(), reason=reason, gate="", now_ms=self.now_ms))
+
+    def heartbeats(self) -> None:
+        for number, host in self.hosts.items():
+            host.turn(model.order(self.rollout, self.members[number]), self.now_ms)
+
+    def turn(self, seconds: float = 10.0) -> None:
+        """All hosts send a heartbeat, time passes, and the duty decides."""
+        self.heartbeats()
+        self.now_ms += round(seconds * 1000)
+        self.apply(self.decide(seconds))
+
+    def turns(self, count: int, seconds: float = 10.0) -> None:
+        for _ in range(count):
+            self.turn(seconds)
+
+    def running(self, version: str) -> set[int]:
+        return {number for number, host in self.hosts.items() if host.version == version}
+
+    def standing(self, standing: model.Standing) -> set[int]:
+        return {number for number, member in self.members.items() if member.standing is standing}
