@@ -52,7 +52,11 @@ PACKAGES: Final = (
     "initramfs-tools",
     "busybox-static",
 )
+#: Suites that can be virtual machines, and their kernels; others are for containers only.
 KERNELS: Final = {"bookworm": "linux-image-cloud-amd64", "trixie": "linux-image-cloud-amd64"}
+#: Suites of another distribution: the suite that brings the keys of its archive, and what to give to mmdebstrap.
+_FOREIGN: Final = {"noble": ("trixie", "usr/share/keyrings/ubuntu-archive-keyring.gpg", "--components=main,universe")}
+_KEYS: Final = {"trixie": ("ubuntu-keyring",)}
 #: What the first stage loads, with what each depends on; newer kernels have some of them built in.
 MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net")
 #: Units that only cost time on a machine that lives for minutes.
@@ -189,14 +193,24 @@ def staged(final: Path) -> Iterator[Path]:
 
 def _build(image: Image) -> None:
     log = image.path / "build.log"
-    packages = ",".join([*PACKAGES, KERNELS[image.suite]])
+    kernel = [KERNELS[image.suite]] if image.suite in KERNELS else []
+    packages = ",".join([*PACKAGES, *_KEYS.get(image.suite, ()), *kernel])
+    options = []
+    if image.suite in _FOREIGN:
+        friend, keys, option = _FOREIGN[image.suite]
+        options = [f"--keyring={base(friend).rootfs / keys}", option]
     # tmpfs is faster to unpack into, but half of a small machine's memory.
-    command = ["mmdebstrap", "--variant=apt", f"--include={packages}", image.suite, str(image.rootfs)]
+    command = ["mmdebstrap", "--variant=apt", f"--include={packages}", *options, image.suite, str(image.rootfs)]
     with log.open("wb") as output:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)
     if done.returncode != 0:
         raise ImpossibleError(f"mmdebstrap failed: {log.read_text(errors='replace')[-1500:]}")
     _configure(image)
+    if kernel:
+        _make_bootable(image)
+
+
+def _make_bootable(image: Image) -> None:
     _make_initrd(image)
     (kernel,) = (image.rootfs / "boot").glob("vmlinuz-*")
     shutil.copy(kernel, image.path / "vmlinuz")

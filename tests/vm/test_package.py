@@ -208,16 +208,17 @@ def test_an_install_that_is_killed_anywhere_is_completed_by_the_next(
     assert len([one for one in agents if one["instance"].startswith("kill-")]) == 8
 
 
-def test_debian_13_with_another_python_and_systemd(run_lab: lab.Lab, package: Path, tmp_path: Path) -> None:
-    with container.Container(images.base("trixie"), tmp_path, name="trixie") as there:
+@pytest.mark.parametrize("suite", ["trixie", "noble"])
+def test_other_systems(suite: str, run_lab: lab.Lab, package: Path, tmp_path: Path) -> None:
+    with container.Container(images.base(suite), tmp_path, name=suite) as there:
         lab.install_package(there, package)
-        run_lab.activate(there, "default", "--role", "trixie")
+        run_lab.activate(there, "default", "--role", suite)
         assert json.loads(there.run("agentina status --json"))["executor"] == "systemd"
-        job = run_lab.fleet.submit_script("python3 --version; id -u", role="trixie")
+        job = run_lab.fleet.submit_script("python3 --version; id -u", role=suite)
         view = run_lab.fleet.wait_final(job)
         output = run_lab.fleet.output(job).decode()
         assert view.job.state is State.SUCCEEDED, (view.job, output)
-        assert "Python 3.13" in output
+        assert {"trixie": "Python 3.13", "noble": "Python 3.12"}[suite] in output
         there.run("agentina uninstall --purge")
 
 
