@@ -160,6 +160,8 @@ def uninstall(
         if not purge and instance.state.is_dir():
             with users.acting_as(service.owner_of(instance.layout)):
                 _keep_settings(instance)
+                # What it was drained for is over: installed again, it is to work.
+                (instance.state / "drain").unlink(missing_ok=True)
         instance.config.unlink()
         files.sync_directory(instance.config.parent)
     if purge:

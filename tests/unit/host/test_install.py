@@ -213,8 +213,10 @@ def test_uninstall_keeps_state_so_that_installing_again_needs_no_token(
     instance: paths.InstancePaths, url: str, plane: activating.Activating
 ) -> None:
     run(instance, request(url, max_concurrent_tasks=3))
+    (instance.state / "drain").write_text("to be taken off")
     assert uninstall(instance)
     assert instance.layout.instances() == []
+    assert not (instance.state / "drain").exists(), "installed again it is to work"
     assert not uninstall(instance)
     run(instance, request(url, token=""))
     assert config.load(instance).max_concurrent_tasks == 3
