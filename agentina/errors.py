@@ -502,6 +502,13 @@ LOCAL_FORBIDDEN = _entry(
     remedy="Use sudo. A user who is to see `agentina status` without it joins the group, "
     "`sudo usermod --append --groups {group} USER`, and logs in again.",
 )  # fmt: skip
+LOG_FORBIDDEN = _entry(
+    "LOG_FORBIDDEN", 403, Exit.REFUSED,
+    message="This user ({user}) may not read the system's journal, where the log of {unit} is.",
+    cause="The journal is for root and the members of some groups (systemd-journal, adm): it has everybody's log.",
+    remedy="Use sudo. A user who is to see logs without it joins the group, "
+    "`sudo usermod --append --groups systemd-journal USER`, and logs in again.",
+)  # fmt: skip
 STATE_UNWRITABLE = _entry(
     "STATE_UNWRITABLE", 500, Exit.STATE,
     message="{path} cannot be written: {problem}.",

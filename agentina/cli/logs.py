@@ -17,7 +17,7 @@ import click
 from agentina import errors
 from agentina.cli import options, output
 from agentina.protocol import units
-from agentina.system import clock, paths, services
+from agentina.system import clock, journal, paths, services, users
 
 #: Seconds between looks at a file that is followed; there is nothing to await without inotify.
 _LOOK_AGAIN: Final = 0.25
@@ -67,6 +67,7 @@ def logs(instance: str, *, lines: int | None, task: str | None, since: float | N
     if lines is None and since is None and task is None:
         lines = _LINES
     if _is_in_journal(where):
+        _check_journal(where)
         _become(journal_command(instance, lines=lines, task=task, since=since, follow=follow))
     wanted = Wanted(task=task, since=since)
     try:
@@ -85,6 +86,14 @@ def _is_in_journal(where: paths.InstancePaths) -> bool:
         return True
     output.say(f"{services.unit_of(where.name)} does not run; this is {where.log}.")
     return False
+
+
+def _check_journal(where: paths.InstancePaths) -> None:
+    """Find out before journalctl is asked, whose own answer would be "No entries", or its own hints."""
+    if not where.config.exists():
+        raise errors.INSTANCE_UNKNOWN(instance=where.name, path=str(where.config))
+    if not journal.is_readable():
+        raise errors.LOG_FORBIDDEN(user=users.name_of(os.geteuid()), unit=services.unit_of(where.name))
 
 
 def journal_command(

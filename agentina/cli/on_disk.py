@@ -8,9 +8,9 @@ import msgspec
 
 import agentina
 from agentina import errors
-from agentina.host import config, identity
-from agentina.protocol import local
-from agentina.system import paths
+from agentina.host import config, identity, install, service
+from agentina.protocol import local, units
+from agentina.system import paths, services
 
 
 def read(instance: paths.InstancePaths, stopped: errors.AgentinaError) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def read(instance: paths.InstancePaths, stopped: errors.AgentinaError) -> dict[s
         instance=instance.name,
         version=agentina.__version__,
         state="stopped",
-        state_reason="the daemon does not run",
+        state_reason=_reason(instance),
         healthy=False,
         agent_id=known.agent_id if known else "",
         organization=known.organization if known else "",
@@ -52,11 +52,26 @@ def read(instance: paths.InstancePaths, stopped: errors.AgentinaError) -> dict[s
     return document
 
 
+def _reason(instance: paths.InstancePaths) -> str:
+    try:
+        running = len(install.running_tasks(instance))
+    except PermissionError:
+        # Units everybody may see.
+        running = len(services.task_units(instance.name)) if service.is_managed(instance.layout) else 0
+    if not running:
+        return "the daemon does not run"
+    goes = "goes" if running == 1 else "go"
+    return f"the daemon does not run; {units.show_count(running, 'task')} {goes} on without it"
+
+
 def _identity(instance: paths.InstancePaths, problems: list[local.Problem]) -> identity.Identity | None:
     try:
         return identity.load(instance)
     except errors.AgentinaError as error:
         problems.append(_problem(error))
+    except PermissionError:
+        hidden = errors.FILE_UNREADABLE(where=str(instance.state), problem="it is the agent's own")
+        problems.append(msgspec.structs.replace(_problem(hidden), remedy="Use sudo."))
     except OSError as error:
         problems.append(_problem(errors.FILE_UNREADABLE(where=str(instance.identity), problem=error.strerror)))
     return None

@@ -91,19 +91,20 @@ def render(one: dict[str, Any], *, now_ms: int) -> None:
 
 
 def _facts(one: dict[str, Any], now_ms: int) -> list[tuple[str, object]]:
-    heartbeat = f"last heartbeat {output.ago(one.get('last_heartbeat_ms'), now_ms)}"
-    running = len([task for task in one.get("tasks") or [] if task.get("state") == "running"])
+    heartbeat = f", last heartbeat {output.ago(one.get('last_heartbeat_ms'), now_ms)}" if one.get("pid") else ""
+    # No daemon to ask, and files that this user may not read.
+    is_hidden = any(problem.get("code") == errors.FILE_UNREADABLE.code for problem in one.get("problems") or [])
     return [
-        ("agent", one.get("agent_id") or "not activated"),
+        ("agent", one.get("agent_id") or ("unknown" if is_hidden else "not activated")),
         ("organization", one.get("organization")),
         ("role", one.get("role")),
         ("labels", output.labels(one["labels"]) if one.get("labels") else ""),
         ("version", f"{one.get('version', '?')}{_update(one)}"),
         ("channel", one.get("channel")),
-        ("license", _license(one.get("license"), now_ms)),
-        ("control plane", f"{one.get('control_plane', '?')}, {heartbeat}"),
+        ("license", "unknown" if is_hidden else _license(one.get("license"), now_ms)),
+        ("control plane", f"{one.get('control_plane', '?')}{heartbeat}"),
         ("daemon", _daemon(one, now_ms)),
-        ("tasks", f"{running} running, {one.get('slots_free', 0)} of {one.get('max_concurrent_tasks', 0)} slots free"),
+        ("tasks", _slots(one)),
         ("admission", output.clean(one.get("admission") or "")),
         ("waiting", _waiting(one.get("reports_waiting", 0))),
         *_host(one.get("host")),
@@ -121,6 +122,13 @@ def _license(license_: dict[str, Any] | None, now_ms: int) -> str:
         f"{units.show_count(license_['max_agents'], 'agent')}, "
         f"offline grace {license_['offline_grace_hours']:g} h ({left} left)"
     )
+
+
+def _slots(one: dict[str, Any]) -> str:
+    if not one.get("pid"):
+        return ""
+    running = len([task for task in one.get("tasks") or [] if task.get("state") == "running"])
+    return f"{running} running, {one.get('slots_free', 0)} of {one.get('max_concurrent_tasks', 0)} slots free"
 
 
 def _waiting(reports: int) -> str:

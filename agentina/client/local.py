@@ -38,20 +38,26 @@ def ask(instance: paths.InstancePaths, verb: str, *, reason: str = "", timeout_s
         raise _forbidden(instance, verb) from error
     except OSError as error:
         raise _not_running(instance) from error
-    return _status(line, instance)
+    try:
+        return _status(line, instance)
+    except errors.AgentinaError as error:
+        if error.entry is not errors.LOCAL_FORBIDDEN:
+            raise
+        # The daemon's user namespace has no name for who asked.
+        raise _forbidden(instance, verb) from error
 
 
 def _forbidden(instance: paths.InstancePaths, verb: str) -> errors.AgentinaError:
     """Names the group that would let this user look."""
     import grp  # noqa: PLC0415 - seldom needed
     import os  # noqa: PLC0415
-    import pwd  # noqa: PLC0415
 
-    user, group = str(os.geteuid()), "agentina"
+    from agentina.system import users  # noqa: PLC0415
+
+    group = "agentina"
     with contextlib.suppress(KeyError, OSError):
-        user = pwd.getpwuid(os.geteuid()).pw_name
         group = grp.getgrgid(instance.socket.stat().st_gid).gr_name
-    return errors.LOCAL_FORBIDDEN(user=user, verb=verb, group=group)
+    return errors.LOCAL_FORBIDDEN(user=users.name_of(os.geteuid()), verb=verb, group=group)
 
 
 def _not_running(instance: paths.InstancePaths) -> errors.AgentinaError:

@@ -74,7 +74,10 @@ def run(instance: paths.InstancePaths) -> int:
     """
     settings = config.load(instance)
     logs.set_up(instance=instance.name, level=settings.log_level, file=instance.log)
-    who = identity.load(instance)
+    try:
+        who = identity.load(instance)
+    except PermissionError as error:
+        raise errors.FILE_UNREADABLE(where=str(instance.identity), problem=str(error.strerror)) from error
     if who is None or not who.agent_id:
         raise errors.INSTANCE_UNKNOWN(instance=instance.name, path=str(instance.identity))
     sys.setswitchinterval(_SWITCH_SECONDS)

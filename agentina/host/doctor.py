@@ -37,7 +37,7 @@ _LEAST_FILES: Final = 1024
 _CLOCK_WARN_MS: Final = 30_000
 _OUTBOX_WARN: Final = 256 << 20
 _MAX_SOCKET_PATH: Final = 108
-_AS_ROOT: Final = "Run as root or as the agent's own user."
+_LOOK_AS_ROOT: Final = "Run `sudo agentina doctor` to have this looked at, too."
 
 
 class Verdict(enum.Enum):
@@ -89,8 +89,8 @@ def examine(instance: paths.InstancePaths, *, control_plane: str = "", ca_file: 
         ca_file: As in the configuration.
 
     """
-    yield from examine_host(instance)
     installed = instance.config.exists()
+    yield from examine_host(instance, installed=installed)
     settings: config.HostConfig | None = None
     if installed:
         settings, check = _configuration(instance)
@@ -107,12 +107,12 @@ def examine(instance: paths.InstancePaths, *, control_plane: str = "", ca_file: 
         yield check_outbox(instance.outbox)
 
 
-def examine_host(instance: paths.InstancePaths) -> Iterator[Check]:
+def examine_host(instance: paths.InstancePaths, *, installed: bool = False) -> Iterator[Check]:
     """The checks that need neither an installation nor a network."""
     managed = service.is_managed(instance.layout)
     plain: tuple[Callable[[], Check], ...] = (
         check_python,
-        lambda: check_writable(instance),
+        lambda: check_writable(instance, installed=installed),
         lambda: check_socket_path(instance),
         lambda: check_disk(instance.layout),
         check_memory,
@@ -136,11 +136,16 @@ def check_python() -> Check:
     return ok("python", f"Python {shown}.")
 
 
-def check_writable(instance: paths.InstancePaths) -> Check:
-    """Configuration, state and cache directories can be made or written by this user."""
+def check_writable(instance: paths.InstancePaths, *, installed: bool = False) -> Check:
+    """Configuration, state and cache directories can be made or written by this user.
+
+    Of an installed service they are its own user's, and whoever looks at it need not be able to.
+    """
     layout = instance.layout
     wanted = (layout.config_directory, instance.state, layout.cache_directory, instance.socket.parent)
     refused = [str(path) for path in wanted if not _is_writable(path)]
+    if refused and installed and service.is_managed(layout):
+        return warn("directories", "This user is not the agent's, whose they are.", _LOOK_AS_ROOT)
     if refused:
         remedy = "Run as root (sudo), as the user the agent runs as, or choose a --root you may write to."
         return fail("directories", f"Not writable by this user: {', '.join(refused)}.", remedy)
@@ -253,10 +258,12 @@ def check_package(root: Path = Path("/")) -> Check:
         "polkit's rule for agentina": services.has_rule(root),
         "the system bus (dbus)": (root / "run/dbus/system_bus_socket").exists(),
     }
-    missing = [what for what, there in lacks.items() if not there]
+    missing = [what for what, there in lacks.items() if there is False]
     if missing:
         remedy = "Install the agentina package again, with dbus and polkitd. Until then tasks share the daemon's user."
         return warn("package", f"Missing: {', '.join(missing)}.", remedy)
+    if None in lacks.values():
+        return warn("package", "This user may not see whether polkit's rule is here.", _LOOK_AS_ROOT)
     return ok("package", f"User {services.USER}, {services.TASK_TEMPLATE} and polkit's rule are here.")
 
 
@@ -342,7 +349,7 @@ def check_identity(instance: paths.InstancePaths) -> Check:
     except errors.AgentinaError as error:
         return failed("identity", error)
     except OSError as error:
-        return fail("identity", f"{instance.state}: {error.strerror}.", _AS_ROOT)
+        return _unseen("identity", instance.state, error)
     if license_.expires_ms < clock.SystemClock().wall_ms():
         return failed("identity", errors.LICENSE_EXPIRED(expired_at=clock.show_time(license_.expires_ms)))
     until = clock.show_time(license_.expires_ms)
@@ -365,7 +372,7 @@ def check_outbox(path: Path) -> Check:
         size = sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else 0
         size = path.stat().st_size if path.is_file() else size
     except OSError as error:
-        return warn("outbox", f"{path}: {error.strerror}.", _AS_ROOT)
+        return _unseen("outbox", path, error)
     found = f"{units.show_size(size)} of reports on disk."
     if size > _OUTBOX_WARN:
         return warn("outbox", found, "Restore the connection to the control plane; they are sent then.")
@@ -382,7 +389,9 @@ def require(checks: list[Check]) -> None:
     """Raise ``PRECONDITION_FAILED`` naming every failed check, with what to do."""
     bad = [check for check in checks if check.verdict is Verdict.FAIL]
     if bad:
-        raise errors.PRECONDITION_FAILED(problems=" ".join(f"{c.name}: {c.message} ({c.remedy})" for c in bad))
+        raise errors.PRECONDITION_FAILED(
+            problems=" ".join(f"{c.name}: {c.message} {c.remedy}" for c in bad).rstrip(".")
+        )
 
 
 def _configuration(instance: paths.InstancePaths) -> tuple[config.HostConfig | None, Check]:
@@ -391,7 +400,14 @@ def _configuration(instance: paths.InstancePaths) -> tuple[config.HostConfig | N
     except errors.AgentinaError as error:
         return None, failed("configuration", error)
     except OSError as error:
-        return None, fail("configuration", f"{instance.config}: {error.strerror}.", _AS_ROOT)
+        return None, _unseen("configuration", instance.config, error)
+
+
+def _unseen(name: str, path: Path, error: OSError) -> Check:
+    """What this user may not see is not thereby at fault."""
+    if isinstance(error, PermissionError):
+        return warn(name, f"This user may not read {path}.", _LOOK_AS_ROOT)
+    return fail(name, f"{path}: {error.strerror}.", "Check the disk and the file's owner (`ls -l`).")
 
 
 def _existing(path: Path) -> Path:

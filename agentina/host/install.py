@@ -103,6 +103,7 @@ def install(instance: paths.InstancePaths, request: Request, *, say: Say) -> Ins
         names.check_label(key, value)
     if request.role is not None:
         names.check_role(request.role)
+    doctor.require([doctor.check_writable(instance)])
     owner = service.owner_of(instance.layout) if request.service else None
     if instance.state.exists():
         service.make_state(instance, owner)
@@ -139,12 +140,14 @@ def uninstall(
     """Take the instance off this host; state is kept unless ``purge``. Returns whether there was anything to do.
 
     Raises:
-        AgentinaError: ``STATE_CONFLICT`` while tasks run, unless ``force``; ``SERVICE_FAILED``.
+        AgentinaError: ``PRECONDITION_FAILED`` for a user who may not; ``STATE_CONFLICT`` while tasks run, unless
+            ``force``; ``SERVICE_FAILED``.
 
     """
     there = instance.config.exists() or (purge and instance.state.exists())
     if not there:
         return False
+    doctor.require([doctor.check_writable(instance)])
     running = running_tasks(instance)
     if running and not force:
         raise errors.STATE_CONFLICT(

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
+#: Where journald keeps what it has: for good, or until the next boot (Storage= in journald.conf(5)).
+_STORES: Final = (Path("/var/log/journal"), Path("/run/log/journal"))
 _STREAM: Final = "JOURNAL_STREAM"
 _SIZE: Final = struct.Struct("<Q")
 _DESCRIPTOR: Final = struct.Struct("i")
@@ -43,6 +45,12 @@ def is_stderr() -> bool:
     except (OSError, ValueError):
         return False
     return (found.st_dev, found.st_ino) == (int(device), int(inode))
+
+
+def is_readable(stores: Iterable[Path] = _STORES) -> bool:
+    """Whether this user may read what services wrote; True also where there is no journal (yet)."""
+    found = [path for store in stores for path in store.glob("*/system.journal")]
+    return not found or any(os.access(path, os.R_OK) for path in found)
 
 
 def encode(fields: Fields) -> bytes:

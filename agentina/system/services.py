@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -33,9 +34,12 @@ def has_template(root: Path = Path("/"), *, name: str = TEMPLATE) -> bool:
     return any((root / directory / name).is_file() for directory in _UNIT_DIRECTORIES)
 
 
-def has_rule(root: Path = Path("/")) -> bool:
-    """Whether polkit is told what daemons may ask PID 1 for."""
-    return any(any((root / directory).glob("*agentina*.rules")) for directory in _POLICY_DIRECTORIES)
+def has_rule(root: Path = Path("/")) -> bool | None:
+    """Whether polkit is told what daemons may ask PID 1 for; None: this user may not look."""
+    directories = [root / directory for directory in _POLICY_DIRECTORIES]
+    if any(any(directory.glob("*agentina*.rules")) for directory in directories):
+        return True
+    return None if any(path.is_dir() and not os.access(path, os.R_OK | os.X_OK) for path in directories) else False
 
 
 def version() -> int:

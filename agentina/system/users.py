@@ -1,4 +1,4 @@
-"""Doing a part of root's work with another user's rights.
+"""Users of this host, and doing a part of root's work with another user's rights.
 
 Root that writes below a directory of somebody else's follows links that they may have put there, and leaves files
 behind that they cannot read. With their rights neither can happen: the kernel checks every step (credentials(7)).
@@ -18,6 +18,14 @@ def find(name: str) -> pwd.struct_passwd | None:
         return pwd.getpwnam(name)
     except KeyError:
         return None
+
+
+def name_of(number: int) -> str:
+    """The name of a user, or the number of one who has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 @contextlib.contextmanager

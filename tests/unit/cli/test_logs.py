@@ -11,7 +11,7 @@ import pytest
 
 from agentina import errors
 from agentina.cli import logs, main
-from agentina.system import paths, services
+from agentina.system import journal, paths, services
 
 OLD = b"2026-11-21T09:00:00Z info one instance=default action=x task=j.1\n"
 NEW = b"2026-11-21T10:00:00Z error two instance=default task=j.10\n  Traceback of j.10\n"
@@ -125,3 +125,21 @@ def test_missing_log_and_missing_instance_are_told_apart(tmp_path: Path, capsys:
     config.write_text("control_plane: https://x\n")
     assert main.run(arguments) == errors.Exit.NOT_FOUND
     assert "code: NOT_FOUND" in capsys.readouterr().err
+
+
+def test_journal_is_asked_only_for_what_is_there_and_by_who_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = paths.Layout(tmp_path).instance("default")
+    monkeypatch.setattr(journal, "is_readable", lambda: False)
+    with pytest.raises(errors.AgentinaError) as caught:
+        logs._check_journal(instance)
+    assert caught.value.entry is errors.INSTANCE_UNKNOWN
+    instance.config.parent.mkdir(parents=True)
+    instance.config.touch()
+    with pytest.raises(errors.AgentinaError) as caught:
+        logs._check_journal(instance)
+    assert caught.value.entry is errors.LOG_FORBIDDEN
+    assert "agentina@default.service" in caught.value.message
+    monkeypatch.setattr(journal, "is_readable", lambda: True)
+    logs._check_journal(instance)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import pytest
 
 from agentina import errors
 from agentina.client import local
-from agentina.system import paths, services
+from agentina.system import paths, services, users
 
 Listen = Callable[[bytes], list[bytes]]
 
@@ -112,3 +113,13 @@ def test_remedy_is_the_command_that_starts_this_daemon(  # noqa: PLR0917 - the t
     remedy = local._not_running(paths.Layout(Path(root)).instance(name)).remedy
     assert f"`{start}`" in remedy
     assert ("systemctl" in remedy) == start.startswith("systemctl")
+
+
+def test_refusal_names_who_asked_as_this_side_knows_it(instance: paths.InstancePaths, listen: Listen) -> None:
+    listen(
+        b'{"error": {"code": "LOCAL_FORBIDDEN", "context": {"user": "nobody", "verb": "drain", "group": "agentina"}}}\n'
+    )
+    with pytest.raises(errors.AgentinaError) as caught:
+        local.ask(instance, "drain")
+    assert caught.value.entry is errors.LOCAL_FORBIDDEN
+    assert f"({users.name_of(os.geteuid())})" in caught.value.message

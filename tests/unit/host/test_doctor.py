@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.host import doctor
+from agentina.host import doctor, identity, service
 from agentina.system import clock, paths, services
 from tests.fakes import scripted_server, systemctl
 
@@ -163,6 +163,8 @@ def test_package_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "run/dbus").mkdir(parents=True)
     (tmp_path / "run/dbus/system_bus_socket").touch()
     assert doctor.check_package(tmp_path).verdict is OK
+    monkeypatch.setattr(services, "has_rule", lambda _: None)
+    assert doctor.check_package(tmp_path).verdict is WARN
 
 
 def test_release_link(tmp_path: Path) -> None:
@@ -183,3 +185,22 @@ def test_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not start at boot" in doctor.check_unit(instance).message
     systemd.put(active=["agentina@default.service"], enabled=["agentina@default.service"])
     assert doctor.check_unit(instance).verdict is OK
+
+
+def test_who_looks_at_a_service_need_not_be_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = paths.Layout(Path("/etc/hostname")).instance("default")
+    monkeypatch.setattr(service, "is_managed", lambda _: True)
+    assert doctor.check_writable(instance).verdict is FAIL, "it is about to be installed"
+    check = doctor.check_writable(instance, installed=True)
+    assert (check.verdict, check.remedy) == (WARN, "Run `sudo agentina doctor` to have this looked at, too.")
+
+
+def test_what_may_not_be_read_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = paths.Layout(tmp_path).instance("default")
+
+    def refuse(_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(identity, "load", refuse)
+    check = doctor.check_identity(instance)
+    assert (check.verdict, "sudo" in check.remedy) == (WARN, True)

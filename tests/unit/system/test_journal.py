@@ -110,3 +110,13 @@ def _target(link: Path) -> str:
         return str(link.readlink())
     except OSError:
         return ""
+
+
+def test_readable_is_what_this_user_may_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = (tmp_path / "var", tmp_path / "run")
+    assert journal.is_readable(stores), "no journal yet: journalctl says so"
+    (tmp_path / "run/1f").mkdir(parents=True)
+    (tmp_path / "run/1f/system.journal").touch()
+    assert journal.is_readable(stores)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert not journal.is_readable(stores)

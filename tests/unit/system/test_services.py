@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def test_rule(tmp_path: Path) -> None:
     rules.mkdir(parents=True)
     (rules / "50-agentina.rules").touch()
     assert services.has_rule(tmp_path)
+
+
+def test_rule_is_unknown_where_this_user_may_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "usr/share/polkit-1/rules.d").mkdir(parents=True)
+    assert services.has_rule(tmp_path) is False
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert services.has_rule(tmp_path) is None
 
 
 def test_an_instance_is_enabled_started_and_disabled(systemd: systemctl.Systemctl) -> None:
