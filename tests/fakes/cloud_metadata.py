@@ -17,7 +17,8 @@ _NOT_FOUND: Reply = (404, {}, b"not found")
 class Metadata:
     """Start with ``async with``; set its attributes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, listen: str = "127.0.0.1") -> None:
+        self._listen = listen
         self.requests: list[str] = []
         # Google
         self.preempted = False
@@ -38,7 +39,7 @@ class Metadata:
         self.address = ""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1")
+        self._server = await asyncio.start_server(self._serve, self._listen)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
