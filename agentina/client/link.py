@@ -291,7 +291,11 @@ class Link:
         proxy = addresses.proxy_for(self.address, os.environ)
         if proxy is None:
             context = self._tls() if tls else None
-            return await asyncio.open_connection(host, port, ssl=context, server_hostname=host if tls else None)
+            opened = await asyncio.open_connection(host, port, ssl=context, server_hostname=host if tls else None)
+            if not tls:
+                # Each read gets a new buffer of this size. For asyncio's 256 KiB the kernel would map pages each time.
+                opened[1].transport.max_size = _READ_SIZE  # type: ignore[attr-defined] # of the selector's transports
+            return opened
         reader, writer = await asyncio.open_connection(*proxy)
         try:
             target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -158,7 +158,7 @@ class ProcessExecutor:
     def read_result(self, directory: Path) -> contract.Result | None:
         """See :meth:`agentina.executors.contract.Executor.read_result`."""
         try:
-            content = files.read_bounded(directory / "result.json", limit=_MAX_RESULT)
+            content = files.read_bounded(f"{directory}/result.json", limit=_MAX_RESULT)
             return msgspec.json.decode(content, type=contract.Result)
         except (OSError, msgspec.MsgspecError, errors.AgentinaError):
             return None

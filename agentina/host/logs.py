@@ -33,9 +33,17 @@ class Formatter(logging.Formatter):
         super().__init__()
         self._instance = instance
         self._prefixed = prefixed
+        #: The last record and its line: two handlers ask for it one after the other.
+        self._last: tuple[logging.LogRecord, str] | None = None
 
     def format(self, record: logging.LogRecord) -> str:
         """One record, on one line but for a traceback, which is indented."""
+        last = self._last
+        if last is None or last[0] is not record:
+            last = self._last = (record, self._line(record))
+        return last[1]
+
+    def _line(self, record: logging.LogRecord) -> str:
         fields = [f"instance={self._instance}"]
         fields.extend(f"{name}={_quoted(value)}" for name, value in _particulars(record))
         line = f"{_one_line(record)} {' '.join(fields)}"
@@ -170,8 +178,9 @@ def _to_file(instance: str, file: Path) -> tuple[list[logging.Handler], OSError 
             handlers.append(BoundedFile(file))
     except OSError as error:
         trouble = error
+    formatter = Formatter(instance=instance)
     for handler in handlers:
-        handler.setFormatter(Formatter(instance=instance))
+        handler.setFormatter(formatter)
     return handlers, trouble
 
 

@@ -112,7 +112,8 @@ class Operations:
         assert job is not None
         assert entry.assignment is not None
         workspace = entry.workspace or entry.directory.workspace
-        seen = records.TaskDirectory(self._executor.place(entry.directory.path))
+        place = self._executor.place(entry.directory.path)
+        seen = entry.directory if place is entry.directory.path else records.TaskDirectory(place)
         home = str(seen.home if leaves_files(job) else seen.workspace)
         plan = registry.RUNNERS[job.runner].plan(job, workspace=seen.workspace)
         return contract.Launch(

@@ -7,6 +7,7 @@ outbox, which has the same bytes durably from the acceptance on, is damaged. Mos
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class TaskDirectory:
         """What the process wrote."""
         return self.path / "output.log"
 
-    @property
+    @functools.cached_property
     def workspace(self) -> Path:
         """Where it works when the job names no repository."""
         return self.path / "workspace"
@@ -99,7 +100,7 @@ class TaskDirectory:
     def output_size(self) -> int:
         """Bytes of output on disk; 0 when there is no file (a task may delete it)."""
         try:
-            return os.stat(self.output).st_size  # noqa: PTH116 - asked several times a second for each task
+            return os.stat(f"{self.path}/output.log").st_size  # noqa: PTH116 - asked several times a second for each task
         except OSError:
             return 0
 

@@ -25,6 +25,8 @@ _FS_IOC_SETFLAGS: Final = 0x40086602
 _FS_TOPDIR_FL: Final = 0x00020000
 #: Largest state file read, in bytes.
 MAX_STATE_FILE = 16 << 20
+#: Bytes read at a time. For a larger buffer the C library asks the kernel for pages, each time anew (mallopt(3)).
+_PIECE: Final = 64 << 10
 
 
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
@@ -58,7 +60,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool
         raise from_os_error(error, path) from error
 
 
-def read_bounded(path: Path, *, limit: int = MAX_STATE_FILE) -> bytes:
+def read_bounded(path: Path | str, *, limit: int = MAX_STATE_FILE) -> bytes:
     """The content of ``path``, which must not be larger than ``limit``.
 
     Raises:
@@ -66,10 +68,16 @@ def read_bounded(path: Path, *, limit: int = MAX_STATE_FILE) -> bytes:
         FileNotFoundError: There is none.
 
     """
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise errors.INPUT_TOO_LARGE(where=str(path), size=path.stat().st_size, limit=limit)
+    content = b""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while piece := os.read(descriptor, _PIECE):
+            content += piece
+            if len(content) > limit:
+                size = max(len(content), os.fstat(descriptor).st_size)
+                raise errors.INPUT_TOO_LARGE(where=str(path), size=size, limit=limit)
+    finally:
+        os.close(descriptor)
     return content
 
 

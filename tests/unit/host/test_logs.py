@@ -24,6 +24,13 @@ def test_sentence_comes_first_and_fields_after() -> None:
     assert text.endswith("warning task t.1 ended instance=default action=task-finished task=t.1")
 
 
+def test_each_record_has_its_own_line_however_often_it_is_asked_for() -> None:
+    formatter = logs.Formatter(instance="default")
+    first, second = (logging.LogRecord("x", logging.INFO, __file__, 1, text, (), None) for text in ("one", "two"))
+    lines = [formatter.format(record) for record in (first, first, second, second, first)]
+    assert ["one" in text for text in lines] == [True, True, False, False, True]
+
+
 def test_stream_of_the_journal_gets_a_priority_and_no_time() -> None:
     assert line("x", prefixed=True) == "<4>x instance=default"
 

@@ -36,6 +36,13 @@ def test_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         files.write_atomic(tmp_path / "state", b"content")
 
 
+@pytest.mark.parametrize("size", [0, 65_535, 65_536, 65_537, 300_000])
+def test_all_of_a_file_is_read(tmp_path: Path, size: int) -> None:
+    target = tmp_path / "state"
+    target.write_bytes(os.urandom(size))
+    assert files.read_bounded(target, limit=size) == target.read_bytes()
+
+
 def test_reading_is_bounded(tmp_path: Path) -> None:
     target = tmp_path / "big"
     target.write_bytes(b"x" * 11)
