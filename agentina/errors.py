@@ -600,3 +600,15 @@ RELEASE_SKIPPED = _entry(
     cause="It was tried here before and rolled back.",
     remedy="Read `agentina status` for what happened; `agentina upgrade {version} --retry` tries it all the same.",
 )  # fmt: skip
+ROLLOUT_OVERLAPS = _entry(
+    "ROLLOUT_OVERLAPS", 409, Exit.CONFLICT,
+    message="Rollout {rollout} ({state}) may choose the same agents: it is for {select}.",
+    cause="An agent takes part in one active rollout at a time, or two would pull it to and fro.",
+    remedy="Wait for its end, or end it with `agentina rollout abort {rollout}`; or select other agents.",
+)  # fmt: skip
+ROLLOUT_EMPTY = _entry(
+    "ROLLOUT_EMPTY", 409, Exit.CONFLICT,
+    message="No agent is there to get {version} ({select}).",
+    cause="None matches the selection, or all that do run a newer version.",
+    remedy="Look at `agentina agent list`; `--downgrade` takes agents back to an older version.",
+)  # fmt: skip

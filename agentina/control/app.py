@@ -23,7 +23,7 @@ import uvloop
 from agentina import errors
 from agentina.control import config, ids, keys, plane, server
 from agentina.control.api import dispatch, routes
-from agentina.control.services import duties
+from agentina.control.services import duties, rollouts
 from agentina.control.store import audit, engine, registry
 from agentina.system import clock as clocks
 from agentina.system import files, tasks
@@ -127,6 +127,7 @@ async def _open(settings: config.Settings, announce: Announcements, clock: clock
         control = plane.Plane(settings, store=store, identity=identity, clock=clock)
         await _ensure_first_operator(control, announce)
         control.load()
+        rollouts.load(control)
     except BaseException:
         await store.close()
         raise

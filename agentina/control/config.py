@@ -28,6 +28,8 @@ class Settings:
     heartbeat_seconds: float = 60.0
     #: Seconds between writes of what heartbeats said to the database.
     flush_seconds: float = 30.0
+    #: Seconds between two looks at what a rollout does next.
+    rollout_seconds: float = 5.0
     #: Days a license holds; it is renewed after half of them.
     license_days: float = 30.0
     #: Most requests held open while they wait (agents' polls and operators' follows).

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from agentina.control.rollouts import figures
 from agentina.protocol import signing, wire
 from agentina.protocol.states import State
 
@@ -75,14 +76,17 @@ class Agent:
         "heartbeat_ms",
         "held",
         "host",
+        "host_pinned",
         "hostname",
         "id",
         "instance",
         "is_changed",
         "is_draining",
+        "is_work_counted",
         "key",
         "labels",
         "last_seen",
+        "ledger",
         "license_issued_ms",
         "license_repeats",
         "license_tasks",
@@ -92,6 +96,7 @@ class Agent:
         "orders",
         "organization",
         "organization_id",
+        "pinned",
         "plan",
         "poll",
         "poll_memory",
@@ -102,6 +107,9 @@ class Agent:
         "session",
         "state",
         "state_reason",
+        "update",
+        "update_orders",
+        "update_window",
         "version",
         "waiter",
     )  # fmt: skip
@@ -147,6 +155,18 @@ class Agent:
         self.drain_reason = ""
         #: Heartbeat facts not yet in the database.
         self.is_changed = False
+        #: What its tasks came to, and whether the database has yet to hear of it.
+        self.ledger = figures.Ledger()
+        self.is_work_counted = False
+        #: How far its host is with the latest update, as of the last heartbeat.
+        self.update: wire.UpdateReport | None = None
+        #: What rollouts want of it, by the rollout's row id.
+        self.update_orders: dict[int, wire.UpdateOrder] = {}
+        #: The only version an operator, and its host's owner, let it run; empty: any.
+        self.pinned = ""
+        self.host_pinned = ""
+        #: When its host's owner lets rollouts change it.
+        self.update_window = ""
         self.held: dict[str, Held] = {}
         #: Ids of the job classes it can serve.
         self.classes: set[int] = set()
@@ -165,6 +185,11 @@ class Agent:
     def name(self) -> str:
         """Host and instance, for people."""
         return f"{self.hostname}/{self.instance}"
+
+    @property
+    def update_order(self) -> wire.UpdateOrder | None:
+        """What is wanted of it now: to leave a version comes before taking one."""
+        return min(self.update_orders.values(), key=lambda order: order.action == "upgrade", default=None)
 
     def wake(self) -> None:
         """Make the held poll, if any, look again."""

@@ -49,6 +49,13 @@ class Metrics:
             "release_metadata_expiry_timestamp_seconds", "When a role's metadata of the release repository expires.",
             ["role"], registry=self.registry,
         )  # fmt: skip
+        self.rollout_agents = prometheus_client.Gauge(
+            "rollout_agents", "Agents of rollouts under way by their standing.", ["rollout", "standing"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.rollouts_halted = prometheus_client.Counter(
+            "rollouts_halted", "Rollouts that a gate halted and rolled back.", ["gate"], registry=self.registry
+        )
         self.held_polls = prometheus_client.Gauge("agent_polls_held", "Long polls open now.", registry=self.registry)
 
     def render(self) -> bytes:

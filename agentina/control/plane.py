@@ -13,6 +13,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import bells, blobs, config, fleet, keys, metrics
+from agentina.control.rollouts import figures
 from agentina.control.services import changes
 from agentina.control.store import agents, engine, jobs, registry, tasks
 from agentina.protocol import signing, wire
@@ -43,6 +44,8 @@ class Plane:
         self.store = store
         self.identity = identity
         self.clock = clock
+        #: Boot clock seconds at which this process began to listen.
+        self.started = clock.boot()
         self.blobs = blobs.Blobs(settings.data / "blobs")
         self.fleet = fleet.Fleet(lease_seconds=settings.lease_seconds, heartbeat_seconds=settings.heartbeat_seconds)
         self.bells = bells.Bells(limit=settings.max_held_requests)
@@ -55,6 +58,8 @@ class Plane:
         self.backoffs: list[tuple[float, int]] = []
         #: Version and title of the newest release by channel and architecture; the duty for releases fills it.
         self.offers: dict[tuple[str, str], tuple[str, str]] = {}
+        #: All versions in any channel; None: there is no repository, or nobody looked yet.
+        self.published: frozenset[str] | None = None
         #: Downloads of releases going on.
         self.release_downloads = 0
         #: Set when a duty has something to do earlier than it thought.
@@ -74,8 +79,12 @@ class Plane:
     def _load(self, tx: engine.Transaction, now: float, now_ms: int) -> None:
         for row in jobs.classes(tx):
             self.fleet.add_class(job_class(row))
+        ledgers = agents.ledgers(tx)
         for row in agents.present(tx):
-            self.fleet.add(agent_from_row(row))
+            agent = agent_from_row(row)
+            if row["id"] in ledgers:
+                agent.ledger = msgspec.json.decode(ledgers[row["id"]], type=figures.Ledger)
+            self.fleet.add(agent)
         for task in tasks.held(tx):
             owner = self.fleet.agents.get(task.agent_id)
             if owner is None:
@@ -164,6 +173,10 @@ class Plane:
 
     def _count(self, effects: changes.Changes) -> None:
         for ended in effects.ended_tasks:
+            agent = self.fleet.agents.get(ended.agent)
+            if agent is not None:
+                agent.ledger.add(ended.state, ended.duration, self.clock.wall_ms())
+                agent.is_work_counted = True
             band = metrics.priority_band(ended.priority)
             self.metrics.tasks.labels(ended.role, ended.state.value, band).inc()
             if ended.duration is not None:
@@ -200,7 +213,7 @@ def refresh_agent(agent: fleet.Agent, row: engine.Row) -> None:
     for name in (
         "organization_id", "organization", "plan", "max_agents", "license_tasks", "channel", "offline_grace_hours",
         "hostname", "instance", "role", "max_concurrent_tasks", "state", "state_reason", "session", "version",
-        "executor",
+        "executor", "pinned",
     ):  # fmt: skip
         setattr(agent, name, row[name])
     for name in ("labels", "guarantees", "runners", "facts"):

@@ -12,7 +12,7 @@ import msgspec
 
 from agentina.protocol import jobs
 from agentina.protocol.states import Reason, State
-from agentina.protocol.wire import ArtifactInfo, HostFacts, Outcome
+from agentina.protocol.wire import ArtifactInfo, HostFacts, Outcome, UpdateReport
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,6 +197,15 @@ class AgentView(_Message, frozen=True, kw_only=True):
     created_ms: int
     host: HostFacts | None = None
     facts: dict[str, str] = {}
+    #: Channel of releases, and the newest release in it for this host's machine; empty: unknown.
+    channel: str = ""
+    newest: str = ""
+    #: It runs an older version than there is for it.
+    behind: bool = False
+    #: The only version an operator lets it run; empty: any.
+    pinned: str = ""
+    #: The latest update on its host, as of the last heartbeat.
+    update: UpdateReport | None = None
 
 
 class AgentList(_Message, frozen=True, kw_only=True):
@@ -209,6 +218,127 @@ class AgentAct(_Request, frozen=True, kw_only=True):
     """Body of drain, resume and quarantine; the reason is kept in the audit and shown to others."""
 
     reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
+
+
+class AgentPin(_Request, frozen=True, kw_only=True):
+    """``POST /v1/agents/{agent}/pin``: hold an agent to a version; empty: to none."""
+
+    version: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
+# --- rollouts ----------------------------------------------------------------------------------------------------
+
+
+class RolloutStart(_Request, frozen=True, kw_only=True):
+    """``POST /v1/rollouts``: bring a release to agents, a few at first. docs/explanation/rollouts.md has the rules."""
+
+    version: Annotated[str, msgspec.Meta(max_length=64)]
+    #: ``organization=``, ``role=``, ``channel=``, ``label.NAME=``; an agent must meet all. None: all agents.
+    select: Annotated[list[Annotated[str, msgspec.Meta(max_length=200)]], msgspec.Meta(max_length=64)] = []
+    canary: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    soak_seconds: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 86_400.0
+    batch_percent: Annotated[float, msgspec.Meta(gt=0, le=100)] = 25.0
+    watch_seconds: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 3600.0
+    #: Agents of batches that may fail, in percent; of the canaries none may.
+    tolerance_percent: Annotated[float, msgspec.Meta(ge=0, le=50)] = 5.0
+    #: How long an agent may take for its update before the others no longer wait for it.
+    patience_seconds: Annotated[float, msgspec.Meta(gt=0, le=31_536_000)] = 3600.0
+    #: ``[DAYS] HH:MM-HH:MM`` in UTC: upgrades are ordered only then.
+    window: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    #: Take agents that run a newer version back to this one.
+    downgrade: bool = False
+    #: Ids of agents to leave out.
+    skip: Annotated[list[Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=10_000)] = []
+
+
+class RolloutAct(_Request, frozen=True, kw_only=True):
+    """Body of pause, resume and abort; the reason is kept in the audit and the timeline."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
+
+
+class RolloutSkip(_Request, frozen=True, kw_only=True):
+    """``POST /v1/rollouts/{rollout}/skip``: leave an agent out."""
+
+    agent: Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class RolloutSummary(_Message, frozen=True, kw_only=True):
+    """One line of a list of rollouts."""
+
+    id: str
+    version: str
+    #: ``running``, ``paused``, ``rolling-back``, ``completed``, ``rolled-back``.
+    state: str
+    #: 1: canaries; 2 and on: batches.
+    stage: int
+    #: ``filling``: agents are being changed; ``watching``: they are watched.
+    phase: str
+    #: Why it is halted, aborted or paused, and the gate that halted it.
+    reason: str = ""
+    gate: str = ""
+    select: str
+    #: Agents by their standing.
+    agents: dict[str, int] = {}
+    created_ms: int
+    created_by: str
+
+
+class RolloutAgent(_Message, frozen=True, kw_only=True):
+    """An agent's part in a rollout."""
+
+    id: str
+    #: Host and instance.
+    name: str
+    version: str
+    standing: str
+    stage: int = 0
+    #: Why it stands there, or what keeps it from being asked.
+    reason: str = ""
+    since_ms: int = 0
+
+
+class RolloutLine(_Message, frozen=True, kw_only=True):
+    """A line of a rollout's timeline."""
+
+    number: int
+    at_ms: int
+    text: str
+
+
+class RolloutWork(_Message, frozen=True, kw_only=True):
+    """What the gates of work compare: tasks of some agents over some time."""
+
+    #: ``updated``: since they have the release; ``past``: the same agents before; ``others``: those without it.
+    who: str
+    tasks: int
+    failed: int
+    #: Geometric mean of the seconds that successful tasks took; None: there were none.
+    typical_seconds: float | None = None
+    agent_seconds: float = 0.0
+
+
+class RolloutView(_Message, frozen=True, kw_only=True):
+    """Everything about one rollout."""
+
+    rollout: RolloutSummary
+    #: Grows with every change; pass it as ``revision`` to wait for the next.
+    revision: int
+    #: What was asked for.
+    plan: RolloutStart
+    #: Seconds of the present watch so far, and how long it is.
+    watched_seconds: float = 0.0
+    watch_seconds: float = 0.0
+    work: list[RolloutWork] = []
+    #: Those that need attention first; ``rollout.agents`` counts them all.
+    agents: list[RolloutAgent] = []
+    lines: list[RolloutLine] = []
+
+
+class RolloutList(_Message, frozen=True, kw_only=True):
+    """``GET /v1/rollouts``: the newest first."""
+
+    rollouts: list[RolloutSummary]
 
 
 # --- the rest ----------------------------------------------------------------------------------------------------

@@ -256,6 +256,9 @@ class Heartbeat(_Message, frozen=True, kw_only=True):
     version: Short = ""
     #: The latest update; None: there was none.
     update: UpdateReport | None = None
+    #: When its owner lets rollouts change it (agentina/protocol/windows.py), and the only version he lets it run.
+    update_window: Short = ""
+    update_pin: Short = ""
 
 
 class HeartbeatAnswer(_Message, frozen=True, kw_only=True):

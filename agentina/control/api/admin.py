@@ -8,7 +8,7 @@ import agentina
 from agentina import errors
 from agentina.control.api import routing
 from agentina.control.services import administration, views
-from agentina.control.store import agents, audit, engine, jobs, registry
+from agentina.control.store import agents, audit, engine, jobs, registry, rollouts
 from agentina.protocol import api, names
 
 _MAX_PAGE = 1000
@@ -125,6 +125,9 @@ async def metrics(call: routing.Call) -> routing.Reply:
     other = sum(agent.version != agentina.__version__ for agent in online)
     control.metrics.online.set(len(online) / max(len(control.fleet.agents), 1))
     control.metrics.skew.set(other / max(len(online), 1))
+    control.metrics.rollout_agents.clear()
+    for row in control.store.read(rollouts.standings):
+        control.metrics.rollout_agents.labels(row["public_id"], row["standing"]).set(row["agents"])
     control.metrics.held_polls.set(sum(1 for _ in control.fleet.holding_polls()))
     return routing.Reply(body=control.metrics.render(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
 

@@ -16,6 +16,7 @@ from agentina.protocol.states import State
 #: Ends that speak against what ran the task. A task that was canceled or never started says nothing.
 FAILURES: Final = frozenset({State.FAILED, State.TIMED_OUT, State.OUT_OF_MEMORY, State.LOST, State.REFUSED})
 _NOISE_SECONDS: Final = 0.1
+_DAY_MS: Final = 86_400_000
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -65,3 +66,31 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __add__(self, other: Sample) -> Sample:
         return Sample(figures=self.figures + other.figures, agent_seconds=self.agent_seconds + other.agent_seconds)
+
+
+class Ledger(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """All an agent did, and what it had done at two moments, so that its recent past is one to two days long."""
+
+    totals: Figures = Figures()
+    older: Figures = Figures()
+    #: Wall clock, milliseconds; 0: it begins with the first task or turn.
+    older_ms: int = 0
+    newer: Figures = Figures()
+    newer_ms: int = 0
+
+    def add(self, state: State, seconds: float | None, now_ms: int) -> None:
+        """Count a task that ended."""
+        self.turn(now_ms)
+        self.totals = self.totals.with_task(state, seconds)
+
+    def turn(self, now_ms: int) -> None:
+        """Forget what is older than two days."""
+        if not self.older_ms:
+            self.older_ms = self.newer_ms = now_ms
+        elif now_ms - self.newer_ms >= _DAY_MS:
+            self.older, self.older_ms, self.newer, self.newer_ms = self.newer, self.newer_ms, self.totals, now_ms
+
+    def past(self, now_ms: int) -> Sample:
+        """What it did lately."""
+        seconds = max(now_ms - self.older_ms, 0) / 1000 if self.older_ms else 0.0
+        return Sample(figures=self.totals.since(self.older), agent_seconds=seconds)

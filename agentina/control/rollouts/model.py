@@ -80,6 +80,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     patience_seconds: float = 3600.0
     #: Maintenance window (:mod:`agentina.protocol.windows`) in which upgrades are ordered.
     window: str = ""
+    #: Agents that run a newer version are taken back to this one.
+    downgrade: bool = False
 
     def size(self, stage: int, agents: int) -> int:
         """Most agents of a stage, of a rollout with so many."""
@@ -170,8 +172,8 @@ def order(rollout: Rollout, member: Member) -> wire.UpdateOrder | None:
     version = rollout.plan.version
     if member.standing is Standing.RETURNING:
         return wire.UpdateOrder(id=order_id(rollout, member), action="rollback", version=version)
-    is_open = rollout.state in {State.RUNNING, State.COMPLETED}
-    if is_open and not member.skipped and member.standing in {Standing.ORDERED, Standing.SILENT}:
+    is_open = rollout.state in {State.RUNNING, State.COMPLETED} and not rollout.superseded
+    if is_open and member.standing in {Standing.ORDERED, Standing.SILENT}:
         return wire.UpdateOrder(id=order_id(rollout, member), action="upgrade", version=version)
     return None
 

@@ -17,6 +17,8 @@ class EndedTask:
     """A task that reached a final state."""
 
     task_id: str
+    #: Row id.
+    agent: int
     role: str
     state: State
     priority: int

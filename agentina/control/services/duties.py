@@ -1,4 +1,4 @@
-"""Background duties: give up expired leases, end backoffs, keep heartbeat facts, keep releases signed."""
+"""Background duties: give up expired leases, end backoffs, keep heartbeat facts, keep releases signed, roll out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, plane
-from agentina.control.services import changes, outcomes, releases
+from agentina.control.services import changes, outcomes, releases, rollout_duty
 from agentina.control.store import agents, engine, jobs, tasks
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
@@ -34,11 +34,15 @@ class Duties:
         self._control = control
         self._next_flush = control.clock.boot() + control.settings.flush_seconds
         self._releases = releases.Releases(control)
+        self._rollouts = rollout_duty.Rollouts(control)
 
     async def run(self) -> None:
         """Do what is due, for ever; a duty that fails is tried again."""
         while True:
-            for duty in (self.sweep_leases, self.end_backoffs, self._flush_if_due, self._releases.keep_current):
+            for duty in (
+                self.sweep_leases, self.end_backoffs, self._flush_if_due, self._releases.keep_current,
+                self._rollouts.keep_going,
+            ):  # fmt: skip
                 try:
                     await duty()
                 except errors.AgentinaError as error:
@@ -52,7 +56,7 @@ class Duties:
 
     def _pause(self) -> float:
         now = self._control.clock.boot()
-        due = [now + _LONGEST_SLEEP, self._next_flush, self._releases.due]
+        due = [now + _LONGEST_SLEEP, self._next_flush, self._releases.due, self._rollouts.due]
         deadline = self._control.fleet.next_deadline()
         if deadline is not None:
             due.append(deadline)
@@ -117,7 +121,8 @@ class Duties:
 
     async def flush_heartbeats(self) -> None:
         """Write what heartbeats said since the last time."""
-        changed = [agent for agent in self._control.fleet.agents.values() if agent.is_changed]
+        fleet_now = self._control.fleet.agents.values()
+        changed = [agent for agent in fleet_now if agent.is_changed or agent.is_work_counted]
         for start in range(0, len(changed), _CHUNK):
             chunk = changed[start : start + _CHUNK]
 
@@ -127,7 +132,9 @@ class Duties:
                     agents.flush_heartbeat(
                         tx, agent.id, at_ms=agent.heartbeat_ms, host=host, license_ms=agent.license_issued_ms
                     )
+                    if agent.is_work_counted:
+                        agents.save_ledger(tx, agent.id, msgspec.json.encode(agent.ledger).decode())
 
             await self._control.store.write(operation)
             for agent in chunk:
-                agent.is_changed = False
+                agent.is_changed = agent.is_work_counted = False

@@ -140,6 +140,7 @@ def _end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome, *, co
     work.effects.ended_tasks.append(
         changes.EndedTask(
             task_id=task.public_id,
+            agent=task.agent_id,
             role=job.role or "",
             state=outcome.state,
             priority=job.priority,

@@ -59,12 +59,12 @@ class Releases:
         self._next = now + _PERIOD
         if not (self._directory / "metadata").is_dir():
             return
-        offers, expiries = await self._control.blobs.in_thread(self._look)
-        self._control.offers = offers
+        offers, published, expiries = await self._control.blobs.in_thread(self._look)
+        self._control.offers, self._control.published = offers, published
         for role, moment in expiries.items():
             self._control.metrics.release_expiry.labels(role).set(moment.timestamp())
 
-    def _look(self) -> tuple[dict[tuple[str, str], tuple[str, str]], dict[str, datetime]]:
+    def _look(self) -> tuple[dict[tuple[str, str], tuple[str, str]], frozenset[str], dict[str, datetime]]:
         # Here and not above: a control plane without a repository does not pay for it.
         from agentina.updates import channels, keyfiles, repository  # noqa: PLC0415
 
@@ -72,13 +72,15 @@ class Releases:
         now = datetime.fromtimestamp(self._control.clock.wall_ms() / 1000, UTC)
         if self._key.exists() and place.sign_online(keyfiles.load(self._key), now=now):
             _log.info("signed the release repository", extra={"action": "releases-signed"})
+        announced = list(place.announced())
+        published = frozenset(release.version for channel in announced for release in channel.releases)
         newest = {
             (channel.channel, architecture): (release.version, release.title)
-            for channel in place.announced()
+            for channel in announced
             for architecture in channels.ARCHITECTURES
             if (release := channel.newest(architecture)) is not None
         }
-        return newest, place.expiries()
+        return newest, published, place.expiries()
 
 
 def directory(control: plane.Plane) -> Path:
@@ -86,16 +88,24 @@ def directory(control: plane.Plane) -> Path:
     return control.settings.data / "releases"
 
 
+def newest(control: plane.Plane, *, channel: str, machine: str) -> tuple[str, str]:
+    """Version and title of the newest release of a channel for a machine; empty strings: none is known."""
+    return control.offers.get((channel, _ARCHITECTURES.get(machine, machine)), ("", ""))
+
+
 def offer(control: plane.Plane, *, channel: str, machine: str, version: str) -> tuple[str, str]:
     """Version and title of a newer release than ``version`` for an agent; empty strings: there is none."""
-    newest = control.offers.get((channel, _ARCHITECTURES.get(machine, machine)))
-    if newest is None:
-        return "", ""
+    found = newest(control, channel=channel, machine=machine)
+    return found if is_behind(version, found[0]) else ("", "")
+
+
+def is_behind(version: str, there_is: str) -> bool:
+    """Whether ``there_is`` (empty: nothing) is newer than ``version``; what is no version is older than any."""
+    if not there_is:
+        return False
     from agentina.updates import versions  # noqa: PLC0415 - only where there are releases
 
-    if not versions.is_valid(version):
-        return newest
-    return newest if versions.is_newer(newest[0], version) else ("", "")
+    return not versions.is_valid(version) or (versions.is_valid(there_is) and versions.is_newer(there_is, version))
 
 
 def find(control: plane.Plane, name: str) -> Path:

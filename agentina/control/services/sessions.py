@@ -47,6 +47,7 @@ def directives(control: plane.Plane, agent: fleet.Agent, *, renew: bool = False)
         license=licenses.renew_if_due(control, agent) if renew else None,
         update_available=version,
         update_title=title,
+        update=agent.update_order,
     )
 
 
@@ -153,6 +154,8 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
     agent.last_seen, agent.heartbeat_ms = now, control.clock.wall_ms()
     agent.host, agent.is_changed, agent.is_draining = message.host, True, message.draining
     agent.drain_reason = message.drain_reason
+    agent.version = message.version or agent.version
+    agent.update, agent.update_window, agent.host_pinned = message.update, message.update_window, message.update_pin
     renewed: list[str] = []
     unheld_listed: list[wire.Held] = []
     for listed in message.tasks:

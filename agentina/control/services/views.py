@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+import agentina
 from agentina import errors
 from agentina.control import fleet, plane
-from agentina.control.services import blockers
+from agentina.control.services import blockers, releases
 from agentina.control.store import engine, jobs, tasks
 from agentina.protocol import api, wire
 from agentina.protocol import jobs as protocol_jobs
@@ -126,6 +127,7 @@ def _token_state(row: engine.Row, now_ms: int) -> Any:
 def agent_view(control: plane.Plane, agent: fleet.Agent) -> api.AgentView:
     """An agent."""
     state: Any = agent.state
+    newest, _ = releases.newest(control, channel=agent.channel, machine=str(agent.facts.get("architecture", "")))
     return api.AgentView(
         id=agent.public_id, organization=agent.organization, hostname=agent.hostname, instance=agent.instance,
         role=agent.role, labels=agent.labels, state=state,
@@ -135,6 +137,8 @@ def agent_view(control: plane.Plane, agent: fleet.Agent) -> api.AgentView:
         version=agent.version, executor=agent.executor, guarantees=agent.guarantees,
         max_concurrent_tasks=min(agent.max_concurrent_tasks, agent.license_tasks), tasks=sorted(agent.held),
         session=agent.session, created_ms=agent.created_ms, host=agent.host, facts=agent.facts,
+        channel=agent.channel, newest=newest, behind=releases.is_behind(agent.version, newest or agentina.__version__),
+        pinned=agent.pinned, update=agent.update,
     )  # fmt: skip
 
 

@@ -130,6 +130,25 @@ def flush_heartbeat(tx: engine.Transaction, agent: int, *, at_ms: int | None, ho
     )  # fmt: skip
 
 
+def set_pin(tx: engine.Transaction, agent: int, version: str) -> None:
+    """Hold it to a version; empty: to none."""
+    tx.execute("UPDATE agents SET pinned = :version WHERE id = :id", id=agent, version=version)
+
+
+def ledgers(tx: engine.Transaction) -> dict[int, str]:
+    """What the tasks of each agent came to (JSON)."""
+    return {row["agent_id"]: row["content"] for row in tx.all("SELECT agent_id, content FROM ledgers")}
+
+
+def save_ledger(tx: engine.Transaction, agent: int, content: str) -> None:
+    """Keep what an agent's tasks came to."""
+    tx.execute(
+        "INSERT INTO ledgers (agent_id, content) VALUES (:agent, :content)"
+        " ON CONFLICT (agent_id) DO UPDATE SET content = :content",
+        agent=agent, content=content,
+    )  # fmt: skip
+
+
 # --- report streams --------------------------------------------------------------------------------------------------
 
 

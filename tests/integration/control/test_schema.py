@@ -28,7 +28,7 @@ REFUSABLE = [name for name, route in ROUTES.items() if route.query or route.requ
 #: Those that want more than one request can know: a signature, a fact's number, an ended job, a stored artifact.
 SELDOM_DONE = {name for name, route in ROUTES.items() if route.auth == "agent"} | {
     "POST /v1/activate", "POST /v1/jobs/{job}/retry", "GET /v1/jobs/{job}/artifacts/{name}",
-    "GET /releases/{path}",
+    "GET /releases/{path}", "POST /v1/rollouts", "POST /v1/rollouts/{rollout}/resume",
 }  # fmt: skip
 
 CHECKS = [
@@ -103,6 +103,13 @@ def scene(server: simulated.Process, description: Any) -> Iterator[Scene]:
     # Not the agent that calls: this one may be drained and removed.
     bystander = simulated.new_agent(server.url, operator).activated.agent_id
     operator.call("PUT", "/v1/organizations/described", {})
+    # A rollout for an agent that no other one is for.
+    member = simulated.Agent(server.url)
+    role = f"r{member.key.public.id[:8].lower()}"
+    member.activate(operator.mint(role=role))
+    member.open()
+    wanted = {"version": "1.0.0", "select": [f"role={role}"]}
+    rollout = operator.call("POST", "/v1/rollouts", wanted)["rollout"]["id"]
     operator.submit()
     # It may get a job of an earlier request instead, which is as good.
     (task,) = agent.take(slots=1)
@@ -111,10 +118,11 @@ def scene(server: simulated.Process, description: Any) -> Iterator[Scene]:
     with requests.Session() as connections:
         yield Scene(
             url=server.url, description=description, connections=connections, operator=operator, agent=agent,
-            path={"job": task.partition(".")[0], "task": task, "agent": bystander, "token": token, "name": "described"},
+            path={"job": task.partition(".")[0], "task": task, "agent": bystander, "token": token, "name": "described",
+                  "rollout": rollout},
             query={"session": agent.session, "offset": 0, "task": task, "organization": "default", "after": 0},
             body={"session": agent.session, "stream": agent.stream, "task_id": task, "protocol": 1,
-                  "payload": {"argv": ["true"]}, "name": "described"},
+                  "payload": {"argv": ["true"]}, "name": "described", "agent": member.activated.agent_id},
         )  # fmt: skip
     for left in (agent.activated.agent_id, bystander):
         with contextlib.suppress(errors.AgentinaError):

@@ -1,0 +1,307 @@
+"""Rollouts: what operators do with them, and what agents are told. The rules are in :mod:`agentina.control.rollouts`.
+
+Whatever changes a rollout is stored first, with a check that nobody else changed it meanwhile; only then do heartbeats
+and polls carry the orders that follow (:func:`give_orders`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from agentina import errors
+from agentina.control import fleet, ids, plane
+from agentina.control.rollouts import model, rules, selection, spread
+from agentina.control.services import administration
+from agentina.control.store import agents, audit, engine, rollouts
+from agentina.protocol import api, windows
+from agentina.updates import versions
+
+#: Heartbeats after which an agent that was changed counts as silent.
+_SILENT_HEARTBEATS: Final = 10
+
+#: What an act needs a rollout to be.
+_ACT_STATES: Final = {
+    "pause": {model.State.RUNNING},
+    "resume": {model.State.PAUSED},
+    "abort": {model.State.RUNNING, model.State.PAUSED, model.State.COMPLETED},
+}
+
+
+# --- what is known ---------------------------------------------------------------------------------------------------
+
+
+def fact(control: plane.Plane, agent: fleet.Agent, now: float, now_ms: int) -> model.Fact:
+    """What is known of an agent now; ``now`` is the boot clock."""
+    past = agent.ledger.past(now_ms)
+    # Since the start of this process everybody may have been heard by the one before.
+    quiet = now - max(agent.last_seen, control.started)
+    return model.Fact(
+        place=spread.Place(
+            agent=agent.id, host=agent.hostname, zone=agent.labels.get("zone", ""), tasks=past.figures.ended
+        ),
+        name=agent.name,
+        version=agent.version,
+        is_online=control.fleet.is_online(agent, now),
+        is_silent=quiet > _SILENT_HEARTBEATS * control.settings.heartbeat_seconds,
+        is_leaving=agent.is_draining,
+        is_quarantined=agent.state == "quarantined",
+        heard_ms=agent.heartbeat_ms or 0,
+        report=agent.update,
+        pinned=agent.pinned,
+        host_pinned=agent.host_pinned,
+        window=agent.update_window,
+        totals=agent.ledger.totals,
+        past=past,
+    )
+
+
+def facts(control: plane.Plane, known: Iterable[model.Member]) -> dict[int, model.Fact]:
+    """What is known of the members that were not removed."""
+    now, now_ms = control.clock.boot(), control.clock.wall_ms()
+    present = ((member.agent, control.fleet.agents.get(member.agent)) for member in known)
+    return {number: fact(control, agent, now, now_ms) for number, agent in present if agent is not None}
+
+
+def newcomers(
+    control: plane.Plane, chosen: selection.Selection, plan: model.Plan, known: Mapping[int, model.Member]
+) -> list[model.Member]:
+    """Agents that match and have no part yet."""
+    return [
+        model.Member(agent=agent.id, since_ms=control.clock.wall_ms())
+        for agent in control.fleet.agents.values()
+        if agent.id not in known
+        and chosen.matches(organization=agent.organization, role=agent.role, channel=agent.channel, labels=agent.labels)
+        and selection.is_for(plan.version, agent.version, downgrade=plan.downgrade)
+    ]
+
+
+# --- what agents are told --------------------------------------------------------------------------------------------
+
+
+def give_orders(
+    control: plane.Plane, number: int, rollout: model.Rollout, changed: Iterable[model.Member]
+) -> None:  # fmt: skip
+    """Let heartbeats and polls carry what these members are told now. What they are told is stored before."""
+    for member in changed:
+        agent = control.fleet.agents.get(member.agent)
+        if agent is None:
+            continue
+        order = model.order(rollout, member)
+        if order == agent.update_orders.get(number):
+            continue
+        if order is None:
+            del agent.update_orders[number]
+        else:
+            agent.update_orders[number] = order
+        agent.orders = True
+        agent.wake()
+
+
+def load(control: plane.Plane) -> None:
+    """Give the stored orders again, after a start."""
+    for stored in control.store.read(rollouts.living):
+        follow_change(control, stored, stored.rollout)
+
+
+def follow_change(control: plane.Plane, stored: rollouts.Stored, rollout: model.Rollout) -> None:
+    """Give the orders of all members and wake whoever follows the rollout."""
+    known = control.store.read(lambda tx: rollouts.members(tx, stored.id))
+    give_orders(control, stored.id, rollout, known)
+    control.bells.ring(bell(rollout.public_id))
+
+
+def bell(public_id: str) -> str:
+    """The key of the bell for a rollout."""
+    return f"rollout:{public_id}"
+
+
+# --- what operators do -----------------------------------------------------------------------------------------------
+
+
+async def start(control: plane.Plane, request: api.RolloutStart, *, actor: str) -> str:
+    """Begin a rollout; its id is returned.
+
+    Raises:
+        AgentinaError: ``NAME_INVALID``, ``INPUT_INVALID``, ``RELEASE_UNKNOWN``, ``NOT_FOUND`` (an agent to skip),
+            ``ROLLOUT_OVERLAPS``, ``ROLLOUT_EMPTY``.
+
+    """
+    plan, chosen = _check(control, request)
+    rollout = model.Rollout(public_id=ids.new_id("roll"), plan=plan)
+    now_ms = control.clock.wall_ms()
+    members = _first_members(control, request, plan, chosen)
+    detail = {"version": plan.version, "select": chosen.words(), "agents": len(members)}
+
+    def operation(tx: engine.Transaction) -> list[tuple[rollouts.Stored, model.Rollout]]:
+        replaced = _replace(tx, chosen)
+        number = rollouts.insert(tx, rollout, chosen, actor=actor, now_ms=now_ms)
+        rollouts.save_members(tx, number, members)
+        text = f"started by {actor} for {chosen.words()}: {len(members)} agents"
+        rollouts.tell(tx, number, text, now_ms=now_ms)
+        audit.append(tx, actor=actor, action="rollout.start", subject=rollout.public_id, detail=detail, now_ms=now_ms)
+        return replaced
+
+    for stored, after in await control.store.write(operation):
+        follow_change(control, stored, after)
+    return rollout.public_id
+
+
+def _check(control: plane.Plane, request: api.RolloutStart) -> tuple[model.Plan, selection.Selection]:
+    version = versions.check(request.version)
+    windows.parse(request.window)
+    if control.published is not None and version not in control.published:
+        raise errors.RELEASE_UNKNOWN(what=f"release {version}", where="the control plane's repository")
+    fields = {name: getattr(request, name) for name in model.Plan.__struct_fields__}
+    return model.Plan(**fields), selection.parse(request.select)
+
+
+def _first_members(
+    control: plane.Plane, request: api.RolloutStart, plan: model.Plan, chosen: selection.Selection
+) -> list[model.Member]:
+    skipped = {administration.find_agent(control, agent).id for agent in request.skip}
+    now, now_ms = control.clock.boot(), control.clock.wall_ms()
+    members = []
+    for member in newcomers(control, chosen, plan, {}):
+        agent = control.fleet.agents[member.agent]
+        is_compared = control.fleet.is_online(agent, now)
+        members.append(
+            msgspec.structs.replace(
+                member, skipped=agent.id in skipped, mark=agent.ledger.totals if is_compared else None,
+                mark_ms=now_ms if is_compared else 0,
+            )
+        )  # fmt: skip
+    if not members:
+        raise errors.ROLLOUT_EMPTY(version=plan.version, select=chosen.words())
+    return members
+
+
+def _replace(tx: engine.Transaction, chosen: selection.Selection) -> list[tuple[rollouts.Stored, model.Rollout]]:
+    """Take agents over from rollouts that have ended.
+
+    Raises:
+        AgentinaError: ``ROLLOUT_OVERLAPS``: one has not.
+
+    """
+    replaced = []
+    for stored in rollouts.living(tx):
+        if not stored.selection.overlaps(chosen):
+            continue
+        if stored.rollout.state in model.ACTIVE:
+            raise errors.ROLLOUT_OVERLAPS(
+                rollout=stored.rollout.public_id, state=stored.rollout.state.value, select=stored.selection.words()
+            )
+        after = msgspec.structs.replace(stored.rollout, superseded=True)
+        rollouts.save(tx, stored, after)
+        replaced.append((stored, after))
+    return replaced
+
+
+def find(tx: engine.Transaction, public_id: str) -> rollouts.Stored:
+    """The rollout, or ``NOT_FOUND``."""
+    stored = rollouts.find(tx, public_id)
+    if stored is None:
+        raise errors.NOT_FOUND(what="rollout", name=public_id[:64])
+    return stored
+
+
+async def act(control: plane.Plane, public_id: str, verb: str, *, reason: str, actor: str) -> None:
+    """Pause, resume or abort.
+
+    Raises:
+        AgentinaError: ``NOT_FOUND``, ``STATE_CONFLICT``.
+
+    """
+    now_ms = control.clock.wall_ms()
+    why = f": {reason}" if reason else ""
+
+    def change(tx: engine.Transaction, stored: rollouts.Stored) -> model.Rollout:
+        rollout, expected = stored.rollout, _ACT_STATES[verb]
+        if rollout.state not in expected or rollout.superseded:
+            raise errors.STATE_CONFLICT(
+                what=f"Rollout {public_id}", state="replaced by another" if rollout.superseded else rollout.state.value,
+                expected=" or ".join(sorted(state.value for state in expected)),
+            )  # fmt: skip
+        rollouts.tell(tx, stored.id, f"{_PAST[verb]} by {actor}{why}", now_ms=now_ms)
+        audit.append(
+            tx, actor=actor, action=f"rollout.{verb}", subject=public_id, detail={"reason": reason}, now_ms=now_ms
+        )
+        if verb == "abort":
+            known = rollouts.members(tx, stored.id)
+            words = f"aborted by {actor}{why}"
+            decision = rules.roll_back(rollout, known, reason=words, gate="", now_ms=now_ms)
+            rollouts.save_members(tx, stored.id, decision.members.values())
+            return decision.rollout
+        state = model.State.PAUSED if verb == "pause" else model.State.RUNNING
+        return msgspec.structs.replace(rollout, state=state, reason=reason if verb == "pause" else "")
+
+    await _change(control, public_id, change)
+
+
+_PAST: Final = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
+
+
+async def skip(control: plane.Plane, public_id: str, agent_id: str, *, actor: str) -> None:
+    """Leave an agent out that has not got the release yet.
+
+    Raises:
+        AgentinaError: ``NOT_FOUND``, ``STATE_CONFLICT``.
+
+    """
+    agent = administration.find_agent(control, agent_id)
+    now_ms = control.clock.wall_ms()
+
+    def change(tx: engine.Transaction, stored: rollouts.Stored) -> model.Rollout:
+        found = {member.agent: member for member in rollouts.members(tx, stored.id)}.get(agent.id)
+        if found is None:
+            raise errors.NOT_FOUND(what=f"agent of rollout {public_id}", name=agent_id[:64])
+        if found.standing not in {model.Standing.PENDING, model.Standing.ORDERED, model.Standing.SILENT}:
+            raise errors.STATE_CONFLICT(
+                what=f"Agent {agent_id}", state=found.standing.value, expected="pending, ordered or silent"
+            )
+        left_out = msgspec.structs.replace(
+            found, standing=model.Standing.PENDING, stage=0, skipped=True, since_ms=now_ms, reason=f"by {actor}"
+        )
+        rollouts.save_members(tx, stored.id, [left_out])
+        rollouts.tell(tx, stored.id, f"{agent.name} left out by {actor}", now_ms=now_ms)
+        audit.append(
+            tx, actor=actor, action="rollout.skip", subject=public_id, detail={"agent": agent_id}, now_ms=now_ms
+        )
+        return stored.rollout
+
+    await _change(control, public_id, change)
+
+
+async def _change(
+    control: plane.Plane, public_id: str, change: Callable[[engine.Transaction, rollouts.Stored], model.Rollout]
+) -> None:
+    def operation(tx: engine.Transaction) -> tuple[rollouts.Stored, model.Rollout]:
+        stored = find(tx, public_id)
+        after = change(tx, stored)
+        assert rollouts.save(tx, stored, after), "read in the same transaction"
+        return stored, after
+
+    follow_change(control, *await control.store.write(operation))
+
+
+async def pin(control: plane.Plane, agent_id: str, version: str, *, actor: str) -> fleet.Agent:
+    """Hold an agent to a version, whatever rollouts want; empty: to none.
+
+    Raises:
+        AgentinaError: ``NOT_FOUND``, ``NAME_INVALID``.
+
+    """
+    agent = administration.find_agent(control, agent_id)
+    if version:
+        versions.check(version)
+    now_ms = control.clock.wall_ms()
+
+    def operation(tx: engine.Transaction) -> None:
+        agents.set_pin(tx, agent.id, version)
+        audit.append(tx, actor=actor, action="agent.pin", subject=agent_id, detail={"version": version}, now_ms=now_ms)
+
+    await control.store.write(operation)
+    agent.pinned = version
+    return agent
