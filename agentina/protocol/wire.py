@@ -25,6 +25,8 @@ MAX_ASSIGNMENTS: Final = 128
 MIN_LEASE_SECONDS: Final = 15.0
 #: Longest text about particulars, in characters.
 MAX_DETAIL: Final = 4096
+#: Longest final answer of an AI agent that is kept apart from its output, in characters.
+MAX_ANSWER: Final = 16_384
 #: Most tasks one agent reports as held.
 MAX_HELD: Final = 10_000
 
@@ -344,6 +346,53 @@ class Usage(_Message, frozen=True, kw_only=True):
     processes_peak: int | None = None
 
 
+class Tokens(_Message, frozen=True, kw_only=True):
+    """Tokens by their price."""
+
+    #: Neither read from a cache nor written to one.
+    input: Count = 0
+    cached_input: Count = 0
+    cache_write: Count = 0
+    #: Reasoning included.
+    output: Count = 0
+    reasoning: Count = 0
+
+
+class AgentRun(_Message, frozen=True, kw_only=True):
+    """What an AI agent's command line said of its run. Its own words: what it cost is what the gateway counted."""
+
+    #: By which the session can be resumed.
+    session_id: Short = ""
+    model: Short = ""
+    #: Of the command line.
+    version: Short = ""
+    #: Answers of the model; None: not told.
+    turns: Count | None = None
+    tool_calls: Count = 0
+    tool_errors: Count = 0
+    #: Tools it was not allowed to use.
+    denials: Count = 0
+    #: Calls of the model made again.
+    retries: Count = 0
+    tokens: Tokens | None = None
+    #: The tokens are those of the session from its beginning, earlier runs included.
+    tokens_of_session: bool = False
+    cost_usd: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    #: How much of the model's context was filled last, and how much there is, in tokens.
+    context_tokens: Count | None = None
+    context_window: Count | None = None
+    #: What it said last.
+    answer: Annotated[str, msgspec.Meta(max_length=MAX_ANSWER)] = ""
+    answer_truncated: bool = False
+    #: It said that it had finished, well or not.
+    finished: bool = False
+    #: It said that it had not succeeded.
+    failed: bool = False
+    #: Why, as a word (``max-turns``, ``api-402``) and in its own words; of a run without an end its last complaint.
+    error_kind: Short = ""
+    error: Detail = ""
+
+
 class Outcome(_Message, frozen=True, kw_only=True):
     """How a task ended."""
 
@@ -367,6 +416,8 @@ class Outcome(_Message, frozen=True, kw_only=True):
     #: Code of the error catalogue when an error of agentina's ended it.
     error_code: Short = ""
     error_context: dict[str, Any] = {}
+    #: Of tasks whose runner reads what an AI agent prints.
+    agent: AgentRun | None = None
 
 
 class Report(_Message, frozen=True, kw_only=True):

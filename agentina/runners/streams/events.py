@@ -1,0 +1,114 @@
+"""What a line of an AI command line's stream can say, whichever one it is.
+
+Texts are as the command line wrote them and may be long; whoever keeps them bounds them. Token counts follow one
+convention: ``input`` is what was neither read from a cache nor written to one, ``output`` includes reasoning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from agentina.protocol import wire
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session began or went on. Said again by some, with every turn; empty parts are not known."""
+
+    id: str = ""
+    model: str = ""
+    #: Of the command line itself.
+    version: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Turn:
+    """The model answered, or is asked again; ``id`` tells pieces of one answer from the next one."""
+
+    id: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """Text of the model for people. The last one before the end is the answer."""
+
+    text: str
+    #: It goes on where the one before ended.
+    is_more: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """The model asked for a tool. Comes once an id, or twice (when it begins and with its result)."""
+
+    id: str
+    name: str
+    #: What it is to do: its arguments as JSON, or a command line.
+    arguments: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ToolResult:
+    """A tool ended."""
+
+    id: str
+    is_error: bool = False
+    text: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Denied:
+    """The command line did not let the model use a tool."""
+
+    tool: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """A call of the model failed and is made again."""
+
+    problem: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Warned:
+    """The command line complains about something that does not end the run."""
+
+    problem: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What was used, as the command line counts it."""
+
+    tokens: wire.Tokens | None = None
+    cost_usd: float | None = None
+    #: In all so far; otherwise since the last such event.
+    is_total: bool = True
+    #: The total counts from the beginning of the session, earlier runs of it included.
+    is_of_session: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """How much of the model's context is filled; None: not said."""
+
+    tokens: int | None = None
+    window: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The command line says that it has finished, well or not. Another one may follow; the last one counts."""
+
+    is_error: bool = False
+    #: The answer; None: what was said last.
+    answer: str | None = None
+    #: What went wrong: a word for programs (``max-turns``, ``api-402``) and the command line's own words.
+    kind: str = ""
+    problem: str = ""
+    turns: int | None = None
+    denials: int | None = None
+
+
+Event = Session | Turn | Said | ToolCall | ToolResult | Denied | Retry | Warned | Spent | Context | Finished
