@@ -31,12 +31,17 @@ def list_agents(*, as_json: bool) -> None:
     rows = [
         (
             one.id, _state(one), f"{one.hostname}/{one.instance}", one.organization, one.role or "-",
-            output.labels(one.labels), f"{len(one.tasks)}/{one.max_concurrent_tasks}", one.version or "-",
-            output.ago(one.last_heartbeat_ms, now),
+            output.labels(one.labels), f"{len(one.tasks)}/{one.max_concurrent_tasks}", _version(one),
+            one.channel or "-", output.ago(one.last_heartbeat_ms, now),
         )
         for one in listed.agents
     ]  # fmt: skip
-    output.table(("ID", "STATE", "HOST", "ORGANIZATION", "ROLE", "LABELS", "TASKS", "VERSION", "HEARTBEAT"), rows)
+    output.table(
+        ("ID", "STATE", "HOST", "ORGANIZATION", "ROLE", "LABELS", "TASKS", "VERSION", "CHANNEL", "HEARTBEAT"), rows
+    )
+    behind = sum(one.behind for one in listed.agents)
+    if behind:
+        output.say(f"* {behind} of {units.show_count(len(listed.agents), 'agent')} could run a newer version.")
 
 
 @agent.command(epilog=options.examples("agentina agent show AGENT"))
@@ -65,6 +70,9 @@ def render(one: api.AgentView, *, now_ms: int) -> None:
             ("role", one.role),
             ("labels", output.labels(one.labels)),
             ("version", f"{one.version}, executor {one.executor}"),
+            ("channel", f"{one.channel}{f', newest {one.newest}' if one.newest else ''}"),
+            ("pinned to", one.pinned),
+            ("update", _update(one)),
             ("heartbeat", f"{output.ago(one.last_heartbeat_ms, now_ms)}, session {one.session}"),
             ("tasks", f"{len(one.tasks)} of {one.max_concurrent_tasks}: {', '.join(one.tasks) or 'none'}"),
             (
@@ -136,6 +144,49 @@ def remove(agent_id: str, *, yes: bool, as_json: bool) -> None:
         output.document({"id": agent_id, "removed": True})
     else:
         output.answer(f"Agent {output.clean(agent_id)} is removed.")
+
+
+@agent.command(epilog=options.examples("agentina agent pin AGENT 1.4.0"))
+@click.argument("agent_id", metavar="AGENT")
+@click.argument("version")
+@options.root_option
+@options.json_option
+def pin(agent_id: str, version: str, *, as_json: bool) -> None:
+    """Hold an agent to a version: rollouts of other ones leave it out."""
+    _pin(agent_id, version, as_json=as_json)
+
+
+@agent.command(epilog=options.examples("agentina agent unpin AGENT"))
+@click.argument("agent_id", metavar="AGENT")
+@options.root_option
+@options.json_option
+def unpin(agent_id: str, *, as_json: bool) -> None:
+    """Let rollouts change an agent again after a pin."""
+    _pin(agent_id, "", as_json=as_json)
+
+
+def _pin(agent_id: str, version: str, *, as_json: bool) -> None:
+    with connection.open_client() as client:
+        one = client.pin_agent(agent_id, version)
+    if as_json:
+        output.document(one)
+    else:
+        output.answer(
+            f"{one.id} runs {one.version or '-'} and is {f'pinned to {version}' if version else 'not pinned'}."
+        )
+
+
+def _version(one: api.AgentView) -> str:
+    """The version, with a mark when there is a newer one."""
+    return f"{one.version or '-'}{'*' if one.behind else ''}"
+
+
+def _update(one: api.AgentView) -> str:
+    report = one.update
+    if report is None:
+        return ""
+    why = f": {report.reason}" if report.reason else ""
+    return output.clean(f"{report.version} {report.state}{f', {report.verdict}' if report.verdict else ''}{why}")
 
 
 def _state(one: api.AgentView) -> str:

@@ -40,6 +40,10 @@ SECTIONS = (
             "token": lazy.Lazy(_COMMANDS + "token:token", "Make and manage activation tokens."),
             "organization": lazy.Lazy(_COMMANDS + "organization:organization", "See and set a tenant's limits."),
             "audit": lazy.Lazy(_COMMANDS + "audit:audit", "Read and verify the record of what was done."),
+            "rollout": lazy.Lazy(
+                _COMMANDS + "rollout:rollout",
+                "Bring a release to hosts by stages, and take it back when they do worse.",
+            ),
             "release": lazy.Lazy(_COMMANDS + "release:release", "Publish releases, and see what there is."),
         },
     ),

@@ -20,11 +20,12 @@ from agentina.protocol import units
 
 #: Colour of a state, for terminals only; the word itself always carries the meaning.
 _COLORS: Final = {
-    "green": {"ok", "online", "succeeded", "active", "running", "healthy", "unused"},
-    "yellow": {"warn", "warning", "offline", "draining", "queued", "assigned", "preparing", "finishing", "expired"},
+    "green": {"ok", "online", "succeeded", "active", "running", "healthy", "unused", "completed", "updated"},
+    "yellow": {"warn", "warning", "offline", "draining", "queued", "assigned", "preparing", "finishing", "expired",
+        "paused", "ordered"},
     "red": {
         "fail", "error", "failed", "timed-out", "out-of-memory", "lost", "refused", "quarantined", "stopped",
-        "unhealthy", "revoked",
+        "unhealthy", "revoked", "rolling-back", "rolled-back", "silent",
     },
 }  # fmt: skip
 _PAINT: Final = {word: color for color, words in _COLORS.items() for word in words}

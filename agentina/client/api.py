@@ -176,7 +176,7 @@ class Client:
         """The JSON Schema of job documents, as this control plane has it."""
         return self._get("/v1/job-schema", dict[str, Any])
 
-    # --- tokens, agents, the rest ---
+    # --- tokens and agents ---
 
     def create_tokens(self, wanted: api.TokenCreate) -> api.TokensCreated:
         """Mint activation tokens. Never repeated by itself: each call makes new ones."""
@@ -205,6 +205,36 @@ class Client:
     def remove_agent(self, agent_id: str) -> None:
         """Forget an agent; its tasks are lost."""
         self.request("DELETE", f"/v1/agents/{_quote(agent_id)}", repeatable=True)
+
+    def pin_agent(self, agent_id: str, version: str) -> api.AgentView:
+        """Hold an agent to a version; empty: to none."""
+        path = f"/v1/agents/{_quote(agent_id)}/pin"
+        return _decode(self.request("POST", path, body=api.AgentPin(version=version), repeatable=True), api.AgentView)
+
+    # --- rollouts ---
+
+    def start_rollout(self, wanted: api.RolloutStart) -> api.RolloutView:
+        """Begin a rollout. Never repeated by itself; a second one for the same agents is refused."""
+        return _decode(self.request("POST", "/v1/rollouts", body=wanted), api.RolloutView)
+
+    def list_rollouts(self) -> api.RolloutList:
+        """The newest rollouts."""
+        return self._get("/v1/rollouts", api.RolloutList)
+
+    def get_rollout(self, rollout: str, *, limit: int, revision: int = 0, wait: float = 0.0) -> api.RolloutView:
+        """One rollout with at most ``limit`` agents; waits up to ``wait`` seconds for a change after ``revision``."""
+        query = {"limit": limit, "revision": revision, "wait": wait}
+        return self._get(f"/v1/rollouts/{_quote(rollout)}", api.RolloutView, query, hold=wait)
+
+    def act_on_rollout(self, rollout: str, verb: str, *, reason: str = "") -> api.RolloutView:
+        """``pause``, ``resume`` or ``abort`` a rollout."""
+        return self._act(f"/v1/rollouts/{_quote(rollout)}/{verb}", api.RolloutAct(reason=reason), api.RolloutView)
+
+    def skip_in_rollout(self, rollout: str, agent_id: str) -> api.RolloutView:
+        """Leave an agent out of a rollout."""
+        return self._act(f"/v1/rollouts/{_quote(rollout)}/skip", api.RolloutSkip(agent=agent_id), api.RolloutView)
+
+    # --- the rest ---
 
     def list_audit(self, *, after: int, limit: int) -> api.AuditList:
         """A page of audit records."""

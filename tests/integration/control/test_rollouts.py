@@ -10,6 +10,7 @@ import pytest
 
 import agentina
 from agentina import errors
+from agentina.cli import main
 from agentina.control.services import rollout_duty
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
@@ -354,3 +355,67 @@ def test_orders_survive_a_restart_with_their_ids(tmp_path: Path) -> None:
         host.open(version=OLD)
         assert host.beat() == before
         assert before == wire.UpdateOrder(id=f"{rollout}.1", action="upgrade", version=NEW)
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def agentina_command(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line against the fleet's control plane: exit code, stdout, stderr."""
+    monkeypatch.setenv("AGENTINA_CONTROL_PLANE", fleet.control.url)
+    monkeypatch.setenv("AGENTINA_API_TOKEN", fleet.control.token)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main.run(list(arguments))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_the_commands_tell_what_is_going_on(
+    fleet: Fleet, agentina_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    fleet.add(3)
+    code, out, _ = agentina_command(
+        "rollout", "start", NEW, "--soak", "20s", "--batch", "50%", "--watch", "5s", "--select", "organization=default"
+    )
+    rollout = out.strip()
+    assert code == 0
+    fleet.turns(4)
+    code, out, _ = agentina_command("rollout", "status")
+    assert code == 0
+    assert "1 canary for 20s, then 50 % each for 5.0s" in out
+    assert "1 updated, 2 pending" in out or "2 pending, 1 updated" in out
+    assert "canary, watching" in out
+    agentina_command("rollout", "pause", rollout, "--reason", "lunch")
+    assert "lunch" in agentina_command("rollout", "list")[1]
+    agentina_command("rollout", "resume", rollout)
+    fleet.turns(20)
+    code, out, err = agentina_command("rollout", "status", rollout, "--follow")
+    assert (code, out) == (0, f"{rollout} completed: 3 updated\n")
+    assert "paused by operator:admin: lunch" in err
+    assert agentina_command("rollout", "abort", rollout)[1] == f"{rollout} is rolling-back: 3 rolling-back.\n"
+    fleet.turns(3)
+    assert agentina_command("rollout", "status", rollout, "--follow")[0] == 1
+    assert agentina_command("rollout", "status", "roll_none")[0] == errors.Exit.NOT_FOUND
+
+
+def test_pins_and_skew_by_command(fleet: Fleet, agentina_command: Callable[..., tuple[int, str, str]]) -> None:
+    (host,) = fleet.add(1)
+    fleet.control.plane.offers = {("stable", "amd64"): (NEW, "Faster")}
+    name = host.activated.agent_id
+    assert "pinned to 1.0.0" in agentina_command("agent", "pin", name, OLD)[1]
+    _, out, err = agentina_command("agent", "list")
+    assert f"{OLD}*" in out
+    assert "stable" in out
+    assert "1 of 1 agent could run a newer version" in err
+    assert f"stable, newest {NEW}" in agentina_command("agent", "show", name)[1]
+    rollout = agentina_command("rollout", "start", NEW)[1].strip()
+    assert f"an operator pins it to {OLD}" in agentina_command("rollout", "status", rollout)[1]
+    assert "not pinned" in agentina_command("agent", "unpin", name)[1]
+    assert "left out" in agentina_command("rollout", "skip", rollout, name)[1]

@@ -1,0 +1,268 @@
+"""``agentina rollout``: bring a release to many hosts, a few at first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agentina import errors
+from agentina.cli import connection, lazy, options, output
+from agentina.protocol import api, units
+
+if TYPE_CHECKING:
+    from agentina.client import api as clients
+
+#: Seconds the control plane may hold a request for the next change.
+_HOLD = 30.0
+#: Agents shown unless all are asked for.
+_SHOWN = 20
+_ENDS = {"completed", "rolled-back"}
+_WHO = {"updated": "with the release", "past": "the same agents before", "others": "not updated"}
+
+
+@click.group(cls=lazy.NounGroup)
+def rollout() -> None:
+    """Bring a release to hosts by stages, and take it back when they do worse."""
+
+
+class _Percent(click.ParamType):  # type: ignore[type-arg]  # only newer versions of click have it generic
+    """``25%`` or ``25``."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        try:
+            return float(str(value).removesuffix("%"))
+        except ValueError:
+            self.fail(f"expected a share such as 25%, got {str(value)[:40]!r}", param, ctx)
+
+
+@rollout.command(
+    epilog=options.examples(
+        "agentina rollout start 1.4.0",
+        "agentina rollout start 1.4.0 --canary 3 --soak 2h --batch 10% --select role=coder,label.zone=a --follow",
+        "agentina rollout start 1.4.0 --window 'mon-fri 22:00-05:00' --skip agt_1",
+    )
+)
+@click.argument("version")
+@click.option("--canary", type=click.IntRange(1, 100), default=1, show_default=True, help="Agents in the first stage.")
+@click.option("--soak", type=options.Duration(), default="24h", show_default=True, help="How long they are watched.")
+@click.option("--batch", type=_Percent(), default="25%", show_default=True, help="Agents in each further stage.")
+@click.option("--watch", type=options.Duration(), default="1h", show_default=True, help="How long each is watched.")
+@click.option(
+    "--tolerance", type=_Percent(), default="5%", show_default=True,
+    help="Agents of batches that may fail; of the canaries none may.",
+)  # fmt: skip
+@click.option(
+    "--patience", type=options.Duration(), default="1h", show_default=True,
+    help="How long an agent may take before the others no longer wait for it.",
+)  # fmt: skip
+@click.option("--window", default="", help="Order upgrades only then: '[DAYS] HH:MM-HH:MM' in UTC.")
+@click.option(
+    "--select", "terms", metavar="KEY=VALUE,…", multiple=True,
+    help="Only agents with that organization, role, channel or label.NAME (repeatable; all must hold).",
+)  # fmt: skip
+@click.option("--skip", "skipped", metavar="AGENT", multiple=True, help="Leave an agent out (repeatable).")
+@click.option("--downgrade", is_flag=True, help="Take agents that run a newer version back to this one.")
+@click.option("--follow", "-f", is_flag=True, help="Show what happens until its end.")
+@options.root_option
+@options.json_option
+def start(terms: tuple[str, ...], skipped: tuple[str, ...], *, follow: bool, as_json: bool, **wanted: Any) -> int:
+    """Begin a rollout: canaries, then batches; any that does worse halts it and takes all of it back."""
+    request = api.RolloutStart(
+        version=wanted["version"], canary=wanted["canary"], soak_seconds=wanted["soak"],
+        batch_percent=wanted["batch"], watch_seconds=wanted["watch"], tolerance_percent=wanted["tolerance"],
+        patience_seconds=wanted["patience"], window=wanted["window"], downgrade=wanted["downgrade"],
+        select=[term for text in terms for term in text.split(",")], skip=list(skipped),
+    )  # fmt: skip
+    with connection.open_client() as client:
+        view = client.start_rollout(request)
+        if follow:
+            return _follow(client, view, as_json=as_json)
+    if as_json:
+        output.document(view)
+    else:
+        output.say(f"{units.show_count(len(view.agents), 'agent')}; see `agentina rollout status {view.rollout.id}`")
+        output.answer(view.rollout.id)
+    return int(errors.Exit.OK)
+
+
+@rollout.command("list", epilog=options.examples("agentina rollout list", "agentina rollout list --json"))
+@options.root_option
+@options.json_option
+def list_rollouts(*, as_json: bool) -> None:
+    """List rollouts, the newest first."""
+    with connection.open_client() as client:
+        listed = client.list_rollouts()
+    if as_json:
+        output.document(listed)
+        return
+    rows = [
+        (
+            one.id, one.version, one.state, _stage(one), _counts(one), one.select, output.moment(one.created_ms),
+            one.reason or "-",
+        )
+        for one in listed.rollouts
+    ]  # fmt: skip
+    headers = ("ID", "VERSION", "STATE", "STAGE", "AGENTS", "SELECT", "STARTED", "REASON")
+    output.table(headers, rows, ends_in_prose=True)
+
+
+@rollout.command(epilog=options.examples("agentina rollout status", "agentina rollout status roll_1 --follow"))
+@click.argument("rollout_id", metavar="[ROLLOUT]", required=False)
+@click.option(
+    "--follow", "-f", is_flag=True, help="Show what happens until its end; exit code 1 when it was rolled back."
+)
+@click.option("--all", "show_all", is_flag=True, help="Show all agents, not only those that need a look.")
+@options.root_option
+@options.json_option
+def status(rollout_id: str | None, *, follow: bool, show_all: bool, as_json: bool) -> int:
+    """Show how far a rollout is (the newest unless one is named), and why it waits or was halted."""
+    with connection.open_client() as client:
+        name = rollout_id or _newest(client)
+        view = client.get_rollout(name, limit=10_000 if show_all or as_json else _SHOWN)
+        if follow:
+            return _follow(client, view, as_json=as_json)
+    if as_json:
+        output.document(view)
+    else:
+        _render(view)
+    return int(errors.Exit.OK)
+
+
+def _newest(client: clients.Client) -> str:
+    listed = client.list_rollouts()
+    if not listed.rollouts:
+        raise errors.NOT_FOUND(what="rollout", name="newest")
+    return listed.rollouts[0].id
+
+
+def _act(name: str, summary: str, example: str) -> Callable[..., Any]:
+    """The command for a verb that takes a rollout and a reason."""
+
+    @rollout.command(name, help=summary, epilog=options.examples(example))
+    @click.argument("rollout_id", metavar="ROLLOUT")
+    @click.option("--reason", default="", help="Kept in the audit, and shown to others.")
+    @options.root_option
+    @options.json_option
+    def act(rollout_id: str, reason: str, *, as_json: bool) -> None:
+        with connection.open_client() as client:
+            view = client.act_on_rollout(rollout_id, name, reason=reason)
+        if as_json:
+            output.document(view)
+        else:
+            output.answer(f"{view.rollout.id} is {output.paint(view.rollout.state)}: {_counts(view.rollout)}.")
+
+    return act
+
+
+_act("pause", "Order nothing for a while; what was updated stays, and is watched.", "agentina rollout pause roll_1")
+_act("resume", "Go on after a pause.", "agentina rollout resume roll_1")
+_act("abort", "End a rollout and take everybody it changed back.", "agentina rollout abort roll_1 --reason 'wrong one'")
+
+
+@rollout.command(epilog=options.examples("agentina rollout skip roll_1 agt_1"))
+@click.argument("rollout_id", metavar="ROLLOUT")
+@click.argument("agent_id", metavar="AGENT")
+@options.root_option
+@options.json_option
+def skip(rollout_id: str, agent_id: str, *, as_json: bool) -> None:
+    """Leave an agent out of a rollout that has not reached it."""
+    with connection.open_client() as client:
+        view = client.skip_in_rollout(rollout_id, agent_id)
+    if as_json:
+        output.document(view)
+    else:
+        output.answer(f"{output.clean(agent_id)} is left out of {view.rollout.id}.")
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def _follow(client: clients.Client, view: api.RolloutView, *, as_json: bool) -> int:
+    """Print the timeline as it grows, until the end."""
+    shown = 0
+    while True:
+        for line in view.lines:
+            if line.number > shown:
+                shown = line.number
+                output.say(f"{output.moment(line.at_ms)}  {output.clean(line.text)}")
+        if view.rollout.state in _ENDS:
+            break
+        view = client.get_rollout(view.rollout.id, limit=_SHOWN, revision=view.revision, wait=_HOLD)
+    if as_json:
+        output.document(view)
+    else:
+        output.answer(f"{view.rollout.id} {output.paint(view.rollout.state)}: {_counts(view.rollout)}")
+    return int(errors.Exit.OK if view.rollout.state == "completed" else errors.Exit.FAILED)
+
+
+def _render(view: api.RolloutView) -> None:
+    one, plan = view.rollout, view.plan
+    output.answer(f"{one.id}  {one.version}  {output.paint(one.state)}")
+    output.pairs(
+        [
+            ("why", output.clean(f"{one.reason}{f' (gate {one.gate})' if one.gate else ''}")),
+            ("agents", _counts(one)),
+            ("stage", _stage_words(view)),
+            ("for", output.clean(one.select)),
+            ("plan", _plan(view.plan)),
+            ("window", output.clean(plan.window)),
+            ("started", f"{output.moment(one.created_ms)} by {output.clean(one.created_by)}"),
+        ],
+        indent=2,
+    )
+    _render_work(view)
+    if view.agents:
+        rows = [
+            (agent.id, agent.standing, agent.stage or "-", agent.name, agent.version or "-", agent.reason or "-")
+            for agent in view.agents
+        ]
+        output.table(("AGENT", "STANDING", "STAGE", "HOST", "VERSION", "REASON"), rows, ends_in_prose=True)
+    left = sum(one.agents.values()) - len(view.agents)
+    if left > 0:
+        output.say(f"{units.show_count(left, 'further agent')}; --all shows them.")
+    output.answer("what happened")
+    for line in view.lines[-_SHOWN:]:
+        output.answer(f"  {output.moment(line.at_ms)}  {output.clean(line.text)}")
+
+
+def _render_work(view: api.RolloutView) -> None:
+    """What the gates compare."""
+    rows = [
+        (
+            _WHO.get(work.who, work.who), work.tasks, f"{100 * work.failed / work.tasks:.1f} %",
+            "-" if work.typical_seconds is None else units.show_duration(work.typical_seconds),
+            f"{3600 * work.tasks / work.agent_seconds:.1f}" if work.agent_seconds else "-",
+        )
+        for work in view.work
+        if work.tasks
+    ]  # fmt: skip
+    if rows:
+        output.table(("WORK OF AGENTS", "TASKS", "FAILED", "TYPICAL", "PER AGENT AND HOUR"), rows)
+
+
+def _stage(one: api.RolloutSummary) -> str:
+    return f"{'canary' if one.stage == 1 else f'batch {one.stage - 1}'}, {one.phase}"
+
+
+def _stage_words(view: api.RolloutView) -> str:
+    if view.rollout.state not in {"running", "paused"}:
+        return ""
+    watched = ""
+    if view.rollout.phase == "watching":
+        watched = f" {units.show_duration(view.watched_seconds)} of {units.show_duration(view.watch_seconds)}"
+    return _stage(view.rollout) + watched
+
+
+def _plan(plan: api.RolloutStart) -> str:
+    canaries = "1 canary" if plan.canary == 1 else f"{plan.canary} canaries"
+    first = f"{canaries} for {units.show_duration(plan.soak_seconds)}"
+    return f"{first}, then {plan.batch_percent:g} % each for {units.show_duration(plan.watch_seconds)}"
+
+
+def _counts(one: api.RolloutSummary) -> str:
+    return ", ".join(f"{count} {standing}" for standing, count in sorted(one.agents.items())) or "none"
