@@ -594,6 +594,20 @@ RELEASE_UNSUITABLE = _entry(
     cause="It is made for another machine or Python, or its files are not those that were built.",
     remedy="Install another release. A damaged one is fetched again by `agentina upgrade`.",
 )  # fmt: skip
+RELEASE_ROOT_MISSING = _entry(
+    "RELEASE_ROOT_MISSING", 409, Exit.STATE,
+    message="This host has no root of trust for releases ({path}).",
+    cause="It was installed while its control plane had no release repository, or the file was deleted.",
+    remedy="Run the `agentina install` of this host again (it needs no token), or put the repository's root there "
+    "(docs/how-to/update-hosts.md).",
+)  # fmt: skip
+UPDATE_ROLLED_BACK = _entry(
+    "UPDATE_ROLLED_BACK", 409, Exit.FAILED,
+    message="Release {version} was rolled back: {reason}.",
+    cause="It failed here, or what was needed to try it was not there. {detail}",
+    remedy="This host runs what it ran before. Read `journalctl -u agentina-trial@{instance}` for its log, and "
+    "docs/explanation/updates.md for the reason; `agentina upgrade` tries it again.",
+)  # fmt: skip
 RELEASE_SKIPPED = _entry(
     "RELEASE_SKIPPED", 409, Exit.CONFLICT,
     message="Release {version} is not tried again on this host: {reason}.",

@@ -28,6 +28,8 @@ SECTIONS = (
             "logs": lazy.Lazy(_COMMANDS + "logs:logs", "Show the daemon's log."),
             "drain": lazy.Lazy(_COMMANDS + "drain:drain", "Take no new work; let running tasks finish."),
             "resume": lazy.Lazy(_COMMANDS + "drain:resume", "Take work again after a drain."),
+            "upgrade": lazy.Lazy(_COMMANDS + "upgrade:upgrade", "Have the agent run another release."),
+            "rollback": lazy.Lazy(_COMMANDS + "upgrade:rollback", "Go back from the last update."),
             "policy": lazy.Lazy(_COMMANDS + "policy:policy", "See and try what this host accepts."),
         },
     ),
@@ -52,6 +54,8 @@ SECTIONS = (
         {
             "control-plane": lazy.Lazy(_COMMANDS + "control_plane:control_plane", "Run the control plane."),
             "daemon": lazy.Lazy(_COMMANDS + "daemon:daemon", "Run the agent of one instance."),
+            "smoke-check": lazy.Lazy(_COMMANDS + "smoke_check:smoke_check", "Check that this release can run here."),
+            "updater": lazy.Lazy(_COMMANDS + "updater:updater", "Take the update of an instance as far as it goes."),
             "demo": lazy.Lazy(_COMMANDS + "demo:demo", "Run a real job through all the parts, here and now."),
             "completion": lazy.Lazy(_COMMANDS + "completion:completion", "Print a completion script for a shell."),
         },

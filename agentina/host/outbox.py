@@ -524,6 +524,28 @@ class Outbox:
             self._database = None
 
 
+def examine(directory: Path) -> tuple[int, int]:
+    """Reports that wait and tasks that are held, by a look that changes nothing; a daemon may run.
+
+    Raises:
+        AgentinaError: ``STATE_CORRUPT``: it is not understood.
+
+    """
+    path = directory / "outbox.db"
+    if not path.exists():
+        return 0, 0
+    # Without its journal's index, which a daemon that ended well took away, SQLite cannot open it unless it may write.
+    at_rest = "" if Path(f"{path}-shm").exists() else "&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro{at_rest}", uri=True, timeout=5)) as database:
+            database.execute("SELECT value FROM meta WHERE key = 'stream'").fetchone()
+            (waiting,) = database.execute("SELECT count(body) FROM reports").fetchone()
+            (held,) = database.execute("SELECT count(record) + 0 * count(final) FROM held").fetchone()
+    except sqlite3.Error as error:
+        raise errors.STATE_CORRUPT(path=str(path), problem=str(error), aside="nothing: it stays where it is") from error
+    return int(waiting), int(held)
+
+
 class _Damaged(sqlite3.DatabaseError):
     """quick_check found damage."""
 

@@ -40,6 +40,11 @@ class Layout:
         return self.config_directory / "policy.yaml"
 
     @property
+    def release_root(self) -> Path:
+        """The root of trust for releases (TUF): root's, put there by an operator or by ``agentina install``."""
+        return self.config_directory / "release-root.json"
+
+    @property
     def state_directory(self) -> Path:
         """Holds one directory an instance."""
         return self.root / "var/lib/agentina"
@@ -58,6 +63,11 @@ class Layout:
     def software_directory(self) -> Path:
         """Releases, and which of them each instance runs."""
         return self.root / "opt/agentina"
+
+    @property
+    def packaged_version(self) -> Path:
+        """Names the version of the package's own release."""
+        return self.root / "usr/lib/agentina/release/version"
 
     def instances(self) -> list[str]:
         """Names of the installed instances, sorted."""
@@ -89,6 +99,21 @@ class InstancePaths:
     def release(self) -> Path:
         """Link to the release it runs; none: the package's own. Root's: units of root's start with what it says."""
         return self.layout.software_directory / "instances" / self.name
+
+    @property
+    def wish(self) -> Path:
+        """What the daemon wants the updater to do: the daemon's own file, so that root treats it as hostile."""
+        return self.state / "update-wish.json"
+
+    @property
+    def updates(self) -> Path:
+        """Root's: the journal of updates, downloads, logs of releases that failed. Readable to everybody."""
+        return self.layout.state_directory / ".updates" / self.name
+
+    @property
+    def update_journal(self) -> Path:
+        """What is under way, and what became of earlier updates."""
+        return self.updates / "journal.json"
 
     @property
     def identity(self) -> Path:

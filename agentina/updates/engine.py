@@ -20,6 +20,7 @@ _MOST_STEPS: Final = 32
 _REASONS: Final = {
     errors.UPDATE_UNTRUSTED.code: Reason.UNTRUSTED,
     errors.UPDATE_EXPIRED.code: Reason.UNTRUSTED,
+    errors.RELEASE_ROOT_MISSING.code: Reason.UNTRUSTED,
     errors.UPDATE_UNREACHABLE.code: Reason.UNREACHABLE,
     errors.RELEASE_UNKNOWN.code: Reason.NOT_OFFERED,
     errors.RELEASE_UNSUITABLE.code: Reason.UNSUITABLE,
@@ -72,7 +73,10 @@ class Host(Protocol):
         ...
 
     def promote(self, update: journal.Update) -> None:
-        """Move the links (:func:`promote_links`) and make the stable unit run the new release."""
+        """Move the links (:func:`promote_links`) and make the stable unit run the new release.
+
+        Raises :class:`StepFailedError` when the trial did not end well, or the stable unit does not start.
+        """
         ...
 
     def undo(self, update: journal.Update | None) -> None:

@@ -12,7 +12,7 @@ verified            hash, version, machine and Python fit this host             
 staged              unpacked under its version, checked, durable                 smoke-check
 smoke-checked       its own smoke check passed                                   begin the trial
 on-trial            the trial is about to run, runs, or ran                      watch; see below
-promoting           the trial was good; links may move                           promote
+promoting           the trial was good; links may move                           promote; see below
 promoted            the instance runs it                                         none
 rolling-back        it shall not run; the reason is recorded                     undo
 rolled-back         the instance runs what it ran before                         none
@@ -21,6 +21,9 @@ rolled-back         the instance runs what it ran before                        
 On trial, by what PID 1 says of the trial: *running* in this boot: watch on; *failed*: roll back with its reason;
 *absent*, or another boot: nobody knows how far it came, so it is rolled back as inconclusive (``interrupted``) and may
 be tried again, :data:`MOST_INTERRUPTED` times in all, for a release that takes the host down would else do it for ever.
+
+Promoting it ends the trial, so that the stable unit can run the release from now on: one that ignores that it shall
+end, or does not start this second time, is rolled back as well.
 
 Three verdicts, by reason (:data:`REASONS`): *good*; *bad*: this host skips the version until told otherwise;
 *inconclusive*: nothing is held against the version, it is tried again when somebody asks or the rollout does.
@@ -40,6 +43,8 @@ the rescue helper moved the link (level 2)       seen by the link, which stays: 
 the same update again                            nothing changes
 another update meanwhile                         refused (``STATE_CONFLICT``)
 a version that is skipped here                   refused (``RELEASE_SKIPPED``) unless forced
+a wish that was acted on before                  nothing changes, whatever became of it (its id is in the history)
+a wish of a rollout that is refused              recorded (:class:`Refusal`), for the report to the control plane
 ==============================================  ========================================================================
 """
 
@@ -121,6 +126,7 @@ class Reason(enum.Enum):
     NO_HEARTBEAT = "no-heartbeat"
     LIMITS_NOT_HELD = "limits-not-held"
     TASKS_LOST = "tasks-lost"
+    NOT_STOPPING = "not-stopping"
     CONTROL_PLANE_AWAY = "control-plane-away"
     INTERRUPTED = "interrupted"
     INTERRUPTED_OFTEN = "interrupted-often"
@@ -147,6 +153,7 @@ REASONS: Final[dict[Reason, tuple[Verdict, str]]] = {
     Reason.NO_HEARTBEAT: (Verdict.BAD, "it did not reach the control plane, which others do"),
     Reason.LIMITS_NOT_HELD: (Verdict.BAD, "it did not hold a task to its memory limit"),
     Reason.TASKS_LOST: (Verdict.BAD, "it did not adopt the running tasks"),
+    Reason.NOT_STOPPING: (Verdict.BAD, "it did not end when it was told to"),
     Reason.CONTROL_PLANE_AWAY: (Verdict.INCONCLUSIVE, "the control plane was away or told it to wait"),
     Reason.INTERRUPTED: (Verdict.INCONCLUSIVE, "the host restarted or the updater was killed during the trial"),
     Reason.INTERRUPTED_OFTEN: (Verdict.BAD, "its trial was interrupted again and again"),
@@ -164,7 +171,7 @@ FOLLOWS: Final[dict[State, frozenset[State]]] = {
     State.STAGED: frozenset({State.SMOKE_CHECKED, State.ROLLING_BACK}),
     State.SMOKE_CHECKED: frozenset({State.ON_TRIAL, State.ROLLING_BACK}),
     State.ON_TRIAL: frozenset({State.PROMOTING, State.ROLLING_BACK}),
-    State.PROMOTING: frozenset({State.PROMOTED}),
+    State.PROMOTING: frozenset({State.PROMOTED, State.ROLLING_BACK}),
     State.PROMOTED: frozenset({State.ROLLING_BACK}),
     State.ROLLING_BACK: frozenset({State.ROLLED_BACK}),
     State.ROLLED_BACK: frozenset(),
@@ -223,6 +230,17 @@ class Skip(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int = 0
 
 
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A wish that was not begun."""
+
+    id: str
+    version: str
+    #: Of the error catalogue.
+    code: str
+    detail: str
+    at_ms: int
+
+
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """The whole journal of an instance."""
 
@@ -233,6 +251,13 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     interrupted: dict[str, int] = {}
     #: Updates that are over, the latest first.
     history: list[Update] = []
+    #: The latest wish, where it was refused; a later one takes its place.
+    refused: Refusal | None = None
+
+    def knows(self, id: str) -> bool:  # noqa: A002 - its name
+        """Whether the wish of this id was acted on already."""
+        latest = [one for one in (self.update, self.refused) if one is not None]
+        return any(one.id == id for one in (*latest, *self.history))
 
     def skip_of(self, version: str) -> Skip | None:
         """Why a version is skipped; None: it is not."""
@@ -297,9 +322,11 @@ def request(
     """
     versions.check(version)
     present = journal.update
+    if journal.knows(id):
+        return journal
     if version == linked and (present is None or present.is_over):
         return journal
-    if present is not None and (present.id == id or (present.version == version and not present.is_over)):
+    if present is not None and present.version == version and not present.is_over:
         return journal
     if present is not None and not present.is_over:
         raise errors.STATE_CONFLICT(
@@ -313,9 +340,16 @@ def request(
         moments=[Moment(state=State.REQUESTED, at_ms=now.wall_ms)],
     )  # fmt: skip
     return msgspec.structs.replace(
-        journal, update=fresh, history=_history(journal),
+        journal, update=fresh, history=_history(journal), refused=None,
         skipped=[one for one in journal.skipped if one.version != version],
     )  # fmt: skip
+
+
+def refuse(journal: Journal, *, id: str, version: str, error: errors.AgentinaError, now: Now) -> Journal:  # noqa: A002
+    """``journal`` with the note that a wish was not begun, and why."""
+    detail = error.message[:_MAX_DETAIL]
+    refusal = Refusal(id=id, version=version, code=error.code, detail=detail, at_ms=now.wall_ms)
+    return msgspec.structs.replace(journal, refused=refusal)
 
 
 def advance(journal: Journal, state: State, now: Now) -> Journal:
@@ -359,6 +393,27 @@ def roll_back(journal: Journal, reason: Reason, now: Now, *, detail: str = "") -
         _moved(update, State.ROLLING_BACK, now), reason=reason, verdict=REASONS[reason][0], detail=detail[:_MAX_DETAIL]
     )
     return msgspec.structs.replace(journal, update=moved)
+
+
+def leave(journal: Journal, *, version: str | None, reason: Reason, now: Now) -> Journal:
+    """``journal`` with the decision to go back from the last update, whether it is over or not.
+
+    Args:
+        journal: As it is.
+        version: Only from this one; None: whichever it is.
+        reason: Who wants it.
+        now: The time.
+
+    Raises:
+        AgentinaError: ``STATE_CONFLICT``: there is nothing to go back from.
+
+    """
+    update = journal.update
+    if update is None or update.state is State.ROLLED_BACK or version not in {None, update.version}:
+        state = f"the one to {update.version}, {update.state.value}" if update else "none"
+        expected = f"one to {version}" if version else "one that was promoted or is under way"
+        raise errors.STATE_CONFLICT(what="The last update of this host", state=state, expected=expected)
+    return roll_back(journal, reason, now)
 
 
 def note_rescue(journal: Journal, facts: Facts, now: Now) -> Journal:
@@ -428,6 +483,21 @@ def _history(journal: Journal) -> list[Update]:
     return journal.history if journal.update is None else [journal.update, *journal.history][:_MAX_HISTORY]
 
 
+def read(path: Path) -> Journal:
+    """A journal as it is, for those who only look; an empty one where there is none.
+
+    Raises:
+        AgentinaError: ``INPUT_TOO_LARGE``, ``STATE_CORRUPT``.
+
+    """
+    try:
+        return msgspec.json.decode(files.read_bounded(path, limit=_MAX_JOURNAL), type=Journal)
+    except FileNotFoundError:
+        return Journal()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.STATE_CORRUPT(path=str(path), problem=str(error)[:200], aside="nothing yet") from error
+
+
 # --- on disk ---------------------------------------------------------------------------------------------------------
 
 
@@ -462,11 +532,9 @@ class File:
         for leftover in self.path.parent.glob(f".{self.path.name}.*.tmp"):
             leftover.unlink(missing_ok=True)
         try:
-            content = msgspec.json.decode(files.read_bounded(self.path, limit=_MAX_JOURNAL), type=Journal)
-        except FileNotFoundError:
-            return Journal()
-        except (errors.AgentinaError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return read(self.path)
+        except errors.AgentinaError as error:
             aside = files.set_aside(self.path, stamp=str(self._clock.wall_ms()))
-            self.damage = errors.STATE_CORRUPT(path=str(self.path), problem=str(error)[:200], aside=str(aside))
+            problem = str(error.context.get("problem", error))
+            self.damage = errors.STATE_CORRUPT(path=str(self.path), problem=problem, aside=str(aside))
             return Journal()
-        return content

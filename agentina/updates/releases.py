@@ -5,6 +5,7 @@
     <root>/releases/<version>/      what runs; never changed once it has its name
     <root>/instances/<instance>     -> ../releases/<version>   which release an instance runs
     <root>/previous/<instance>      -> ../releases/<version>   what it ran before, to go back to
+    <root>/trials/<instance>        -> ../releases/<version>   what it has on trial; a journal keeps it from clean-up
     <root>/incoming/                being unpacked, being deleted; nothing in it counts
     <root>/lock                     one process changes all this at a time
 
@@ -39,6 +40,7 @@ import shutil
 import stat
 import sys
 import tarfile
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Final
@@ -60,6 +62,8 @@ _MAX_SMALL_FILE: Final = 1 << 20
 #: Bytes that stay free on the disk of releases, for journals and logs.
 _RESERVE: Final = 64 << 20
 _PIECE: Final = 1 << 20
+#: Seconds between tries to get the lock.
+_LOOK_AGAIN: Final = 0.1
 #: Files that describe a release and are no part of its digest (packaging/releasing/tree.py).
 _DESCRIPTIONS: Final = {"version", "digest", "release.json"}
 
@@ -94,25 +98,31 @@ class Store:
         self.incoming = root / "incoming"
         self._instances = root / "instances"
         self._previous = root / "previous"
+        self._trials = root / "trials"
         self._proc = proc
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Exclude everybody else who changes releases or links.
+    def alone(self, *, patience_seconds: float = 0.0) -> Iterator[None]:
+        """Exclude everybody else who changes releases or links, having waited for them for a while.
 
         Raises:
             AgentinaError: ``STATE_CONFLICT``.
 
         """
         _ensure(self.root)
+        deadline = time.monotonic() + patience_seconds
         with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(files.exclusive_lock(self.root / "lock"))
-            except BlockingIOError as error:
-                raise errors.STATE_CONFLICT(
-                    what="The set of releases on this host", state="being changed by another process",
-                    expected="one update at a time",
-                ) from error  # fmt: skip
+            while True:
+                try:
+                    stack.enter_context(files.exclusive_lock(self.root / "lock"))
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= deadline:
+                        raise errors.STATE_CONFLICT(
+                            what="The set of releases on this host", state="being changed by another process",
+                            expected="one update at a time",
+                        ) from error  # fmt: skip
+                time.sleep(_LOOK_AGAIN)  # a lock of another process
             yield
 
     # --- what there is -----------------------------------------------------------------------------------------------
@@ -224,6 +234,10 @@ class Store:
     def link_previous(self, instance: str, version: str | None) -> None:
         """Remember what an instance ran before, or with None forget it. Durable; safe to repeat."""
         self._move(self._previous / names.check_instance(instance), version)
+
+    def link_trial(self, instance: str, version: str | None) -> None:
+        """Name the release that an instance has on trial, or with None none. Durable; safe to repeat."""
+        self._move(self._trials / names.check_instance(instance), version)
 
     def _move(self, link: Path, version: str | None) -> None:
         temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")

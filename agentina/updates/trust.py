@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from tuf import ngclient
-from tuf.api import exceptions
+from tuf.api import exceptions, metadata
 
 from agentina import errors
 from agentina.system import clock as clocks
@@ -212,6 +212,23 @@ def initialize(directory: Path, root: Path) -> None:
     except OSError as error:
         raise files.from_os_error(error, directory) from error
     files.write_atomic(directory / "root.json", content, mode=0o644)
+
+
+def check_root(content: bytes) -> None:
+    """Make sure that ``content`` is root metadata, signed by as many of its own keys as it asks for.
+
+    Raises:
+        AgentinaError: ``UPDATE_UNTRUSTED``.
+
+    """
+    ed25519.register()
+    try:
+        root = metadata.Metadata[metadata.Root].from_bytes(content)
+        result = root.signed.get_root_verification_result(None, root.signed_bytes, root.signatures)
+    except (exceptions.RepositoryError, AttributeError) as error:
+        raise errors.UPDATE_UNTRUSTED(problem=f"the root is none ({_text(error)})") from error
+    if not result.verified:
+        raise errors.UPDATE_UNTRUSTED(problem="the root is not signed by its own keys")
 
 
 def file_name(target: str) -> str:

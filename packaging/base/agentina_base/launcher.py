@@ -9,6 +9,9 @@ Which release, in this order, and the first that can be imported runs:
    being configured) and after somebody deleted it,
 4. any other release, the newest first.
 
+Started as ``launch --trial …`` it runs what ``/opt/agentina/trials/<instance>`` links to, and nothing else: on trial a
+release stands or falls by itself.
+
 The link is resolved to a real path once, at the start, so that a process never changes releases while it runs. A
 release is ``lib`` (for every Python) and a ``lib-cpXY`` for each Python that it has compiled libraries for.
 
@@ -42,15 +45,18 @@ _STAGES = ("a", "b", "rc")
 
 def main() -> None:
     """Run the command line; does not return."""
-    code = launch(sys.argv[1:])
+    on_trial = sys.argv[1:2] == ["--trial"]
+    if on_trial:
+        del sys.argv[1]
+    code = launch(sys.argv[1:], on_trial=on_trial)
     sys.exit(code)
 
 
-def launch(arguments: list[str], *, base: str = BASE, opt: str = OPT) -> int | None:
-    """Run ``arguments`` with the first release that can be imported."""
+def launch(arguments: list[str], *, base: str = BASE, opt: str = OPT, on_trial: bool = False) -> int | None:
+    """Run ``arguments`` with the first release that can be imported, or ``on_trial`` with the one on trial."""
     tag = python_tag()
     passed_over = []
-    for release in candidates(arguments, base=base, opt=opt):
+    for release in [trial(arguments, opt)] if on_trial else candidates(arguments, base=base, opt=opt):
         if not is_usable(release, tag):
             passed_over.append(f"{release} has nothing for {tag}")
             continue
@@ -65,6 +71,11 @@ def launch(arguments: list[str], *, base: str = BASE, opt: str = OPT) -> int | N
     problem = "; ".join(passed_over) or f"there is none below {opt}/releases or in {base}/release"
     _say(f"no release of agentina runs here: {problem}. Install the newest agentina package for this system.")
     return _NOTHING_RUNS
+
+
+def trial(arguments: list[str], opt: str) -> str:
+    """Real path of the release that is on trial for the instance."""
+    return os.path.realpath(f"{opt}/trials/{instance_of(arguments)}")
 
 
 def candidates(arguments: list[str], *, base: str = BASE, opt: str = OPT) -> Iterator[str]:

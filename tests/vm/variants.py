@@ -1,0 +1,104 @@
+"""Real releases for updates: copies of this checkout's own with another version, and, where wanted, a fault built in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Final
+
+from agentina.updates import manifests, releases
+
+#: By fault: file of the release, what is in it, and what takes its place.
+FAULTS: Final = {
+    "smoke": ("host/follow.py", "import asyncio\n", "import asyncio\nimport a_library_that_is_missing\n"),
+    "no-start": ("host/daemon.py", "    settings = config.load(instance)\n", "    raise SystemExit(3)\n"),
+    "exit-0": ("host/daemon.py", "    settings = config.load(instance)\n", "    return 0\n"),
+    "crash": (
+        "host/daemon.py",
+        "        await ending.wait()\n",
+        "        loop.call_later(1.5, os.kill, os.getpid(), signal.SIGSEGV)\n        await ending.wait()\n",
+    ),
+    "hang": ("host/daemon.py", "    settings = config.load(instance)\n", "    __import__('time').sleep(9999)\n"),
+    "watchdog": (
+        "host/watchdog.py",
+        "    seconds = notify.watchdog_seconds()\n",
+        "    seconds = None\n",
+    ),
+    "mute": ("host/daemon.py", "link.Link(settings.control_plane,", 'link.Link("https://10.0.2.2:9",'),
+    "forgetful": ("host/daemon.py", "        for adoption in found.adoptions:\n", "        for adoption in []:\n"),
+    "deaf": (
+        "host/daemon.py",
+        "        loop.add_signal_handler(number, ending.set)\n",
+        "        signal.signal(number, signal.SIG_IGN)\n",
+    ),
+    # Good on trial, and as long as it is the first time that it has the daemon's place.
+    "second-start": (
+        "host/daemon.py",
+        "    settings = config.load(instance)\n",
+        "    mark = instance.state / 'was-here'\n    if mark.exists():\n        raise SystemExit(3)\n"
+        "    mark.touch()\n    settings = config.load(instance)\n",
+    ),
+    # The same, but it says that it is ready before it crashes.
+    "later": (
+        "host/daemon.py",
+        "        await ending.wait()\n",
+        "        mark = instance.state / 'was-here-ready'\n        if mark.exists():\n"
+        "            loop.call_later(0.5, os._exit, 70)\n        mark.touch()\n        await ending.wait()\n",
+    ),
+}
+
+
+def build(package: Path, directory: Path, version: str, fault: str = "") -> Path:
+    """The build of a release like the one in ``package``, for a repository to publish; its directory."""
+    origin = _unpacked(package, directory)
+    tree, out = directory / f"tree-{version}", directory / f"build-{version}"
+    shutil.copytree(origin, tree, copy_function=os.link)
+    own = tree / "lib/agentina"
+    was = (tree / "version").read_text().strip()
+    _replace(own / "__init__.py", f'__version__ = "{was}"', f'__version__ = "{version}"')
+    if fault:
+        name, old, new = FAULTS[fault]
+        _replace(own / name, old, new)
+    _describe(tree, version)
+    out.mkdir()
+    stem = f"agentina-{version}"
+    archive, notes = out / f"{stem}-amd64.tar.gz", out / f"{stem}.md"
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        tar.add(tree, arcname=version)
+    notes.write_text(f"# {fault or 'good'}\n")
+    manifest = manifests.Manifest(
+        version=version, title=f"a release that is {fault or 'good'}", built="2026-11-21T12:00:00Z",
+        notes=manifests.describe(notes), archives={"amd64": manifests.describe(archive)}, sboms={},
+    )  # fmt: skip
+    manifests.write(out, manifest)
+    shutil.rmtree(tree)
+    return out
+
+
+def _unpacked(package: Path, directory: Path) -> Path:
+    origin = directory / "origin"
+    if not origin.exists():
+        subprocess.run(["dpkg-deb", "-x", package, origin], check=True)
+    return origin / "usr/lib/agentina/release"
+
+
+def _describe(tree: Path, version: str) -> None:
+    about = json.loads((tree / "release.json").read_text())
+    about |= {"version": version, "digest": releases.digest_of(tree)}
+    for name, text in (
+        ("release.json", json.dumps(about)), ("version", f"{version}\n"), ("digest", f"{about['digest']}\n"),
+    ):  # fmt: skip
+        (tree / name).unlink()
+        (tree / name).write_text(text)
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    """Change a file that is a hard link to the original's."""
+    text = path.read_text()
+    assert text.count(old) == 1, (path, old)
+    path.unlink()
+    path.write_text(text.replace(old, new))
