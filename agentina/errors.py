@@ -604,7 +604,7 @@ RELEASE_ROOT_MISSING = _entry(
 UPDATE_ROLLED_BACK = _entry(
     "UPDATE_ROLLED_BACK", 409, Exit.FAILED,
     message="Release {version} was rolled back: {reason}.",
-    cause="It failed here, or what was needed to try it was not there. {detail}",
+    cause="It failed on this host, or what was needed to try it was not there.",
     remedy="This host runs what it ran before. Read `journalctl -u agentina-trial@{instance}` for its log, and "
     "docs/explanation/updates.md for the reason; `agentina upgrade` tries it again.",
 )  # fmt: skip

@@ -8,9 +8,10 @@ import msgspec
 
 import agentina
 from agentina import errors
-from agentina.host import config, identity, install, service
-from agentina.protocol import local, units
+from agentina.host import config, identity, install, orders, service
+from agentina.protocol import local, units, wire
 from agentina.system import paths, services
+from agentina.updates import journal
 
 
 def read(instance: paths.InstancePaths, stopped: errors.AgentinaError) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def read(instance: paths.InstancePaths, stopped: errors.AgentinaError) -> dict[s
         license=license_,
         channel=license_.channel if license_ else "",
         max_concurrent_tasks=slots,
+        update=_update(instance),
         problems=problems,
     )
     document = msgspec.to_builtins(status)
@@ -62,6 +64,13 @@ def _reason(instance: paths.InstancePaths) -> str:
         return "the daemon does not run"
     goes = "goes" if running == 1 else "go"
     return f"the daemon does not run; {units.show_count(running, 'task')} {goes} on without it"
+
+
+def _update(instance: paths.InstancePaths) -> wire.UpdateReport | None:
+    try:
+        return orders.report_of(journal.read(instance.update_journal))
+    except (errors.AgentinaError, OSError):
+        return None
 
 
 def _identity(instance: paths.InstancePaths, problems: list[local.Problem]) -> identity.Identity | None:

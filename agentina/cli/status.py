@@ -100,6 +100,7 @@ def _facts(one: dict[str, Any], now_ms: int) -> list[tuple[str, object]]:
         ("role", one.get("role")),
         ("labels", output.labels(one["labels"]) if one.get("labels") else ""),
         ("version", f"{one.get('version', '?')}{_update(one)}"),
+        ("update", _latest(one.get("update"), now_ms)),
         ("channel", one.get("channel")),
         ("license", "unknown" if is_hidden else _license(one.get("license"), now_ms)),
         ("control plane", f"{one.get('control_plane', '?')}{heartbeat}"),
@@ -147,6 +148,17 @@ def _update(one: dict[str, Any]) -> str:
         return ""
     title = f": {output.clean(one['update_title'])}" if one.get("update_title") else ""
     return f" ({output.clean(one['update_available'])} is available{title})"
+
+
+def _latest(update: dict[str, Any] | None, now_ms: int) -> str:
+    if not update:
+        return ""
+    verdict = f" ({update['verdict']})" if update.get("verdict") else ""
+    reason = f": {output.clean(update['reason'])}" if update.get("reason") else ""
+    when = output.ago(update.get("at_ms") or None, now_ms)
+    return (
+        f"{output.clean(update.get('version', '?'))} {output.clean(update.get('state', '?'))}{verdict}{reason}, {when}"
+    )
 
 
 def _host(host: dict[str, Any] | None) -> list[tuple[str, object]]:

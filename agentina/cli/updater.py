@@ -7,7 +7,7 @@ import click
 from agentina.cli import options
 
 
-@click.command(epilog=options.examples("systemctl start agentina-update@default"))
+@click.command(epilog=options.examples("agentina updater --instance default --soak 90s --patience 3m"))
 @options.instance_option
 @click.option("--soak", type=options.Duration(), default="90s", show_default=True, help="How long a trial lasts.")
 @click.option(
@@ -27,5 +27,5 @@ def updater(instance: str, *, soak: float, patience: float) -> None:
     from agentina.host import updater as host_updater
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    terms = trials.Terms(soak=soak, patience=max(soak, patience))
+    terms = trials.Terms(soak=soak, patience=patience)
     host_updater.run(options.layout().instance(instance), terms=terms)

@@ -97,7 +97,7 @@ def _follow(where: paths.InstancePaths, *, as_json: bool) -> int:
         return int(errors.Exit.OK)
     assert update.reason is not None
     raise errors.UPDATE_ROLLED_BACK(
-        version=update.version, reason=journal.REASONS[update.reason][1], detail=update.detail, instance=where.name,
+        version=update.version, reason=journal.explain(update), instance=where.name, code=update.reason.value,
         verdict=update.verdict.value if update.verdict else "",
     )  # fmt: skip
 

@@ -35,6 +35,7 @@ from agentina.host import (
     localapi,
     logs,
     operations,
+    orders,
     outbox,
     poll,
     preemption,
@@ -134,6 +135,7 @@ class Daemon:
         self._lock = asyncio.Lock()
         self._departure = departure.Departure()
         self._session = session.Session(self._link, clocks=self._clock)
+        self._orders = orders.Orders(instance, clocks=self._clock)
         self._loops: list[asyncio.Task[None]] = []
         self._parts: list[Callable[[], Awaitable[None]]] = []
 
@@ -205,6 +207,7 @@ class Daemon:
             held=self._tasks,
             offline=self._grace,
             leaving=self._departure,
+            updates=self._orders,
             now_ms=self._link.now_ms,
             clocks=self._clock,
         )
@@ -237,6 +240,7 @@ class Daemon:
             describe=self._standing.facts,
             drain_reason=lambda: self._standing.why_draining,
             version=__version__,
+            update=self._orders.report,
             clocks=self._clock,
         )
         self._poll = poll.Poll(
@@ -258,6 +262,7 @@ class Daemon:
             stands=self._standing,
             beats=self._heartbeat,
             executor=self._executor,
+            updates=self._orders,
             clocks=self._clock,
         )
         self._local = localapi.LocalApi(self._instance.socket, status=view.build, act=self._act_locally)
@@ -319,6 +324,7 @@ class Daemon:
     def _on_directives(self, directives: wire.Directives) -> None:
         if directives.license is not None:
             self._standing.renew_license(directives.license)
+        self._orders.obey(directives.update)
 
     def _situation(self, number: int, asked: int, acknowledged: int) -> intake.Situation:
         return intake.Situation(

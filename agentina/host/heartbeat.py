@@ -50,6 +50,7 @@ class Heartbeat:
         describe: Callable[[], wire.HostFacts],
         drain_reason: Callable[[], str | None],
         version: str,
+        update: Callable[[], wire.UpdateReport | None] = lambda: None,
         clocks: clock.Clock,
     ) -> None:
         self._session = sessions
@@ -57,6 +58,7 @@ class Heartbeat:
         self._describe = describe
         self._drain_reason = drain_reason
         self._version = version
+        self._update = update
         self._clock = clocks
         self._now = asyncio.Event()
         #: Wall time of the last heartbeat that was answered, for people.
@@ -102,6 +104,7 @@ class Heartbeat:
                 draining=reason is not None,
                 drain_reason=(reason or "")[: wire.MAX_DETAIL],
                 version=self._version,
+                update=self._update(),
             )
 
         answer = await self._session.post(_PATH, make, wire.HeartbeatAnswer)

@@ -364,6 +364,7 @@ def _stop_daemon(instance: paths.InstancePaths, say: Say, timeout_seconds: float
     """End the daemon, whoever started it. Its tasks are not touched."""
     if service.is_managed(instance.layout):
         say(f"Stopping {services.unit_of(instance.name)} …")
+        service.end_update(instance)
         services.disable(instance.name)
     if not files.is_locked(instance.lock):
         return

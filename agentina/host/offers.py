@@ -1,7 +1,8 @@
 """What the signed release repository of the control plane offers this host. Root's: used by the updater and operators.
 
-The root of trust is ``/etc/agentina/release-root.json``; docs/adr/0012 says how it comes there: an operator puts it, or ``agentina install`` takes the repository's first root from the control plane over the link that it trusts
-with the host's jobs; whatever is there already is never replaced by that.
+The root of trust is ``/etc/agentina/release-root.json``; docs/adr/0012 says how it comes there: an operator puts it, or
+``agentina install`` takes the repository's first root from the control plane, over the link that is trusted with the
+host's jobs. What is there already is never replaced by that.
 """
 
 from __future__ import annotations

@@ -25,11 +25,14 @@ import pwd
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from agentina import errors
-from agentina.system import files, paths, services, users
+from agentina.system import files, paths, services, unit_states, users
 
 Say = Callable[[str], None]
+#: Directories of further links to releases, besides the one in force (agentina/updates/releases.py).
+_LINKS: Final = ("previous", "trials")
 
 
 def is_managed(layout: paths.Layout) -> bool:
@@ -86,6 +89,19 @@ def run(instance: paths.InstancePaths, *, changed: list[str], say: Say) -> None:
     changed.append(f"enabled and started {unit}")
 
 
+def end_update(instance: paths.InstancePaths) -> None:
+    """End an update that is under way, trial included, so that nothing of the instance runs beside its unit.
+
+    Raises:
+        AgentinaError: ``SERVICE_FAILED``.
+
+    """
+    for unit in (f"agentina-update@{instance.name}.path", f"agentina-update@{instance.name}.service"):
+        unit_states.try_order("stop", unit)
+    # Its end brings the stable unit back, which is stopped next.
+    unit_states.try_order("stop", f"agentina-trial@{instance.name}.service")
+
+
 def check_alive(instance: paths.InstancePaths) -> None:
     """Raise ``SERVICE_FAILED`` when the unit ended for good: there is nothing to wait for then.
 
@@ -107,8 +123,10 @@ def remove_state(instance: paths.InstancePaths) -> None:
             shutil.rmtree(directory, ignore_errors=True)
         elif directory.exists():
             files.remove_tree(directory)
-    with contextlib.suppress(OSError):
-        instance.release.unlink()
+    for link in (instance.release, *(instance.layout.software_directory / name / instance.name for name in _LINKS)):
+        with contextlib.suppress(OSError):
+            link.unlink()
+    shutil.rmtree(instance.updates, ignore_errors=True)
     instance.log.unlink(missing_ok=True)
     if instance.state.exists():
         raise errors.STATE_UNWRITABLE(path=str(instance.state), problem="not everything in it could be deleted")

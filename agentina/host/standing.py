@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from agentina import errors
-from agentina.host import admission, config, departure, grace, identity, outbox, policy, session, tasks
+from agentina.host import admission, config, departure, grace, identity, orders, outbox, policy, session, tasks
 from agentina.protocol import local, signing, units, wire
 from agentina.protocol.jobs import JobSpec
 from agentina.system import clock, files, paths, pressure
@@ -33,6 +33,7 @@ class Standing:
         held: tasks.Tasks,
         offline: grace.Grace,
         leaving: departure.Departure,
+        updates: orders.Orders,
         now_ms: Callable[[], int],
         clocks: clock.Clock,
     ) -> None:
@@ -45,6 +46,7 @@ class Standing:
         self._tasks = held
         self._grace = offline
         self._departure = leaving
+        self._updates = updates
         self._now_ms = now_ms
         self._clock = clocks
         self._facts: wire.HostFacts | None = None
@@ -206,6 +208,9 @@ class Standing:
             found.append(_problem(failure, severe=True))
         if self._session.trouble is not None:
             found.append(_problem(self._session.trouble, severe=True))
+        rolled_back = self._updates.problem()
+        if rolled_back is not None:
+            found.append(_problem(rolled_back, severe=False))
         damage = [*self.damage, *([self._outbox.damage] if self._outbox.damage is not None else [])]
         found.extend(_problem(error, severe=False) for error in damage)
         disk = pressure.disk(self._instance.state)

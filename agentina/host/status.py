@@ -7,7 +7,7 @@ from typing import Literal
 
 from agentina import __version__
 from agentina.executors import contract
-from agentina.host import config, entries, heartbeat, identity, outbox, session, standing, state, tasks
+from agentina.host import config, entries, heartbeat, identity, orders, outbox, session, standing, state, tasks
 from agentina.protocol import local, wire
 from agentina.protocol.states import Reason, State
 from agentina.system import clock, paths
@@ -35,6 +35,7 @@ class StatusView:
         stands: standing.Standing,
         beats: heartbeat.Heartbeat,
         executor: contract.Executor,
+        updates: orders.Orders,
         clocks: clock.Clock,
     ) -> None:
         self._instance = instance
@@ -46,6 +47,7 @@ class StatusView:
         self._standing = stands
         self._heartbeat = beats
         self._executor = executor
+        self._updates = updates
         self._clock = clocks
         self._started_ms = clocks.wall_ms()
 
@@ -76,6 +78,7 @@ class StatusView:
             channel="" if license_ is None else license_.channel,
             update_available=self._session.directives.update_available,
             update_title=self._session.directives.update_title,
+            update=self._updates.report(),
             tasks=[self._task(entry) for entry in self._tasks.all],
             max_concurrent_tasks=self._settings.max_concurrent_tasks,
             slots_free=offer.slots,

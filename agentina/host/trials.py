@@ -14,7 +14,8 @@ the control plane answered it: session and heartbeat         ``no-heartbeat``; `
 ==========================================================  ================================================
 
 All of it has to hold at one look, after the release was up for the whole soak time: longer than the watchdog's
-interval, so that a release that stops feeding it is seen.
+interval, so that a release that stops feeding it is seen. Tasks are found before a daemon says that it is ready, so
+little patience is needed with a release that does not know them, and none with their leases, which end meanwhile.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from agentina.updates.journal import Reason
 _STARTED: Final = frozenset({"running", "finishing"})
 #: Answers of a control plane that is there and wants to be left alone.
 _BUSY: Final = frozenset({errors.OVERLOADED.code, errors.STORAGE_FULL.code, errors.SHUTTING_DOWN.code})
+#: Seconds after which a release knows the tasks that run, or never will.
+_ADOPTION_SECONDS: Final = 10.0
 _RESULTS: Final = {
     "watchdog": Reason.WATCHDOG,
     "oom-kill": Reason.OUT_OF_MEMORY,
@@ -90,7 +93,8 @@ def judge(seen: Seen, *, version: str, terms: Terms) -> Judgement:
     missing = _missing(seen, version)
     if missing is None:
         return Judgement(Verdict.GOOD if age >= terms.soak else Verdict.WAIT)
-    return Judgement(Verdict.BAD, *missing) if age >= terms.patience else Judgement(Verdict.WAIT)
+    patience = min(terms.patience, _ADOPTION_SECONDS) if missing[0] is Reason.TASKS_LOST else terms.patience
+    return Judgement(Verdict.BAD, *missing) if age >= patience else Judgement(Verdict.WAIT)
 
 
 def why_ended(unit: unit_states.Unit) -> tuple[Reason, str]:

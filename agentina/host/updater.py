@@ -62,8 +62,8 @@ def open_journal(instance: paths.InstancePaths) -> journal.File:
 def _finish(file: journal.File, host: update_host.SystemdHost) -> None:
     update = engine.drive(file, host)
     if update is not None and update.reason is not None:
-        why = journal.REASONS[update.reason][1]
-        _log.warning("%s was rolled back: %s (%s)", update.version, why, update.detail, extra={"action": "rolled-back"})
+        why = journal.explain(update)
+        _log.warning("%s was rolled back: %s", update.version, why, extra={"action": "rolled-back"})
 
 
 # --- wishes ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from agentina.protocol.states import Reason, State
-from agentina.protocol.wire import HostFacts
+from agentina.protocol.wire import HostFacts, UpdateReport
 
 #: Longest request or answer line, in bytes.
 MAX_LINE = 8 << 20
@@ -86,6 +86,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     channel: str = ""
     update_available: str = ""
     update_title: str = ""
+    #: The latest update of this host; None: there was none.
+    update: UpdateReport | None = None
     tasks: list[LocalTask] = []
     max_concurrent_tasks: int = 0
     slots_free: int = 0

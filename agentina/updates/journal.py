@@ -453,6 +453,14 @@ def forget_skip(journal: Journal, version: str) -> Journal:
     return _decided(msgspec.structs.replace(journal, skipped=kept), version)
 
 
+def explain(update: Update) -> str:
+    """Why ``update`` was rolled back, in words; empty: it was not."""
+    if update.reason is None:
+        return ""
+    detail = " ".join(update.detail.split())
+    return REASONS[update.reason][1] + (f" ({detail})" if detail else "")
+
+
 def busy(journal: Journal) -> set[str]:
     """Versions that clean-up must leave alone."""
     update = journal.update

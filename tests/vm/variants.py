@@ -1,4 +1,4 @@
-"""Real releases for updates: copies of this checkout's own with another version, and, where wanted, a fault built in."""
+"""Real releases for updates: copies of this checkout's own with another version, and perhaps a fault."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from typing import Final
 
 from agentina.updates import manifests, releases
 
+_MARK: Final = "    mark = instance.state / ('was-here-' + __version__)\n"
+_DIES: Final = "    if mark.exists():\n        raise SystemExit(3)\n    mark.touch()\n"
+_LOADS: Final = "    settings = config.load(instance)\n"
+_DIES_LATER: Final = "        if mark.exists():\n            loop.call_later(0.5, os._exit, 70)\n        mark.touch()\n"
+_ENDS: Final = "        await ending.wait()\n"
 #: By fault: file of the release, what is in it, and what takes its place.
 FAULTS: Final = {
     "smoke": ("host/follow.py", "import asyncio\n", "import asyncio\nimport a_library_that_is_missing\n"),
-    "no-start": ("host/daemon.py", "    settings = config.load(instance)\n", "    raise SystemExit(3)\n"),
-    "exit-0": ("host/daemon.py", "    settings = config.load(instance)\n", "    return 0\n"),
+    "no-start": ("host/daemon.py", _LOADS, "    raise SystemExit(3)\n"),
+    "exit-0": ("host/daemon.py", _LOADS, "    return 0\n"),
     "crash": (
         "host/daemon.py",
-        "        await ending.wait()\n",
+        _ENDS,
         "        loop.call_later(1.5, os.kill, os.getpid(), signal.SIGSEGV)\n        await ending.wait()\n",
     ),
-    "hang": ("host/daemon.py", "    settings = config.load(instance)\n", "    __import__('time').sleep(9999)\n"),
+    "hang": ("host/daemon.py", _LOADS, "    __import__('time').sleep(9999)\n"),
     "watchdog": (
         "host/watchdog.py",
         "    seconds = notify.watchdog_seconds()\n",
@@ -36,19 +41,9 @@ FAULTS: Final = {
         "        signal.signal(number, signal.SIG_IGN)\n",
     ),
     # Good on trial, and as long as it is the first time that it has the daemon's place.
-    "second-start": (
-        "host/daemon.py",
-        "    settings = config.load(instance)\n",
-        "    mark = instance.state / 'was-here'\n    if mark.exists():\n        raise SystemExit(3)\n"
-        "    mark.touch()\n    settings = config.load(instance)\n",
-    ),
+    "second-start": ("host/daemon.py", _LOADS, f"{_MARK}{_DIES}{_LOADS}"),
     # The same, but it says that it is ready before it crashes.
-    "later": (
-        "host/daemon.py",
-        "        await ending.wait()\n",
-        "        mark = instance.state / 'was-here-ready'\n        if mark.exists():\n"
-        "            loop.call_later(0.5, os._exit, 70)\n        mark.touch()\n        await ending.wait()\n",
-    ),
+    "later": ("host/daemon.py", _ENDS, f"    {_MARK}{_DIES_LATER}{_ENDS}"),
 }
 
 

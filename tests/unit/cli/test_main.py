@@ -28,7 +28,7 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Com
 
 
 ALL = dict(commands(main.cli, "agentina"))
-ANSWER_IS_TEXT = {"agentina logs", "agentina daemon", "agentina completion", "agentina job logs"}
+ANSWER_IS_TEXT = {"agentina logs", "agentina daemon", "agentina updater", "agentina completion", "agentina job logs"}
 ANSWER_IS_JSON = {"agentina job schema", "agentina control-plane serve"}
 
 

@@ -52,11 +52,12 @@ class Host:
     def link(self, instance: str, version: str) -> None:
         (self.opt / "instances" / instance).symlink_to(f"../releases/{version}")
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, on_trial: bool = False) -> subprocess.CompletedProcess[str]:
         code = (
             f"import sys; sys.path.append({str(Path(launcher.__file__).parents[1])!r})\n"
             "from agentina_base import launcher\n"
-            f"sys.exit(launcher.launch(sys.argv[1:], base={str(self.base)!r}, opt={str(self.opt)!r}))"
+            f"sys.exit(launcher.launch(sys.argv[1:], base={str(self.base)!r}, opt={str(self.opt)!r}, "
+            f"on_trial={on_trial}))"
         )
         command = [sys.executable, "-ISBc", code, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -74,6 +75,19 @@ def test_the_packages_release_runs_unless_an_instance_is_bound_to_another(host: 
     assert host.run("status").stdout == f"ran {own}\n"
     assert host.run("status", "--instance", "coder-2").stdout == f"ran {newer}\n"
     assert host.run("status", "--instance=coder-2").stdout == f"ran {newer}\n"
+
+
+def test_on_trial_runs_that_release_or_none(host: Host) -> None:
+    host.packaged("1.0")
+    host.staged("1.0")
+    assert host.run("daemon", on_trial=True).returncode == 70, "nothing is on trial"
+    (host.opt / "trials").mkdir()
+    (host.opt / "trials/default").symlink_to("../releases/2.0")
+    assert host.run("daemon", on_trial=True).returncode == 70, "it is gone"
+    tried = host.staged("2.0")
+    assert host.run("daemon", "--instance", "default", on_trial=True).stdout == f"ran {tried}\n"
+    (tried / "lib/agentina/cli/main.py").write_text("raise RuntimeError('broken')\n")
+    assert host.run("daemon", on_trial=True).returncode == 70
 
 
 def test_the_exit_code_is_the_commands_own(host: Host) -> None:

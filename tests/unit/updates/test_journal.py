@@ -241,3 +241,52 @@ def test_record_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(errors.AgentinaError):
         file.record(wish())
     assert file.content == journal.Journal()
+
+
+# --- orders ------------------------------------------------------------------------------------------------------
+
+
+def test_wish_that_was_acted_on_is_never_acted_on_again() -> None:
+    content = ended(at(State.FETCHED, wish()), Reason.UNREACHABLE)
+    assert content.knows("wish-1")
+    assert wish_in(content, id="wish-1") == content
+    other = ended(at(State.FETCHED, wish_in(content, id="wish-2", version="0.6.0")), Reason.UNREACHABLE)
+    assert wish_in(other, id="wish-1") == other, "also when others came in between"
+    assert wish_in(other, id="wish-3").update != other.update
+
+
+def test_refusal_is_known_until_the_next_update() -> None:
+    refused = journal.refuse(
+        journal.Journal(), id="wish-1", version="0.5.0", error=errors.RELEASE_SKIPPED(version="0.5.0"), now=NOW
+    )
+    assert refused.knows("wish-1")
+    assert refused.refused is not None
+    assert refused.refused.code == "RELEASE_SKIPPED"
+    assert wish_in(refused, id="wish-2").refused is None
+
+
+def wish_in(content: journal.Journal, *, id: str, version: str = "0.5.0") -> journal.Journal:  # noqa: A002 - its name
+    return journal.request(content, id=id, version=version, linked="0.4.0", now=NOW)
+
+
+@pytest.mark.parametrize("state", [State.REQUESTED, State.STAGED, State.ON_TRIAL, State.PROMOTING, State.PROMOTED])
+def test_operator_leaves_an_update_wherever_it_is(state: State) -> None:
+    left = journal.leave(at(state), version=None, reason=Reason.OPERATOR, now=NOW)
+    assert left.update is not None
+    assert (left.update.state, left.update.verdict) == (State.ROLLING_BACK, Verdict.INCONCLUSIVE)
+    assert journal.leave(left, version="0.5.0", reason=Reason.ROLLOUT, now=NOW) == left
+
+
+def test_nothing_to_leave() -> None:
+    for content in (journal.Journal(), ended(at(State.FETCHED), Reason.UNREACHABLE)):
+        with pytest.raises(errors.AgentinaError) as caught:
+            journal.leave(content, version=None, reason=Reason.OPERATOR, now=NOW)
+        assert caught.value.entry is errors.STATE_CONFLICT
+    with pytest.raises(errors.AgentinaError):
+        journal.leave(at(State.PROMOTED), version="0.6.0", reason=Reason.ROLLOUT, now=NOW)
+
+
+def test_explanation_has_the_particulars_on_one_line() -> None:
+    update = journal.roll_back(at(State.ON_TRIAL), Reason.CRASHED, NOW, detail="signal\n11").update
+    assert update is not None
+    assert journal.explain(update) == "it crashed (signal 11)"

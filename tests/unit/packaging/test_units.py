@@ -1,0 +1,32 @@
+"""What the units of updates must have in common with the daemon's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+UNITS = Path(__file__).parents[3] / "packaging/systemd"
+#: What only one of the two has, and why it is in the one but not in the other is said there.
+STABLE_ONLY = {
+    "Description", "StartLimitIntervalSec", "StartLimitBurst", "OnFailure", "Wants", "ExecStart", "Restart",
+    "RestartSec", "RestartPreventExitStatus", "WantedBy",
+}  # fmt: skip
+TRIAL_ONLY = {
+    "Description", "StartLimitIntervalSec", "Conflicts", "After", "OnFailure", "OnSuccess", "ExecStart", "Restart",
+    "RuntimeMaxSec", "MemoryMax", "MemorySwapMax", "OOMPolicy",
+}  # fmt: skip
+
+
+def settings(name: str) -> Counter[tuple[str, str]]:
+    lines = (UNITS / name).read_text().splitlines()
+    return Counter((line.split("=", 1)[0], line.split("=", 1)[1]) for line in lines if line[:1].isupper())
+
+
+def test_trial_runs_a_release_as_the_daemons_unit_would() -> None:
+    stable, trial = settings("agentina@.service"), settings("agentina-trial@.service")
+    assert {key for key, _ in stable - trial} <= STABLE_ONLY
+    assert {key for key, _ in trial - stable} <= TRIAL_ONLY
+    assert ("Restart", "no") in trial
+    assert ("OnFailure", "agentina@%i.service") in trial
+    assert ("OnSuccess", "agentina@%i.service") in trial
+    assert not any(key == "WantedBy" for key, _ in trial), "a trial does not survive a boot"
