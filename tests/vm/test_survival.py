@@ -56,7 +56,10 @@ def test_restart(running: Running, run_lab: lab.Lab) -> None:
 def test_daemon_killed(running: Running, run_lab: lab.Lab, measured: Callable[[str], None]) -> None:
     """SIGKILL at random moments of its life, also while it starts and re-adopts."""
     there = running.there
-    there.put(b"[Service]\nRestartSec=100ms\n", "/run/systemd/system/agentina@.service.d/fast.conf")
+    there.put(
+        b"[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=100ms\n",
+        "/run/systemd/system/agentina@.service.d/fast.conf",
+    )
     there.run("systemctl daemon-reload")
     choose = random.Random(1)
     started = time.monotonic()

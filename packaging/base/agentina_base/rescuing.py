@@ -8,6 +8,7 @@ what it finds                                what it does
 the updater holds the lock                   waits; that one goes back by itself when what it promoted does not start
 the unit runs by now                         nothing
 it ended with exit code 2                    nothing: its configuration is wrong, which no other release cures
+hardly restarted by PID 1 itself             PID 1 tries again: somebody restarted it so often, it is not the release
 bound to a release, and the one before it    binds it to that one; the memory of it is used up, so that the next
 is here                                      rescue goes on to the next line
 bound to a release, nothing before it        unbinds it: the package's own runs
@@ -35,9 +36,11 @@ STATE = "/var/lib/agentina"
 _LOCK_SECONDS = 300.0
 _LOOK_AGAIN = 0.5
 #: Seconds between tries where nothing can be changed any more.
-_PAUSE = 60.0
+_PAUSE = 30.0
 #: Exit code of a daemon that no restart cures (agentina.errors.Exit.USAGE).
 _HOPELESS = "2"
+#: Automatic restarts from which on it is the release's fault.
+_CRASHES = 3
 _NOTE_LINES = 20
 
 
@@ -53,10 +56,11 @@ def main(arguments: list[str]) -> int:
     with _alone(opt / "lock"):
         if not _has_failed(instance):
             return 0
-        move = go_back(opt, instance)
+        crashes = _restarts(instance)
+        move = go_back(opt, instance) if crashes >= _CRASHES else None
         if move is not None:
             _note(Path(STATE) / ".updates" / instance, f"{move[0]} did not start; bound to {move[1]}", instance)
-    if move is None:
+    if move is None and crashes >= _CRASHES:
         time.sleep(_PAUSE)  # nothing is left to be awaited but that the host's owner mends something
     _systemctl("reset-failed", f"agentina@{instance}.service")
     _systemctl("start", "--no-block", f"agentina@{instance}.service")
@@ -116,6 +120,14 @@ def _alone(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202 - typing
 
 def _has_failed(instance: str) -> bool:
     return _systemctl("is-failed", "--quiet", f"agentina@{instance}.service") == 0
+
+
+def _restarts(instance: str) -> int:
+    """How often PID 1 restarted the daemon since somebody started it (systemctl show, NRestarts)."""
+    command = ["systemctl", "show", "--property=NRestarts", "--value", f"agentina@{instance}.service"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        return int(subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout)
+    return _CRASHES
 
 
 def _note(directory: Path, text: str, instance: str) -> None:
