@@ -91,6 +91,8 @@ class Connection(asyncio.Protocol):
     def send(self, path: str, message: msgspec.Struct | bytes) -> asyncio.Future[bytes]:
         """Write a POST request; its answer comes with the future."""
         assert self._transport is not None
+        if self._transport.is_closing():
+            raise ConnectionResetError("the control plane closed the connection")
         body = message if isinstance(message, bytes) else msgspec.json.encode(message)
         head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nAuthorization: {self.authorization}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
