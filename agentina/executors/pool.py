@@ -6,9 +6,11 @@ it had then is over or lost, and only the disk says which. Rules:
 
 - A request goes to the supervisor that became free last, whose memory is warm; when none is free, to a new one, without
   waiting for its birth: the request waits in its socket.
-- One is free in advance once it is calm, so that a single start waits for no fork.
-- Those free for ten seconds beyond that one are let go, as is one after a thousand tasks, and all that an ended nursery
-  made: nobody would end what they leave.
+- When it is calm new ones are made in advance, one at a time, until there are as many as slots and one is free, so that
+  no start waits for a fork, nor do a hundred. Those that had tasks go first, new ones when they are needed.
+- Those free for ten seconds beyond one are let go when they had tasks, for what their memory may still hold, or when
+  there are enough without them; so is one after a thousand tasks, and all that an ended nursery made: nobody would end
+  what they leave.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ _ANSWER_SECONDS: Final = 10.0
 _INLINE: Final = supervising.MAX_MESSAGE - 1024
 #: Supervisors on order at a time: a socket holds some 270 short messages, and as many descriptors on their way.
 _MAX_ORDERED: Final = 64
-#: Seconds after a start until another supervisor is made in advance: not while the task wants the processor.
+#: Seconds after a start, and after the one before, until a supervisor is made in advance: not while the task wants the
+#: processor.
 _CALM_SECONDS: Final = 0.002
 _FREE_SECONDS: Final = 10.0
-_MAX_FREE: Final = 64
+#: Most that are free; a new one has 0.8 MiB of its own, one that had tasks twice that.
+_MAX_FREE: Final = 128
 #: Tasks after which a supervisor is let go, so that no leak can grow.
 _MAX_TASKS: Final = 1000
 
@@ -182,12 +186,14 @@ class Supervisor:
 class Pool:
     """All supervisors of one executor. Everything runs on the event loop."""
 
-    def __init__(self, lock: Path) -> None:
-        """``lock`` is the nursery's."""
+    def __init__(self, lock: Path, *, slots: int) -> None:
+        """``lock`` is the nursery's; ``slots`` is how many tasks there may be at once."""
         self._lock = lock
+        self._slots = min(slots, _MAX_FREE)
         self._nursery: _Nursery | None = None
         self._opening = asyncio.Lock()
         self._all: set[Supervisor] = set()
+        #: The next to get a task is the last; new ones come first.
         self._free: list[Supervisor] = []
         self._runs: dict[Path, Run] = {}
         #: Set for a moment when a supervisor was born, became free or ended.
@@ -202,7 +208,7 @@ class Pool:
 
         """
         await self._ready_nursery()
-        self._make_spare()
+        self._make_spares()
 
     async def close(self) -> None:
         """Let all of them go; those with a task end with it."""
@@ -245,8 +251,8 @@ class Pool:
     def on_started(self, run: Run) -> None:
         """Its task runs."""
         self._runs[run.directory] = run
-        if not self._free:
-            self._later(_CALM_SECONDS, self._make_spare)
+        if self._missing > 0:
+            self._later(_CALM_SECONDS, self._make_spares)
 
     def on_over(self, run: Run) -> None:
         """It has nothing to do with that task any more."""
@@ -282,18 +288,32 @@ class Pool:
         self._all.add(supervisor)
         return supervisor
 
-    def _make_spare(self) -> None:
-        if self._free or self._nursery is None:
+    @property
+    def _missing(self) -> int:
+        """How many should be made in advance; below 0 there are too many."""
+        busy = len(self._all) - len(self._free)
+        return max(1, self._slots - busy) - len(self._free)
+
+    def _make_spares(self) -> None:
+        """Make the next one that is missing."""
+        if self._missing <= 0 or self._nursery is None:
             return
         with contextlib.suppress(_NurseryGoneError, errors.AgentinaError):  # the next start tells, should it last
-            self.on_free(self._order(self._nursery))
+            spare = self._order(self._nursery)
+            spare.free_since = asyncio.get_running_loop().time()
+            self._free.insert(0, spare)
+            self._wake()
+            self._later(_CALM_SECONDS, self._make_spares)
 
     def _shrink(self) -> None:
         now = asyncio.get_running_loop().time()
-        while len(self._free) > 1 and now - self._free[0].free_since >= _FREE_SECONDS:
-            self._free[0].let_go()
-        if len(self._free) > 1:
+        for supervisor in self._free[:-1]:
+            is_wanted = self._missing >= 0 and not supervisor.tasks
+            if not is_wanted and now - supervisor.free_since >= _FREE_SECONDS:
+                supervisor.let_go()
+        if self._missing < 0 or any(supervisor.tasks for supervisor in self._free[:-1]):
             self._later(_FREE_SECONDS, self._shrink)
+        self._make_spares()
 
     def _later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do it once after some time, however often it is asked for until then."""

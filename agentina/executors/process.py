@@ -49,11 +49,11 @@ class ProcessExecutor:
 
     name = "process"
 
-    def __init__(self, state_directory: Path) -> None:
+    def __init__(self, state_directory: Path, *, slots: int = 1) -> None:
         """``state_directory`` is the instance's own; the nursery's lock is there."""
         self._boot_id = clock.boot_id()
         self._own_variables = _own_variables()
-        self._pool = pool.Pool(state_directory / "nursery.lock")
+        self._pool = pool.Pool(state_directory / "nursery.lock", slots=slots)
         #: Of adopted tasks.
         self._watches: dict[Path, processes.Watch] = {}
         self._delegation: cgroups.Delegation | None = None

@@ -13,7 +13,7 @@ from agentina.system import services
 NAMES: Final = ("auto", "process", "systemd")
 
 
-def choose(name: str, *, state_directory: Path) -> contract.Executor:
+def choose(name: str, *, state_directory: Path, slots: int = 1) -> contract.Executor:
     """The executor called ``name``; ``auto`` means the strongest this host offers.
 
     That is ``systemd`` where this daemon is a unit itself and the units for tasks are installed, and never ``process``
@@ -22,6 +22,7 @@ def choose(name: str, *, state_directory: Path) -> contract.Executor:
     Args:
         name: A word of :data:`NAMES`, from the configuration.
         state_directory: The instance's own.
+        slots: Most tasks at once.
 
     Raises:
         AgentinaError: ``INPUT_INVALID`` for a name this version does not know, or cannot use here.
@@ -37,7 +38,7 @@ def choose(name: str, *, state_directory: Path) -> contract.Executor:
         from agentina.executors import systemd  # noqa: PLC0415
 
         return systemd.SystemdExecutor(state_directory)
-    return process.ProcessExecutor(state_directory)
+    return process.ProcessExecutor(state_directory, slots=slots)
 
 
 def _has_units() -> bool:

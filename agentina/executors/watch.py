@@ -15,7 +15,7 @@ class Watch:
     """When to look at what, and what was seen last."""
 
     def __init__(self, now: float, workspace: str, home: str) -> None:
-        self.output_due = now + 0.01
+        self.output_due = now + limits.SHORTEST_PERIOD
         self.processes_due = now + limits.SHORTEST_PERIOD
         self.disk_due = now + limits.SHORTEST_PERIOD
         self.disk_used = 0

@@ -129,7 +129,9 @@ class Daemon:
         self._identity = who
         self._clock = clocks or clock.SystemClock()
         self._boot_id = clock.boot_id()
-        self._executor = executor or executors.choose(settings.executor, state_directory=instance.state)
+        self._executor = executor or executors.choose(
+            settings.executor, state_directory=instance.state, slots=settings.max_concurrent_tasks
+        )
         signer = link.Signer(key=who.key, agent_id=who.agent_id, audience=who.control_plane_id)
         self._link = link.Link(settings.control_plane, signer=signer, ca_file=settings.ca_file, clocks=self._clock)
         self._lock = asyncio.Lock()

@@ -405,6 +405,28 @@ async def test_start_takes_the_spare_and_another_is_made(executor: process.Proce
     await ended(executor, launch.directory)
 
 
+async def test_there_is_one_in_advance_for_each_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_FREE_SECONDS", 0.1)
+    executor = process.ProcessExecutor(tmp_path, slots=3)
+    await executor.open()
+    try:
+        await until(lambda: len(free_of(executor)) == 3)
+        spares = set(free_of(executor))
+        made = [shell(tmp_path, "sleep 0.1", name=f"task{number}") for number in range(3)]
+        await asyncio.gather(*(executor.start(launch) for launch in made))
+        assert {process.read_fence(launch.directory).pid for launch in made} == spares
+        await until(lambda: len(supervisors_of(executor)) == 4)  # all slots are in use, and one is free
+        for launch in made:
+            await ended(executor, launch.directory)
+        # Those that had tasks are replaced, but for the one that goes first.
+        await until(lambda: len(spares & set(supervisors_of(executor))) == 1)
+        await until(lambda: len(free_of(executor)) == 3)
+        assert len(supervisors_of(executor)) == 3
+        assert free_of(executor)[-1] in spares
+    finally:
+        await executor.close()
+
+
 async def test_spare_killed_while_it_waits_costs_no_start(executor: process.ProcessExecutor, tmp_path: Path) -> None:
     await until(lambda: len(free_of(executor)) == 1)
     os.kill(free_of(executor)[0], signal.SIGKILL)
