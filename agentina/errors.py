@@ -626,3 +626,42 @@ ROLLOUT_EMPTY = _entry(
     cause="None matches the selection, or all that do run a newer version.",
     remedy="Look at `agentina agent list`; `--downgrade` takes agents back to an older version.",
 )  # fmt: skip
+
+# --- the gateway: answers to the tools of a task --------------------------------------------------------------------
+
+EGRESS_REFUSED = _entry(
+    "EGRESS_REFUSED", 403, Exit.REFUSED,
+    message="This task may not reach {host}:{port}: {problem}.",
+    cause="A task reaches only hosts that its job's scope and the host's policy name, at public addresses.",
+    remedy="Name the host in the job's `scope.hosts`, or ask the owner of the host (`hosts` in policy.yaml).",
+)  # fmt: skip
+GATEWAY_REQUEST_INVALID = _entry(
+    "GATEWAY_REQUEST_INVALID", 400, Exit.USAGE,
+    message="The gateway does not take this request: {problem}.",
+    cause="A tool in a task speaks something else than plain HTTP/1.1, or so that two readers could differ on it.",
+    remedy="Use the gateway as an HTTP proxy (CONNECT, http:// URLs), or at its paths for models.",
+)  # fmt: skip
+GATEWAY_TOKEN_REFUSED = _entry(
+    "GATEWAY_TOKEN_REFUSED", 403, Exit.REFUSED,
+    message="The gateway's token is {problem}.",
+    cause="A request came without the task's own token, or with that of another task.",
+    remedy="Keep the variables a task is started with: HTTPS_PROXY, ANTHROPIC_API_KEY, OPENAI_API_KEY.",
+)  # fmt: skip
+BUDGET_EXHAUSTED = _entry(
+    "BUDGET_EXHAUSTED", 402, Exit.REFUSED,
+    message="This task's budget is used up: {problem}.",
+    cause="A limit of the job is reached (tokens, cost, tool calls, duration), or too little is left for a call.",
+    remedy="Raise the job's `budget` and submit it again.",
+)  # fmt: skip
+MODEL_REFUSED = _entry(
+    "MODEL_REFUSED", 400, Exit.REFUSED,
+    message="Model {model} cannot be used here: {problem}.",
+    cause="No provider of this host serves it, or the job's budget is in money and its price is not known.",
+    remedy="Use another model, or have the owner of the host add it to gateway.yaml (`providers`, `prices`).",
+)  # fmt: skip
+PROVIDER_FAILED = _entry(
+    "PROVIDER_FAILED", 502, Exit.UNAVAILABLE,
+    message="The provider {provider} {problem}.",
+    cause="It is away, too slow, overloaded, or does not take the key this host has for it.",
+    remedy="Try again later. Where it refuses the key: the owner of the host replaces it in the credential store.",
+)  # fmt: skip

@@ -18,9 +18,10 @@ MAY_IMPORT = {
     "system": {"errors"},
     "client": SIDE,
     "executors": SIDE,
+    "gateway": SIDE,
     "runners": SIDE,
     "updates": SIDE | {"__init__"},
-    "host": SIDE | {"client", "executors", "runners", "updates", "__init__"},
+    "host": SIDE | {"client", "executors", "gateway", "runners", "updates", "__init__"},
     "control": SIDE | {"updates", "__init__"},
     "cli": SIDE | {"client", "updates", "host", "control", "__init__"},
 }

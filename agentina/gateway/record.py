@@ -1,0 +1,194 @@
+"""What a task used, written down where it survives: a file in the task's directory that only grows.
+
+One line an entry: CRC-32 in eight hex digits, a space, JSON. ``ask`` is written before a call is sent, ``end`` (made
+durable with fdatasync) before its answer is over for the task. So after a kill or a power cut every call whose end the
+task has seen is counted exactly, and one that was under way is found by its ``ask`` and counted in full. A line that
+was cut off is the last one, and is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agentina import errors
+from agentina.gateway import budgets
+from agentina.system import files
+
+NAME: Final = "gateway.log"
+#: Largest record read, in bytes: two lines of some 200 bytes for each call.
+_MAX: Final = 64 << 20
+#: Refused hosts written down; more are counted only.
+_MAX_REFUSED: Final = 200
+
+
+class Began(msgspec.Struct, frozen=True, kw_only=True, tag="began", tag_field="kind"):
+    """The gateway serves the task for the first time."""
+
+    at_ms: int
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, tag="ask", tag_field="kind"):
+    """A call is about to be sent."""
+
+    number: int
+    model: str
+    reserved: budgets.Charge
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="kind"):
+    """A call is over."""
+
+    number: int
+    #: How (:class:`agentina.gateway.calls.End`).
+    end: str
+    #: None: it used nothing.
+    charge: budgets.Charge | None = None
+    at_ms: int = 0
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag="refused", tag_field="kind"):
+    """Something was refused to the task, the first time for that reason."""
+
+    code: str
+    #: ``scope``, ``policy``, ``address``, a kind of budget, …
+    reason: str
+    host: str = ""
+    at_ms: int = 0
+
+
+class Raised(msgspec.Struct, frozen=True, kw_only=True, tag="limits", tag_field="kind"):
+    """Other limits hold from here on."""
+
+    limits: budgets.Limits
+
+
+Entry = Began | Asked | Ended | Refusal | Raised
+_decoder: Final = msgspec.json.Decoder(Entry)
+
+
+class Story(msgspec.Struct, kw_only=True):
+    """What a record says, read to its end."""
+
+    began_ms: int | None = None
+    totals: budgets.Totals = budgets.Totals()
+    limits: budgets.Limits | None = None
+    #: Calls that were sent and have no end.
+    open: dict[int, Asked] = {}
+    refusals: list[Refusal] = []
+    last_number: int = 0
+    #: Bytes of whole lines; what follows was cut off.
+    size: int = 0
+
+    def take(self, entry: Entry) -> None:
+        """Go on by one entry."""
+        if isinstance(entry, Began):
+            self.began_ms = entry.at_ms
+        elif isinstance(entry, Asked):
+            self.open[entry.number] = entry
+            self.last_number = max(self.last_number, entry.number)
+        elif isinstance(entry, Ended):
+            asked = self.open.pop(entry.number, None)
+            if asked is not None and entry.charge is not None:
+                self.totals = self.totals.plus(entry.charge)
+        elif isinstance(entry, Refusal):
+            self.refusals.append(entry)
+        else:
+            self.limits = entry.limits
+
+
+def parse(content: bytes) -> Story:
+    """Read a record; at the first line that is damaged or cut off it ends."""
+    story = Story()
+    for line in content.splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or zlib.crc32(line[9:-1]) != int(line[:8], 16):
+                break
+            story.take(_decoder.decode(line[9:-1]))
+        except (ValueError, msgspec.MsgspecError):
+            break
+        story.size += len(line)
+    return story
+
+
+def read(directory: Path) -> Story | None:
+    """What a task used, as far as its record says; None: there is none, or it cannot be read."""
+    try:
+        return parse(files.read_bounded(directory / NAME, limit=_MAX))
+    except (OSError, errors.AgentinaError):
+        return None
+
+
+class Record:
+    """One task's record, open for writing. Blocks, for a millisecond or so where ``durable``."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open it, reading what is there.
+
+        Raises:
+            AgentinaError: ``STATE_UNWRITABLE``, ``DISK_FULL`` or ``INPUT_TOO_LARGE``.
+
+        """
+        self._path = directory / NAME
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise files.from_os_error(error, self._path) from error
+        try:
+            self.story = parse(files.read_bounded(self._path, limit=_MAX))
+            os.ftruncate(self._descriptor, self.story.size)
+            os.lseek(self._descriptor, 0, os.SEEK_END)
+        except OSError as error:
+            self.close()
+            raise files.from_os_error(error, self._path) from error
+        except errors.AgentinaError:
+            self.close()
+            raise
+        self._size = self.story.size
+
+    def write(self, entry: Entry) -> None:
+        """Append an entry; it survives the death of this process from here on.
+
+        Raises:
+            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``; the entry is then not there, not even in part.
+
+        """
+        if isinstance(entry, Refusal) and len(self.story.refusals) >= _MAX_REFUSED:
+            return
+        line = encode(entry)
+        try:
+            written = os.write(self._descriptor, line)
+            if written != len(line):
+                os.ftruncate(self._descriptor, self._size)
+                os.lseek(self._descriptor, self._size, os.SEEK_SET)
+                raise errors.DISK_FULL(path=str(self._path))
+        except OSError as error:
+            raise files.from_os_error(error, self._path) from error
+        self._size += len(line)
+        self.story.take(entry)
+
+    def sync(self) -> None:
+        """Make everything written survive a power cut.
+
+        Raises:
+            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``.
+
+        """
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise files.from_os_error(error, self._path) from error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)
+
+
+def encode(entry: Entry) -> bytes:
+    """One line."""
+    body = msgspec.json.encode(entry)
+    return b"%08x %s\n" % (zlib.crc32(body), body)

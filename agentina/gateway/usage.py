@@ -1,0 +1,258 @@
+"""What a model's answer says it used, for three APIs, streamed or whole. Pure; answers are untrusted input.
+
+Anthropic Messages counts cached input apart from input; both APIs of OpenAI count it in, and it is taken out here, so
+that the numbers of :class:`Usage` never overlap. Sources: the APIs' references, and recorded streams.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from agentina.gateway import sse
+
+#: A count no honest answer exceeds; a larger one is malformed.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+#: Largest answer in one piece that is looked at, in bytes; it passes whatever its size.
+MAX_DOCUMENT: Final = sse.MAX_EVENT
+
+
+class Api(enum.Enum):
+    """The languages models are spoken to in."""
+
+    ANTHROPIC = "anthropic"
+    RESPONSES = "openai-responses"
+    CHAT = "openai-chat"
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tokens of one call or of many; no token is in two of them."""
+
+    #: Input that was not cached.
+    input: int = 0
+    #: Input read from the provider's cache.
+    cached: int = 0
+    #: Input written to its cache, for minutes and for an hour.
+    cache_write: int = 0
+    cache_write_1h: int = 0
+    output: int = 0
+
+    @property
+    def counted(self) -> int:
+        """Tokens that count against a budget of tokens: all but those read from the cache."""
+        return self.input + self.cache_write + self.cache_write_1h + self.output
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            input=self.input + other.input,
+            cached=self.cached + other.cached,
+            cache_write=self.cache_write + other.cache_write,
+            cache_write_1h=self.cache_write_1h + other.cache_write_1h,
+            output=self.output + other.output,
+        )
+
+
+class _Creation(msgspec.Struct):
+    ephemeral_1h_input_tokens: Count | None = None
+
+
+class _AnthropicUsage(msgspec.Struct):
+    input_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+    cache_creation: _Creation | None = None
+    output_tokens: Count | None = None
+
+
+class _AnthropicMessage(msgspec.Struct):
+    usage: _AnthropicUsage | None = None
+
+
+class _Block(msgspec.Struct):
+    type: str = ""
+
+
+class _AnthropicEvent(msgspec.Struct):
+    type: str = ""
+    message: _AnthropicMessage | None = None
+    usage: _AnthropicUsage | None = None
+    content_block: _Block | None = None
+    content: list[_Block] = []
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: Count | None = None
+
+
+class _ResponsesUsage(msgspec.Struct):
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    input_tokens_details: _Details | None = None
+
+
+class _Response(msgspec.Struct):
+    usage: _ResponsesUsage | None = None
+    output: list[_Block] = []
+
+
+class _ResponsesEvent(msgspec.Struct):
+    type: str = ""
+    response: _Response | None = None
+    item: _Block | None = None
+    usage: _ResponsesUsage | None = None
+    output: list[_Block] = []
+
+
+class _ChatUsage(msgspec.Struct):
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    id: str | None = None
+
+
+class _ChatMessage(msgspec.Struct):
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _ChatMessage | None = None
+    message: _ChatMessage | None = None
+
+
+class _ChatChunk(msgspec.Struct):
+    usage: _ChatUsage | None = None
+    choices: list[_Choice] = []
+
+
+_MARKERS: Final = {
+    Api.ANTHROPIC: (b'"usage"', b'"tool_use"'),
+    Api.RESPONSES: (b'"usage"', b'"response.output_item.done"'),
+    Api.CHAT: (b'"usage":{', b'"usage": {', b'"tool_calls"'),
+}
+_RESPONSES_TOOLS: Final = frozenset({"function_call", "custom_tool_call", "local_shell_call", "shell_call", "mcp_call"})
+_TERMINAL: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+
+
+class Meter:
+    """Reads one answer as it passes. ``feed`` and ``close`` never raise."""
+
+    def __init__(self, api: Api, *, streamed: bool) -> None:
+        readers: dict[Api, tuple[type[Any], Callable[[Any], None]]] = {
+            Api.ANTHROPIC: (_AnthropicEvent, self._on_anthropic),
+            Api.RESPONSES: (_ResponsesEvent, self._on_responses),
+            Api.CHAT: (_ChatChunk, self._on_chat),
+        }
+        kind, self._read = readers[api]
+        self._decoder = msgspec.json.Decoder(kind)
+        self._events = sse.Reader(_MARKERS[api]) if streamed else None
+        self._document: bytearray | None = None if streamed else bytearray()
+        self._malformed = 0
+        #: What is known so far.
+        self.usage = Usage()
+        #: Whether that is the whole: the provider has said its last word on it.
+        self.final = False
+        #: Whether anything was said of usage at all.
+        self.known = False
+        #: Tools the model asked for.
+        self.tool_calls = 0
+        #: Bytes that passed.
+        self.size = 0
+
+    @property
+    def malformed(self) -> int:
+        """Events that should have been understood and were not."""
+        return self._malformed + (self._events.oversized if self._events is not None else 0)
+
+    def feed(self, piece: bytes) -> None:
+        """Look at what passes."""
+        self.size += len(piece)
+        if self._events is not None:
+            for data in self._events.feed(piece):
+                self._take(data)
+        elif self._document is not None:
+            self._document += piece
+            if len(self._document) > MAX_DOCUMENT:
+                self._document = None
+                self._malformed += 1
+
+    def close(self) -> None:
+        """The answer is complete."""
+        if self._events is not None:
+            for data in self._events.close():
+                self._take(data)
+        elif self._document is not None:
+            self._take(bytes(self._document))
+            self._document = None
+
+    def _take(self, data: bytes) -> None:
+        try:
+            self._read(self._decoder.decode(data))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._malformed += 1
+
+    def _on_anthropic(self, event: _AnthropicEvent) -> None:
+        if event.type == "content_block_start":
+            self.tool_calls += event.content_block is not None and event.content_block.type == "tool_use"
+        said = event.message.usage if event.message is not None else event.usage
+        if said is None:
+            return
+        hour = said.cache_creation.ephemeral_1h_input_tokens if said.cache_creation is not None else None
+        written = said.cache_creation_input_tokens
+        before = self.usage
+        if hour is None:
+            hour = before.cache_write_1h
+        # Later events repeat a number or leave it out; they never mean to take it back.
+        self.usage = Usage(
+            input=_last(said.input_tokens, before.input),
+            cached=_last(said.cache_read_input_tokens, before.cached),
+            cache_write=before.cache_write if written is None else max(0, written - hour),
+            cache_write_1h=hour,
+            output=_last(said.output_tokens, before.output),
+        )
+        self.known = True
+        self.final = self.final or event.type in {"message_delta", "message"}
+        if event.type == "message":
+            self.tool_calls += sum(block.type == "tool_use" for block in event.content)
+
+    def _on_responses(self, event: _ResponsesEvent) -> None:
+        if event.type == "response.output_item.done":
+            self.tool_calls += event.item is not None and event.item.type in _RESPONSES_TOOLS
+        is_whole = self._events is None
+        said = event.usage if is_whole else event.response.usage if event.response is not None else None
+        if said is None:
+            return
+        cached = _cached(said.input_tokens_details, said.input_tokens)
+        self.usage = Usage(input=said.input_tokens - cached, cached=cached, output=said.output_tokens)
+        self.known = True
+        self.final = is_whole or event.type in _TERMINAL
+        if is_whole:
+            self.tool_calls += sum(item.type in _RESPONSES_TOOLS for item in event.output)
+
+    def _on_chat(self, chunk: _ChatChunk) -> None:
+        for choice in chunk.choices:
+            said = choice.delta or choice.message
+            for call in (said.tool_calls or []) if said is not None else []:
+                self.tool_calls += bool(call.id)
+        if chunk.usage is None:
+            return
+        cached = _cached(chunk.usage.prompt_tokens_details, chunk.usage.prompt_tokens)
+        self.usage = Usage(
+            input=chunk.usage.prompt_tokens - cached, cached=cached, output=chunk.usage.completion_tokens
+        )
+        self.known = True
+        self.final = True
+
+
+def _last(said: int | None, before: int) -> int:
+    return before if said is None else said
+
+
+def _cached(details: _Details | None, total: int) -> int:
+    cached = 0 if details is None else details.cached_tokens or 0
+    return min(cached, total)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentina.gateway import prices, usage
+
+
+def test_the_shipped_table_is_readable_and_complete() -> None:
+    for price in prices.shipped().values():
+        assert 0 < price.input < price.output
+        assert price.cached is not None
+        assert price.max_output
+
+
+def test_cached_input_is_charged_apart() -> None:
+    price = prices.Price(input=3, output=15, cached=0.3, cache_write=3.75, cache_write_1h=6)
+    used = usage.Usage(
+        input=1_000_000, cached=1_000_000, cache_write=1_000_000, cache_write_1h=1_000_000, output=1_000_000
+    )
+    assert price.cost(used) == round((3 + 0.3 + 3.75 + 6 + 15) * prices.DOLLAR)
+
+
+def test_the_longest_pattern_wins_and_an_owner_overrides() -> None:
+    own = prices.Price(input=1, output=1)
+    table = prices.load({"gpt-5-mini*": own, "mine/*": own})
+    assert table.find("gpt-5-mini-2025-08-07") == own
+    assert table.find("mine/llama") == own
+    dear, cheap = table.find("gpt-5"), table.find("gpt-5-nano")
+    assert dear is not None
+    assert cheap is not None
+    assert cheap.input < dear.input
+
+
+@pytest.mark.parametrize("model", ["", "gpt-6", "claude-fable-9", "gpt-5-pro"])
+def test_a_model_nobody_priced_has_no_price(model: str) -> None:
+    assert prices.load().find(model) is None
+
+
+amounts = st.floats(0, 1000)
+
+
+some_prices = st.builds(
+    prices.Price, input=amounts, output=amounts, cache_write=st.none() | amounts, cache_write_1h=st.none() | amounts
+)
+
+
+@given(some_prices, st.integers(0, 10**7), st.integers(0, 10**7))
+def test_no_mix_of_caches_costs_more_than_was_reserved(price: prices.Price, total: int, written: int) -> None:
+    written = min(total, written)
+    for used in (
+        usage.Usage(input=total - written, cache_write=written),
+        usage.Usage(cached=total - written, cache_write_1h=written),
+    ):
+        assert price.cost(used) <= price.most(total)

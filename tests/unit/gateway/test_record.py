@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentina import errors
+from agentina.gateway import budgets, record, usage
+
+CHARGE = budgets.Charge(used=usage.Usage(input=5, output=7), cost_nano=99, tool_calls=1)
+ENTRIES: list[record.Entry] = [
+    record.Began(at_ms=1000),
+    record.Asked(number=1, model="m", reserved=budgets.Charge(used=usage.Usage(input=100), estimated=True)),
+    record.Asked(number=2, model="m", reserved=CHARGE),
+    record.Ended(number=1, end="completed", charge=CHARGE, at_ms=2000),
+    record.Refusal(code="EGRESS_REFUSED", reason="scope", host="evil.example.com"),
+    record.Asked(number=3, model="m", reserved=CHARGE),
+    record.Ended(number=3, end="refused"),
+    record.Raised(limits=budgets.Limits(tokens=5)),
+]
+
+
+def test_a_record_tells_the_same_story_again(tmp_path: Path) -> None:
+    written = record.Record(tmp_path)
+    for entry in ENTRIES:
+        written.write(entry)
+    written.sync()
+    written.close()
+    story = record.read(tmp_path)
+    assert story is not None
+    assert story.began_ms == 1000
+    assert story.totals == budgets.Totals(used=CHARGE.used, cost_nano=99, tool_calls=1, calls=1)
+    assert list(story.open) == [2]
+    assert (story.last_number, story.limits) == (3, budgets.Limits(tokens=5))
+    assert [one.host for one in story.refusals] == ["evil.example.com"]
+
+
+@given(st.integers(0, 2000))
+def test_a_cut_anywhere_leaves_the_whole_lines_before_it(at: int) -> None:
+    lines = [record.encode(entry) for entry in ENTRIES]
+    content = b"".join(lines)
+    at = min(at, len(content))
+    story = record.parse(content[:at])
+    whole = 0
+    for line in lines:
+        if whole + len(line) > at:
+            break
+        whole += len(line)
+    assert story.size == whole
+
+
+@given(st.binary(max_size=200))
+def test_any_content_is_read(content: bytes) -> None:
+    record.parse(content)
+    record.parse(record.encode(ENTRIES[0]) + content)
+
+
+def test_after_a_torn_line_writing_goes_on(tmp_path: Path) -> None:
+    whole = record.encode(ENTRIES[0])
+    (tmp_path / record.NAME).write_bytes(whole + record.encode(ENTRIES[1])[:20])
+    again = record.Record(tmp_path)
+    again.write(ENTRIES[2])
+    again.close()
+    story = record.read(tmp_path)
+    assert story is not None
+    assert (story.began_ms, list(story.open)) == (1000, [2])
+
+
+def test_no_room_leaves_no_part_of_a_line(tmp_path: Path) -> None:
+    written = record.Record(tmp_path)
+    written.write(ENTRIES[0])
+    size = (tmp_path / record.NAME).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        with pytest.raises(errors.AgentinaError):
+            written.write(ENTRIES[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / record.NAME).stat().st_size == size
+    written.write(ENTRIES[2])
+    written.close()
+    story = record.read(tmp_path)
+    assert story is not None
+    assert list(story.open) == [2]
+
+
+def test_refusals_are_bounded(tmp_path: Path) -> None:
+    written = record.Record(tmp_path)
+    for number in range(500):
+        written.write(record.Refusal(code="EGRESS_REFUSED", reason="scope", host=f"{number}.example.com"))
+    assert len(written.story.refusals) == 200
+    written.close()
