@@ -78,6 +78,8 @@ class Connection(asyncio.Protocol):
             return
         self._received = b""
         assert self._answer is not None, "an answer without a request"
+        if self._answer.cancelled():
+            return
         if head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 201")):
             self._answer.set_result(body)
         else:
