@@ -1,36 +1,57 @@
 """``make bench``: speed and size in one run, as ratios to goals, to limits of this machine, and to peers.
 
-Absolute numbers depend on the machine; the ratios are what to compare between versions. Some of them only:
-``python -m benchmarks.run NAME…`` with dispatch throughput burst supervision idle cli output control polls peers.
+Absolute numbers depend on the machine; the ratios are what to compare between versions. ``--help`` lists the
+benchmarks; ``--page`` puts the figures into docs/explanation/performance.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Final, NamedTuple, Self
 
 from agentina.protocol import api as messages
+from agentina.system import clock
 from benchmarks import lab as labs
 from benchmarks import measure
 from benchmarks.peers import buildbot, slurm
 
-#: Results by name, so that peers can be compared with what was measured before them.
-RESULTS: dict[str, float] = {}
+#: Lines of a page between which the figures are.
+_PAGE_BEGIN: Final = "<!-- figures: written by python -m benchmarks.run --page -->"
+_PAGE_END: Final = "<!-- end of figures -->"
+
+
+class Figure(NamedTuple):
+    """One thing measured."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float | None = None
+    better: str = "lower"
+
+    @property
+    def verdict(self) -> str:
+        """How it compares with its goal; empty without one."""
+        if self.goal is None:
+            return ""
+        is_met = self.value <= self.goal if self.better == "lower" else self.value >= self.goal
+        return f"{self.value / self.goal:.2f} x, {'met' if is_met else 'NOT met'}"
+
+
+#: What was measured so far, by name.
+FIGURES: dict[str, Figure] = {}
 
 
 def show(name: str, value: float, unit: str, *, goal: float | None = None, better: str = "lower") -> None:
-    """Print one figure; with a goal also the ratio to it."""
-    RESULTS[name] = value
-    verdict = ""
-    if goal is not None:
-        ratio = value / goal
-        met = ratio <= 1 if better == "lower" else ratio >= 1
-        verdict = f"   {ratio:5.2f} x goal {goal:g} {unit}: {'met' if met else 'NOT met'}"
+    """Note one figure and print it; with a goal also the ratio to it."""
+    figure = FIGURES[name] = Figure(name, value, unit, goal, better)
+    verdict = "" if goal is None else f"   goal {goal:g} {unit}: {figure.verdict}"
     print(f"  {name:<58} {value:10.2f} {unit}{verdict}", flush=True)
 
 
@@ -211,8 +232,8 @@ def polls() -> None:
             spent = measure.run_seconds(server) - spent
             rate = found["heartbeats_per_second"]
             per_cpu = rate * seconds / spent
-            show("heartbeats per second, sharing two cores with the agents", rate, "1/s")
-            show("heartbeats per second of control plane CPU", per_cpu, "1/s", goal=4500, better="higher")
+            show("empty heartbeats per second, sharing two cores with the agents", rate, "1/s")
+            show("empty heartbeats per second of control plane CPU", per_cpu, "1/s", goal=4500, better="higher")
             show("agents whose poll is still held", found["held"], "", goal=count, better="higher")
             began = time.monotonic()
             lab.processes["control-plane"].terminate()
@@ -222,9 +243,9 @@ def polls() -> None:
 
 def peers() -> None:
     """The same jobs through Buildbot and Slurm."""
-    if "dispatch latency p50" not in RESULTS:
+    if "dispatch latency p50" not in FIGURES:
         dispatch()
-    ours = RESULTS["dispatch latency p50"]
+    ours = FIGURES["dispatch latency p50"].value
     home = Path.home() / ".cache/agentina-bench"
     home.mkdir(parents=True, exist_ok=True)
     with marking() as marks:
@@ -297,12 +318,58 @@ def median_seconds(argv: list[str], environment: dict[str, str], *, runs: int = 
     return measure.percentile(seconds, 0.5)
 
 
-def main() -> None:
+def table(figures: Sequence[Figure]) -> str:
+    """The figures as a table in Markdown."""
+    lines = ["| what | measured | goal | |", "| --- | ---: | ---: | --- |"]
+    for figure in figures:
+        unit = f" {figure.unit}" if figure.unit else ""
+        sign = "≤" if figure.better == "lower" else "≥"
+        goal = "" if figure.goal is None else f"{sign} {figure.goal:g}{unit}"
+        lines.append(f"| {figure.name} | {figure.value:,.2f}{unit} | {goal} | {figure.verdict} |")
+    return "\n".join(lines)
+
+
+def with_figures(page: str, figures: Sequence[Figure], *, said: str) -> str:
+    """``page`` with the figures, below the sentence ``said``, in the place of earlier ones.
+
+    Raises:
+        ValueError: It has no place for them.
+
+    """
+    before, begin, rest = page.partition(_PAGE_BEGIN)
+    _, end, after = rest.partition(_PAGE_END)
+    if not begin or not end:
+        raise ValueError(f"the page has no lines {_PAGE_BEGIN} and {_PAGE_END}")
+    return f"{before}{begin}\n\n{said}\n\n{table(figures)}\n\n{end}{after}"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    listing = "\n".join(f"  {name:<12} {(function.__doc__ or '').strip()}" for name, function in ALL.items())
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.run",
+        description="Measure speed and size on this machine. Leave it alone meanwhile: what else runs is measured too.",
+        epilog=f"benchmarks:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("names", nargs="*", metavar="BENCHMARK", help="which to run (default: all)")
+    made.add_argument("--page", type=Path, metavar="FILE", help="put the figures into this page, between its marks")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the named benchmarks, or all."""
-    wanted = sys.argv[1:] or list(ALL)
-    for name in wanted:
+    line = parser()
+    chosen = line.parse_args(arguments)
+    unknown = sorted(set(chosen.names) - ALL.keys())
+    if unknown:
+        line.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
+    for name in chosen.names or ALL:
         print(f"{name}: {(ALL[name].__doc__ or '').strip()}", flush=True)
         ALL[name]()
+    if chosen.page is not None:
+        said = f"Measured on {clock.show_time(time.time_ns() // 1_000_000)[:10]} on a machine with two cores."
+        chosen.page.write_text(with_figures(chosen.page.read_text(), list(FIGURES.values()), said=said))
 
 
 if __name__ == "__main__":

@@ -173,17 +173,21 @@ async def polls(url: str, context: ssl.SSLContext | None, count: int, seconds: i
     """Activate ``count`` agents, hold their polls, then send heartbeats for ``seconds``."""
     agents = [Agent(number) for number in range(count)]
     tokens = [sys.stdin.readline().strip() for _ in agents]
-    held: list[asyncio.Future[bytes]] = []
+    held: list[asyncio.Task[None]] = []
     gate = asyncio.Semaphore(_OPEN_AT_ONCE)
+
+    async def hold(agent: Agent, connection: Connection) -> None:
+        while True:  # a poll that brought nothing in its time is followed by the next, as a daemon's is
+            agent.take(await agent.poll(connection, slots=1))
 
     async def begin(agent: Agent, token: str) -> None:
         async with gate:
             connection = await agent.activate(url, context, token)
-            held.append(agent.poll(connection, slots=1))
+            held.append(tasks.start(hold(agent, connection), name="poll", on_failure=lambda _: None))
 
     began = time.monotonic()
     await asyncio.gather(*map(begin, agents, tokens))
-    say({"held": sum(not answer.done() for answer in held), "seconds": time.monotonic() - began})
+    say({"held": sum(not poll.done() for poll in held), "seconds": time.monotonic() - began})
     await go()
     beats = 0
 
@@ -202,7 +206,7 @@ async def polls(url: str, context: ssl.SSLContext | None, count: int, seconds: i
     end = began + seconds
     await asyncio.gather(*map(beat, senders))
     seconds_spent = time.monotonic() - began
-    say({"heartbeats_per_second": beats / seconds_spent, "held": sum(not answer.done() for answer in held)})
+    say({"heartbeats_per_second": beats / seconds_spent, "held": sum(not poll.done() for poll in held)})
     await go()
 
 
