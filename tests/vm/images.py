@@ -41,6 +41,7 @@ PACKAGES: Final = (
     "dbus",
     "polkitd",
     "python3",
+    "python3-apt",  # what Ansible changes packages with
     "openssh-server",
     "kmod",
     "procps",

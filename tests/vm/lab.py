@@ -27,7 +27,8 @@ class Lab:
         """``package`` is the agent's .deb."""
         self.fleet = fleet
         self.package = package
-        self._certificate = certificate
+        #: The control plane's, also what verifies it.
+        self.certificate = certificate
 
     @property
     def url(self) -> str:
@@ -36,7 +37,7 @@ class Lab:
 
     def trust(self, there: host.Host) -> None:
         """Put the control plane's certificate on a host."""
-        there.put(self._certificate.read_bytes(), CERTIFICATE)
+        there.put(self.certificate.read_bytes(), CERTIFICATE)
 
     def activate(self, there: host.Host, instance: str = "default", *options: str, token: str = "") -> dict[str, Any]:
         """``agentina install`` on a host that has the package; returns what it answered."""
@@ -76,7 +77,9 @@ def with_package(image: images.Image, package: Path) -> Path:
 def build_packages(*, version: str = "") -> Path:
     """``make deb``, unless these very sources were built before; returns the agent's package."""
     git = ["git", "-C", str(_SOURCE), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.check_output([*git, "agentina", "packaging", "docs", "pyproject.toml"]).decode()
+    listed = subprocess.check_output(
+        [*git, "agentina", "packaging", ":!packaging/ansible", "docs", "pyproject.toml"]
+    ).decode()
     digest = hashlib.sha256(version.encode())
     for name in sorted(set(listed.split("\0"))):
         if (_SOURCE / name).is_file():
