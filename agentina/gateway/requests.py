@@ -60,6 +60,11 @@ class Request:
         """The value of the first field of that name (lower case)."""
         return next((value for key, value in self.headers if key == name), None)
 
+    @property
+    def is_bodiless(self) -> bool:
+        """Whether nothing follows the head."""
+        return self.header(b"transfer-encoding") is None and (self.header(b"content-length") or b"0") == b"0"
+
     def passed_on(self, *, without: frozenset[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
         """The fields that go to the next server, without those of this connection; Host and length are the sender's."""
         return end_to_end(self.headers, without=without)

@@ -1,0 +1,153 @@
+"""One task at the gateway: who it is, what it may, what it used; the ledger and the record kept in step.
+
+Everything here runs on the event loop, so a decision and its reservation are one step for any number of callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from agentina import errors
+from agentina.gateway import budgets, calls, channel, record, rules, tokens
+from agentina.system import clock
+
+_log = logging.getLogger(__name__)
+
+#: Kinds of refusal told to the daemon; more are answered only.
+_MAX_TOLD: Final = 500
+
+
+class Account:
+    """The state of one task."""
+
+    def __init__(
+        self,
+        opened: channel.Open,
+        *,
+        grants: rules.Rules,
+        clocks: clock.Clock,
+        tell: Callable[[channel.Word], None],
+    ) -> None:
+        """Take up a task; calls a killed gateway left are charged in full.
+
+        Raises:
+            AgentinaError: Its record cannot be used.
+
+        """
+        self.task_id = opened.task_id
+        self.grants = grants
+        self._digest = opened.digest
+        self._clock = clocks
+        self._tell = tell
+        self._record = record.Record(Path(opened.directory))
+        self._told: set[tuple[str, str, str]] = set()
+        #: Set, and replaced, whenever a call ended or the budget was raised.
+        self.changed = asyncio.Event()
+        self.closing = asyncio.Event()
+        story = self._record.story
+        if story.began_ms is None:
+            self._record.write(record.Began(at_ms=clocks.wall_ms()))
+        for number, asked in list(story.open.items()):
+            self._end(number, calls.End.INTERRUPTED, asked.reserved)
+        limits = story.limits if story.limits is not None else opened.limits
+        self.ledger = budgets.Ledger(limits, totals=story.totals, first_number=story.last_number + 1)
+
+    def close(self) -> None:
+        """Let go of the record; whoever waits is let go too."""
+        self.closing.set()
+        self._wake()
+        self._record.close()
+
+    # --- who asks, and what for --------------------------------------------------------------------------------------
+
+    def check_token(self, offered: str | None) -> None:
+        """Make sure that the task itself asks.
+
+        Raises:
+            AgentinaError: ``GATEWAY_TOKEN_REFUSED``.
+
+        """
+        if not tokens.fits(offered, self._digest):
+            raise errors.GATEWAY_TOKEN_REFUSED(problem="not this task's" if offered else "missing")
+
+    def note_refusal(self, error: errors.AgentinaError, now_host: str = "") -> None:
+        """Tell of a refusal, the first time for its reason and host."""
+        host = str(error.context.get("host") or error.context.get("model") or now_host)[:253]
+        key = (error.code, str(error.context.get("reason", "")), host)
+        if key in self._told or len(self._told) >= _MAX_TOLD:
+            return
+        self._told.add(key)
+        try:
+            self._record.write(record.Refusal(code=key[0], reason=key[1], host=host, at_ms=self._clock.wall_ms()))
+        except errors.AgentinaError as problem:
+            _log.warning("a refusal to task %s is not written down: %s", self.task_id, problem)
+        self._tell(channel.Refused(task_id=self.task_id, code=key[0], reason=key[1], host=host, message=error.message))
+
+    # --- calls of models ---------------------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the task began, by the wall clock: its record has to be understood after a restart."""
+        return max(0.0, (self._clock.wall_ms() - (self._record.story.began_ms or 0)) / 1000)
+
+    def ask(self, call: budgets.Call, model: str) -> budgets.Decision:
+        """Decide on a call; when it is admitted that is written down.
+
+        Raises:
+            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``: it must not be sent.
+
+        """
+        decision = self.ledger.ask(call, seconds=self.seconds)
+        if isinstance(decision, budgets.Admitted):
+            try:
+                self._record.write(record.Asked(number=decision.number, model=model, reserved=decision.reserved))
+            except errors.AgentinaError:
+                self.ledger.release(decision.number)
+                raise
+        return decision
+
+    def settle(self, number: int, end: calls.End, charge: budgets.Charge | None) -> None:
+        """A call is over: written down, not yet durable (:meth:`sync`). What cannot be written stays reserved."""
+        try:
+            self._end(number, end, charge)
+        except errors.AgentinaError as error:
+            # In memory as on disk the reservation stays: counted too high rather than too low.
+            _log.error("the end of a call of task %s is not written down: %s", self.task_id, error)
+            return
+        if charge is None:
+            self.ledger.release(number)
+        else:
+            self.ledger.settle(number, charge)
+        self._tell(channel.Used(task_id=self.task_id, totals=self.ledger.totals))
+        for text in self.ledger.new_warnings(self.seconds):
+            self._tell(channel.Warned(task_id=self.task_id, text=text))
+        self._wake()
+
+    async def sync(self) -> None:
+        """Return when what was settled survives a power cut, or cannot be made to."""
+        try:
+            await asyncio.to_thread(self._record.sync)
+        except (errors.AgentinaError, OSError) as error:
+            _log.error("the record of task %s is not durable: %s", self.task_id, error)
+
+    def raise_to(self, limits: budgets.Limits) -> None:
+        """Put another budget in force; parked calls go on where it lets them.
+
+        Raises:
+            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``; the old one holds.
+
+        """
+        self._record.write(record.Raised(limits=limits))
+        self.ledger.raise_to(limits)
+        self._wake()
+
+    def _end(self, number: int, end: calls.End, charge: budgets.Charge | None) -> None:
+        self._record.write(record.Ended(number=number, end=end.value, charge=charge, at_ms=self._clock.wall_ms()))
+
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()

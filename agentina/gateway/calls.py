@@ -1,0 +1,198 @@
+"""Calls of models: which paths there are, what a request asks for, how one ends, how a refusal is worded. Pure."""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from agentina import errors
+from agentina.gateway import budgets, prices, usage
+
+#: Largest request, in bytes: what Anthropic takes; OpenAI takes less.
+MAX_REQUEST: Final = 32 << 20
+_MAX_MODEL: Final = 200
+_MODEL_ID: Final = re.compile(r"/(anthropic|openai)/v1/models(/[A-Za-z0-9._:@-]{1,200})?")
+
+
+class End(enum.Enum):
+    """How a call ended; docs/explanation/gateway.md says when, what the task sees and what is charged."""
+
+    COMPLETED = "completed"
+    UNMETERED = "unmetered"
+    REJECTED = "rejected"
+    LIMITED = "limited"
+    KEY_REFUSED = "key-refused"
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+    CUT = "cut"
+    STALLED = "stalled"
+    ABANDONED = "abandoned"
+    INTERRUPTED = "interrupted"
+
+
+#: Ends after which the provider billed nothing.
+FREE: Final = frozenset({End.REJECTED, End.LIMITED, End.KEY_REFUSED, End.FAILED})
+
+
+class Route(NamedTuple):
+    """A path of the gateway that leads to a provider."""
+
+    api: usage.Api
+    #: The provider's path below its address.
+    path: str
+    method: str = "POST"
+    #: Costs nothing, so it needs no budget.
+    is_free: bool = False
+
+
+_ROUTES: Final = {
+    "/anthropic/v1/messages": Route(usage.Api.ANTHROPIC, "/v1/messages"),
+    "/anthropic/v1/messages/count_tokens": Route(usage.Api.ANTHROPIC, "/v1/messages/count_tokens", is_free=True),
+    "/openai/v1/responses": Route(usage.Api.RESPONSES, "/v1/responses"),
+    "/openai/v1/chat/completions": Route(usage.Api.CHAT, "/v1/chat/completions"),
+}
+
+
+def route(path: str) -> tuple[Route, str] | None:
+    """Where a path (with its query) leads, and the query; None: nowhere."""
+    plain, mark, query = path.partition("?")
+    found = _ROUTES.get(plain)
+    if found is None and (match := _MODEL_ID.fullmatch(plain)) is not None:
+        api = usage.Api.ANTHROPIC if match[1] == "anthropic" else usage.Api.CHAT
+        found = Route(api, f"/v1/models{match[2] or ''}", "GET", is_free=True)
+    return None if found is None else (found, mark + query)
+
+
+class Wish(NamedTuple):
+    """What a request asks for."""
+
+    model: str
+    streamed: bool
+    #: Most output it names; None: it leaves that to the provider.
+    output: int | None
+    #: The least that makes sense: a thinking budget has to fit.
+    least: int
+    body: dict[str, Any]
+    size: int
+
+    def priced(self, price: prices.Price | None) -> budgets.Call:
+        """As the ledger is asked."""
+        most = (None if price is None else price.max_output) or budgets.DEFAULT_OUTPUT
+        return budgets.Call(
+            input=budgets.estimate_input(self.size), output=self.output or most, least=self.least, price=price
+        )
+
+
+class _Thinking(msgspec.Struct):
+    budget_tokens: int = 0
+
+
+class _Request(msgspec.Struct):
+    model: str
+    stream: bool | None = False
+    max_tokens: int | None = None
+    max_output_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    thinking: _Thinking | None = None
+
+
+def understand(api: usage.Api, body: bytes) -> Wish:
+    """Read the request for a model.
+
+    Raises:
+        AgentinaError: ``GATEWAY_REQUEST_INVALID``.
+
+    """
+    try:
+        document = msgspec.json.decode(body, type=dict[str, Any])
+        request = msgspec.convert(document, _Request)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.GATEWAY_REQUEST_INVALID(problem=f"not a request for a model ({str(error)[:200]})") from error
+    if not 0 < len(request.model) <= _MAX_MODEL or not request.model.isprintable():
+        raise errors.GATEWAY_REQUEST_INVALID(problem="the model has no usable name")
+    output = {
+        usage.Api.ANTHROPIC: request.max_tokens,
+        usage.Api.RESPONSES: request.max_output_tokens,
+        usage.Api.CHAT: request.max_completion_tokens or request.max_tokens,
+    }[api]
+    if document.get("background") or (output is not None and output < 1):
+        raise errors.GATEWAY_REQUEST_INVALID(problem="no output at all, or an answer in the background, is not metered")
+    thinking = request.thinking.budget_tokens if request.thinking is not None else 0
+    least = budgets.LEAST_OUTPUT + max(0, thinking)
+    return Wish(request.model, bool(request.stream), output, least, document, len(body))
+
+
+def rewrite(api: usage.Api, wish: Wish, body: bytes, *, output: int, asked: int) -> bytes:
+    """The request as it is sent: byte for byte, but where output is cut down, or usage would not be told.
+
+    Args:
+        api: Its language.
+        wish: What it asks for.
+        body: As it came.
+        output: Output it may have.
+        asked: Output that was asked for.
+
+    """
+    changes: dict[str, Any] = {}
+    if output < asked:
+        name = {usage.Api.ANTHROPIC: "max_tokens", usage.Api.RESPONSES: "max_output_tokens"}.get(api)
+        if name is None:
+            old = wish.body.get("max_completion_tokens") is None and wish.body.get("max_tokens") is not None
+            name = "max_tokens" if old else "max_completion_tokens"
+        changes[name] = output
+    if api is usage.Api.CHAT and wish.streamed:
+        options = wish.body.get("stream_options")
+        options = options if isinstance(options, dict) else {}
+        if options.get("include_usage") is not True:
+            changes["stream_options"] = {**options, "include_usage": True}
+    return msgspec.json.encode({**wish.body, **changes}) if changes else body
+
+
+def charge_of(
+    end: End, meter: usage.Meter | None, held: budgets.Charge, price: prices.Price | None
+) -> budgets.Charge | None:
+    """What a call is charged; None: nothing."""
+    if end in FREE:
+        return None
+    if meter is None or (end is End.UNMETERED and not meter.known):
+        return held
+    used = meter.usage if meter.known else usage.Usage(input=held.used.input)
+    estimated = not meter.final
+    if estimated:
+        # What was generated and not billed to us yet: never more than was reserved, never less than was told.
+        told = max(used.output, min(held.used.output, meter.size // 4))
+        used = msgspec.structs.replace(used, output=told)
+    cost = None if price is None else price.cost(used)
+    return budgets.Charge(used=used, cost_nano=cost, tool_calls=meter.tool_calls, estimated=estimated)
+
+
+def final_status(api: usage.Api) -> int:
+    """The status that made every CLI of that API stop at its first request, when measured."""
+    return 402 if api is usage.Api.ANTHROPIC else 400
+
+
+def error_body(api: usage.Api, error: errors.AgentinaError) -> bytes:
+    """A refusal in the API's own form, so that its CLI shows the words."""
+    text = f"{error.message} {error.remedy} [{error.code}]"
+    if api is usage.Api.ANTHROPIC:
+        return msgspec.json.encode({"type": "error", "error": {"type": "invalid_request_error", "message": text}})
+    detail = {"message": text, "type": "invalid_request_error", "param": None, "code": error.code.lower()}
+    return msgspec.json.encode({"error": detail})
+
+
+def error_event(api: usage.Api, error: errors.AgentinaError) -> bytes:
+    """The same within a stream that has begun."""
+    if api is usage.Api.RESPONSES:
+        detail = {"code": error.code.lower(), "message": f"{error.message} {error.remedy} [{error.code}]"}
+        failed = {"type": "response.failed", "response": {"status": "failed", "error": detail}}
+        return b"event: response.failed\ndata: %s\n\n" % msgspec.json.encode(failed)
+    name = b"event: error\n" if api is usage.Api.ANTHROPIC else b""
+    return b"%sdata: %s\n\n" % (name, error_body(api, error))
+
+
+def ping(api: usage.Api) -> bytes:
+    """What keeps a client waiting without saying anything."""
+    return b'event: ping\ndata: {"type": "ping"}\n\n' if api is usage.Api.ANTHROPIC else b": ping\n\n"

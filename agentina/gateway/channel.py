@@ -1,0 +1,82 @@
+"""What the daemon and its gateway say to each other, over a socket pair: one JSON object a line."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from agentina.gateway import budgets
+
+#: Longest line, in bytes: a task's lists of hosts.
+MAX_LINE: Final = 4 << 20
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open", tag_field="verb"):
+    """Serve a task, from now on or again."""
+
+    task_id: str
+    #: Its directory; the socket and the record are there.
+    directory: str
+    #: SHA-256 of its token.
+    digest: str
+    #: Hosts of the job's scope, and those of the owner's policy (None: no restriction).
+    scope: list[str] = []
+    policy: list[str] | None = None
+    limits: budgets.Limits = budgets.Limits()
+
+
+class Close(msgspec.Struct, frozen=True, kw_only=True, tag="close", tag_field="verb"):
+    """The task has ended."""
+
+    task_id: str
+
+
+class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="verb"):
+    """Another budget holds."""
+
+    task_id: str
+    limits: budgets.Limits
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened", tag_field="verb"):
+    """The task is served, or why it is not."""
+
+    task_id: str
+    problem: str = ""
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused", tag_field="verb"):
+    """Something was refused to a task, the first time for that reason and host."""
+
+    task_id: str
+    code: str
+    reason: str = ""
+    #: The host, or the model, it was about.
+    host: str = ""
+    message: str = ""
+
+
+class Warned(msgspec.Struct, frozen=True, kw_only=True, tag="warned", tag_field="verb"):
+    """Four fifths of a limit are used."""
+
+    task_id: str
+    text: str
+
+
+class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used", tag_field="verb"):
+    """What a task used by now."""
+
+    task_id: str
+    totals: budgets.Totals
+
+
+Order = Open | Close | Raise
+Word = Opened | Refused | Warned | Used
+orders: Final = msgspec.json.Decoder(Order)
+words: Final = msgspec.json.Decoder(Word)
+
+
+def line(message: Order | Word) -> bytes:
+    """A message as it is sent."""
+    return msgspec.json.encode(message) + b"\n"

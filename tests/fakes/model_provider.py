@@ -1,0 +1,220 @@
+"""Providers of models on a real socket: Anthropic Messages, OpenAI Responses and Chat, streamed and whole.
+
+What it does is said by the scenario in force; what it was asked, and what it billed, is kept. It bills a token for four
+bytes of the request, half of it cached, and ``output`` tokens of output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+#: Scenarios that answer with a status, and headers.
+_STATUS: Final = {
+    "400": (400, ""),
+    "401": (401, ""),
+    "403": (403, ""),
+    "429": (429, ""),
+    "429-after": (429, "retry-after: 7\r\n"),
+    "500": (500, ""),
+    "529": (529, ""),
+}
+HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\nrequest-id: req_1\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+class Asked:
+    """One request."""
+
+    def __init__(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+        self.method, self.path, self.headers, self.body = method, path, headers, body
+
+    @property
+    def document(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.body) if self.body else {}
+        return content
+
+
+class ModelProvider:
+    """Runs on the test's own event loop; use :func:`running`."""
+
+    def __init__(self) -> None:
+        self.scenario = "text"
+        self.asked: list[Asked] = []
+        #: Input, cached input and output of all answers that were complete.
+        self.billed = [0, 0, 0]
+        self.output = 42
+        #: Bytes of text in scenario ``large``; events it goes into.
+        self.large = 8 << 20
+        self.connections = 0
+        #: Set by a test to let ``held`` answers go on; set by it when one is held.
+        self.go_on = asyncio.Event()
+        self.holding = asyncio.Event()
+        #: Bytes that were written of the present answer.
+        self.written = 0
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while await self._one(reader, writer):
+                pass
+        writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        method, path, _ = head[0].split()
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        asked = Asked(method, path, headers, body)
+        self.asked.append(asked)
+        self.written = 0
+        return await self._answer(asked, writer)
+
+    async def _answer(self, asked: Asked, writer: asyncio.StreamWriter) -> bool:
+        if self.scenario in _STATUS:
+            status, extra = _STATUS[self.scenario]
+            body = json.dumps({"type": "error", "error": {"message": f"no: {status}"}}).encode()
+            writer.write(f"HTTP/1.1 {status} X\r\n{extra}content-length: {len(body)}\r\n\r\n".encode() + body)
+        elif self.scenario == "silent":
+            await self.go_on.wait()
+        elif self.scenario == "close":
+            return False
+        elif "/count_tokens" in asked.path:
+            writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 19\r\n\r\n{"input_tokens": 9}')
+        elif asked.method == "GET":
+            writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{"data": []}')
+        else:
+            return await self._model(asked, writer)
+        await writer.drain()
+        return True
+
+    async def _model(self, asked: Asked, writer: asyncio.StreamWriter) -> bool:
+        total = len(asked.body) // 4
+        cached = total // 2
+        streamed = bool(asked.document.get("stream"))
+        kind = asked.path.partition("?")[0].rsplit("/", 1)[-1]
+        events = _EVENTS[kind](total - cached, cached, self.output, asked.document)
+        if not streamed:
+            body = json.dumps(events[-1]).encode()
+            writer.write(HEAD % b"application/json" + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+            self._bill(total - cached, cached)
+            await writer.drain()
+            return True
+        writer.write(HEAD % b"text/event-stream")
+        for number, event in enumerate(events[:-1]):
+            if number == 2 and not await self._trouble(writer):
+                return False
+            await self._event(writer, event)
+        self._bill(total - cached, cached)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
+
+    async def _trouble(self, writer: asyncio.StreamWriter) -> bool:
+        """What happens in mid-stream."""
+        if self.scenario == "cut":
+            await writer.drain()
+            writer.transport.abort()
+            return False
+        if self.scenario == "held":
+            await writer.drain()
+            self.holding.set()
+            await self.go_on.wait()
+        elif self.scenario == "malformed":
+            await self._raw(writer, b'data: {"usage": nonsense\n\n\xff\xfe: "usage" data\r\rdata: "usage"\n\n')
+        elif self.scenario == "large":
+            filling = json.dumps({"type": "content_block_delta", "delta": {"text": "x" * 16_000}}).encode()
+            for _ in range(self.large // 16_000):
+                await self._raw(writer, b"event: content_block_delta\ndata: %s\n\n" % filling)
+        return True
+
+    async def _event(self, writer: asyncio.StreamWriter, event: dict[str, Any]) -> None:
+        data = event.pop("_raw", None) or json.dumps(event)
+        name = f"event: {event['type']}\n" if "type" in event else ""
+        await self._raw(writer, f"{name}data: {data}\n\n".encode())
+
+    async def _raw(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+        await writer.drain()
+        self.written += len(data)
+
+    def _bill(self, fresh: int, cached: int) -> None:
+        self.billed = [self.billed[0] + fresh, self.billed[1] + cached, self.billed[2] + self.output]
+
+
+def _anthropic(fresh: int, cached: int, output: int, _: dict[str, Any]) -> list[dict[str, Any]]:
+    usage = {"input_tokens": fresh, "cache_creation_input_tokens": 0, "cache_read_input_tokens": cached}
+    return [
+        {"type": "message_start", "message": {"id": "msg", "usage": {**usage, "output_tokens": 1}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use", "id": "t"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": "{}"}},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": output}},
+        {"type": "message_stop"},
+        {"type": "message", "content": [{"type": "tool_use"}], "usage": {**usage, "output_tokens": output}},
+    ]
+
+
+def _responses(fresh: int, cached: int, output: int, _: dict[str, Any]) -> list[dict[str, Any]]:
+    usage = {"input_tokens": fresh + cached, "input_tokens_details": {"cached_tokens": cached}, "output_tokens": output}
+    items = [{"type": "function_call", "name": "x"}]
+    return [
+        {"type": "response.created", "response": {"usage": None}},
+        {"type": "response.output_item.done", "item": items[0]},
+        {"type": "response.output_text.delta", "delta": "x"},
+        {"type": "response.completed", "response": {"output": items, "usage": usage}},
+        {"output": items, "usage": usage},
+    ]
+
+
+def _chat(fresh: int, cached: int, output: int, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    usage = {
+        "prompt_tokens": fresh + cached, "completion_tokens": output, "prompt_tokens_details": {"cached_tokens": cached}
+    }  # fmt: skip
+    calls = [{"index": 0, "id": "c", "function": {"name": "x"}}]
+    told = bool((asked.get("stream_options") or {}).get("include_usage"))
+    return [
+        {"choices": [{"delta": {"tool_calls": calls}}]},
+        {"choices": [{"delta": {"content": "x"}}]},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+        *([{"choices": [], "usage": usage}] if told else []),
+        {"_raw": "[DONE]"},
+        {"choices": [{"message": {"tool_calls": calls}}], "usage": usage},
+    ]
+
+
+_EVENTS: Final = {"messages": _anthropic, "responses": _responses, "completions": _chat}
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[ModelProvider]:
+    """A provider that listens on a free port of loopback."""
+    provider = ModelProvider()
+    connections: set[asyncio.Task[Any]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        connections.add(current)
+        try:
+            await provider.serve(reader, writer)
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        finally:
+            connections.discard(current)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    provider.port = server.sockets[0].getsockname()[1]
+    try:
+        yield provider
+    finally:
+        server.close()
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)

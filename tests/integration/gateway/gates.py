@@ -1,0 +1,180 @@
+"""A gateway for one task on the test's event loop, with a provider behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import ipaddress
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from agentina.gateway import (
+    account,
+    budgets,
+    channel,
+    egress,
+    listener,
+    models,
+    record,
+    rules,
+    settings,
+    streams,
+    tokens,
+)
+from agentina.system import clock
+from tests.fakes import model_provider
+
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
+KEY = "sk-real-0123456789"
+
+
+class Clock(clock.SystemClock):
+    """Its boot clock can be set forward."""
+
+    ahead = 0.0
+
+    def boot(self) -> float:
+        return super().boot() + self.ahead
+
+
+class Told:
+    """What the daemon was told."""
+
+    def __init__(self) -> None:
+        self.words: list[channel.Word] = []
+        self.refused = asyncio.Event()
+
+    def take(self, word: channel.Word) -> None:
+        self.words.append(word)
+        if isinstance(word, channel.Refused):
+            self.refused.set()
+
+
+@dataclasses.dataclass
+class Gate:
+    directory: Path
+    token: str
+    account: account.Account
+    told: Told
+    provider: model_provider.ModelProvider
+    clock: Clock
+
+    async def open(self) -> streams.Server:
+        reader, writer = await asyncio.open_unix_connection(str(self.directory / listener.NAME), limit=streams.PIECE)
+        return streams.Server(reader, writer)
+
+    async def raw(self, data: bytes) -> bytes:
+        """Send bytes, and read all that comes until the end of the connection."""
+        reader, writer = await asyncio.open_unix_connection(str(self.directory / listener.NAME))
+        writer.write(data)
+        writer.write_eof()
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def ask(
+        self,
+        path: str,
+        document: Any = None,
+        *,
+        method: str = "POST",
+        token: str | None = None,
+        body: bytes | None = None,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request on a connection of its own, as a CLI makes it; raises ``Gone`` when the answer breaks off."""
+        server = await self.open()
+        try:
+            content = body if body is not None else b"" if document is None else json.dumps(document).encode()
+            headers = [(b"host", b"127.0.0.1"), (b"content-length", b"%d" % len(content))]
+            headers.append((b"x-api-key", (self.token if token is None else token).encode()))
+            await server.send_head(method, path, headers)
+            if content:
+                await server.send(content)
+            await server.finish()
+            head = await server.head(seconds=20)
+            answer = b"".join([piece async for piece in server.pieces(seconds=20)])
+            return head.status_code, {bytes(k).decode(): bytes(v).decode() for k, v in head.headers}, answer
+        finally:
+            server.close()
+
+    async def message(self, **more: Any) -> tuple[int, dict[str, str], bytes]:
+        """A call of a model by Anthropic's API."""
+        return await self.ask("/anthropic/v1/messages?beta=true", message(**more))
+
+    @property
+    def totals(self) -> budgets.Totals:
+        return self.account.ledger.totals
+
+    def ends(self) -> list[str]:
+        """How the calls ended, as the record says it."""
+        lines = (self.directory / record.NAME).read_text().splitlines()
+        entries = [json.loads(line[9:]) for line in lines]
+        return [entry["end"] for entry in entries if entry["kind"] == "end"]
+
+    async def wait_until_refused(self) -> None:
+        await asyncio.wait_for(self.told.refused.wait(), 20)
+
+    def refusals(self) -> list[tuple[str, str, str]]:
+        return [(word.code, word.reason, word.host) for word in self.told.words if isinstance(word, channel.Refused)]
+
+
+def message(**more: Any) -> dict[str, Any]:
+    return {
+        "model": "claude-haiku-4-5", "stream": True, "max_tokens": 1000,
+        "messages": [{"role": "user", "content": "x" * 2000}], **more,
+    }  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    tmp_path: Path,
+    *,
+    limits: budgets.Limits | None = None,
+    scope: list[str] | None = None,
+    policy: list[str] | None = None,
+    networks: tuple[rules.Network, ...] = LOOPBACK,
+    resolver: egress.Resolver = egress.resolve,
+    stall_seconds: float = 20.0,
+    keys: int = 1,
+    url: str = "",
+) -> AsyncIterator[Gate]:
+    """A task's door, open."""
+    directory = tmp_path / "task"
+    directory.mkdir(exist_ok=True)
+    token = tokens.make()
+    told = Told()
+    clocks = Clock()
+    async with model_provider.running() as provider:
+        loaded = load(tmp_path, url or provider.url, keys=keys)
+        order = channel.Open(
+            task_id="task_1", directory=str(directory), digest=tokens.digest(token), limits=limits or budgets.Limits()
+        )
+        grants = rules.Rules(scope=scope or [], policy=policy, networks=networks)
+        serving = models.Models(loaded, clocks=clocks, stall_seconds=stall_seconds)
+        task = account.Account(order, grants=grants, clocks=clocks, tell=told.take)
+        door = listener.Listener(directory, task, serving=serving, ways=egress.Egress(resolver))
+        await door.open()
+        try:
+            yield Gate(directory, token, task, told, provider, clocks)
+        finally:
+            await door.close()
+            serving.close()
+
+
+def load(tmp_path: Path, url: str, *, keys: int = 1, name: str = "gateway.yaml") -> settings.Loaded:
+    """Settings with a provider of each kind at ``url``."""
+    store = tmp_path / "credentials"
+    store.mkdir(exist_ok=True)
+    names = [f"key-{number}" for number in range(keys)]
+    for number, key in enumerate(names):
+        (store / key).write_text(f"{KEY}{number or ''}\n")
+        (store / key).chmod(0o600)
+    providers = [{"name": api, "api": api, "url": url, "credentials": names} for api in ("anthropic", "openai")]
+    (tmp_path / name).write_text(
+        json.dumps({"providers": providers, "prices": {"gpt-test": {"input": 1, "output": 2}}})
+    )
+    return settings.load(tmp_path / name)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentina import errors
+from agentina.gateway import budgets, calls, prices, usage
+
+HELD = budgets.Charge(used=usage.Usage(input=500, output=1000), cost_nano=99, tool_calls=1, estimated=True)
+PRICE = prices.Price(input=1, output=2)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/anthropic/v1/messages", "/v1/messages"),
+        ("/anthropic/v1/messages?beta=true", "/v1/messages"),
+        ("/openai/v1/responses", "/v1/responses"),
+        ("/openai/v1/models/gpt-5", "/v1/models/gpt-5"),
+        ("/anthropic/v1/models", "/v1/models"),
+        ("/anthropic/v1/messages/", None),
+        ("/anthropic/v1/../v1/messages", None),
+        ("/anthropic/v1/%6dessages", None),
+        ("/openai/v1/models/../files", None),
+        ("/openai/v1/files", None),
+        ("/", None),
+    ],
+)
+def test_only_known_paths_lead_to_a_provider(path: str, expected: str | None) -> None:
+    found = calls.route(path)
+    assert (found[0].path if found else None) == expected
+
+
+def test_a_thinking_budget_has_to_fit() -> None:
+    body = json.dumps(
+        {"model": "m", "max_tokens": 9000, "thinking": {"type": "enabled", "budget_tokens": 4000}}
+    ).encode()
+    wish = calls.understand(usage.Api.ANTHROPIC, body)
+    assert (wish.output, wish.least) == (9000, 4000 + budgets.LEAST_OUTPUT)
+
+
+def test_a_call_without_a_maximum_reserves_the_models() -> None:
+    wish = calls.understand(usage.Api.RESPONSES, b'{"model": "m"}')
+    assert wish.priced(None).output == budgets.DEFAULT_OUTPUT
+    assert wish.priced(prices.Price(input=1, output=1, max_output=7)).output == 7
+
+
+@pytest.mark.parametrize(
+    ("api", "given_as", "changed"),
+    [
+        (usage.Api.ANTHROPIC, "max_tokens", "max_tokens"),
+        (usage.Api.RESPONSES, "max_output_tokens", "max_output_tokens"),
+        (usage.Api.CHAT, "max_completion_tokens", "max_completion_tokens"),
+        (usage.Api.CHAT, "max_tokens", "max_tokens"),
+    ],
+)
+def test_output_is_cut_down_under_the_name_it_came_with(api: usage.Api, given_as: str, changed: str) -> None:
+    body = json.dumps({"model": "m", given_as: 5000}).encode()
+    wish = calls.understand(api, body)
+    assert json.loads(calls.rewrite(api, wish, body, output=300, asked=5000)) == {"model": "m", changed: 300}
+    assert calls.rewrite(api, wish, body, output=5000, asked=5000) is body
+
+
+def meter_of(known: bytes, size: int) -> usage.Meter:
+    meter = usage.Meter(usage.Api.ANTHROPIC, streamed=True)
+    meter.feed(known)
+    meter.feed(b"x" * size)
+    return meter
+
+
+START = b'data: {"type":"message_start","message":{"usage":{"input_tokens":3,"output_tokens":1}}}\n\n'
+
+
+@pytest.mark.parametrize("end", [end for end in calls.End if end in calls.FREE])
+def test_a_refusal_of_the_provider_costs_nothing(end: calls.End) -> None:
+    assert calls.charge_of(end, None, HELD, PRICE) is None
+
+
+def test_what_was_not_told_is_charged_as_reserved() -> None:
+    assert calls.charge_of(calls.End.UNREACHABLE, None, HELD, PRICE) == HELD
+    assert calls.charge_of(calls.End.UNMETERED, meter_of(b"", 50), HELD, PRICE) == HELD
+
+
+@given(st.integers(0, 100_000), st.sampled_from([START, b""]))
+def test_an_answer_that_broke_off_is_charged_by_an_upper_estimate(size: int, known: bytes) -> None:
+    meter = meter_of(known, size)
+    charge = calls.charge_of(calls.End.CUT, meter, HELD, PRICE)
+    assert charge is not None
+    assert charge.estimated
+    assert charge.used.input == (3 if known else 500)
+    assert meter.usage.output <= charge.used.output <= 1000
+    assert charge.cost_nano == PRICE.cost(charge.used)
+
+
+@pytest.mark.parametrize("api", usage.Api)
+def test_a_refusal_speaks_the_apis_language(api: usage.Api) -> None:
+    error = errors.BUDGET_EXHAUSTED(problem="5 of 5 tokens are used")
+    assert "5 of 5 tokens" in json.loads(calls.error_body(api, error))["error"]["message"]
+    assert calls.error_event(api, error).endswith(b"\n\n")
+    assert calls.ping(api).endswith(b"\n\n")
+    assert calls.final_status(api) not in {401, 429}
