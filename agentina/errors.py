@@ -624,7 +624,7 @@ ROLLOUT_EMPTY = _entry(
     "ROLLOUT_EMPTY", 409, Exit.CONFLICT,
     message="No agent is there to get {version} ({select}).",
     cause="None matches the selection, or all that do run a newer version.",
-    remedy="Look at `agentina agent list`; `--downgrade` takes agents back to an older version.",
+    remedy="Look at `agentina agent list`. An older version is no way back: publish a newer one with what it had.",
 )  # fmt: skip
 
 # --- the gateway: answers to the tools of a task --------------------------------------------------------------------

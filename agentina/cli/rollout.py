@@ -66,7 +66,6 @@ class _Percent(click.ParamType):  # type: ignore[type-arg]  # only newer version
     help="Only agents with that organization, role, channel or label.NAME (repeatable; all must hold).",
 )  # fmt: skip
 @click.option("--skip", "skipped", metavar="AGENT", multiple=True, help="Leave an agent out (repeatable).")
-@click.option("--downgrade", is_flag=True, help="Take agents that run a newer version back to this one.")
 @click.option("--follow", "-f", is_flag=True, help="Show what happens until its end.")
 @options.root_option
 @options.json_option
@@ -75,7 +74,7 @@ def start(terms: tuple[str, ...], skipped: tuple[str, ...], *, follow: bool, as_
     request = api.RolloutStart(
         version=wanted["version"], canary=wanted["canary"], soak_seconds=wanted["soak"],
         batch_percent=wanted["batch"], watch_seconds=wanted["watch"], tolerance_percent=wanted["tolerance"],
-        patience_seconds=wanted["patience"], window=wanted["window"], downgrade=wanted["downgrade"],
+        patience_seconds=wanted["patience"], window=wanted["window"],
         select=[term for text in terms for term in text.split(",")], skip=list(skipped),
     )  # fmt: skip
     with connection.open_client() as client:

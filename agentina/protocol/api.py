@@ -245,8 +245,6 @@ class RolloutStart(_Request, frozen=True, kw_only=True):
     patience_seconds: Annotated[float, msgspec.Meta(gt=0, le=31_536_000)] = 3600.0
     #: ``[DAYS] HH:MM-HH:MM`` in UTC: upgrades are ordered only then.
     window: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    #: Take agents that run a newer version back to this one.
-    downgrade: bool = False
     #: Ids of agents to leave out.
     skip: Annotated[list[Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=10_000)] = []
 

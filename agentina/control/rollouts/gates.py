@@ -45,7 +45,7 @@ _MOST_TERMS: Final = 10_000
 class Finding:
     """A gate that holds the rollout up."""
 
-    #: ``failures``, ``duration`` or ``throughput``; ``rollbacks`` and ``heartbeats`` come from the rules.
+    #: ``failures``, ``duration`` or ``throughput``; ``rollbacks``, ``heartbeats``, ``withdrawn`` are the rules'.
     gate: str
     #: A sentence with the figures.
     text: str

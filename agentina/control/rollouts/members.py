@@ -10,7 +10,8 @@ current        it does not run the version any more                             
 ordered        the order is over, and it runs the version                             updated
 ordered        it says that the version is bad                                        failed
 ordered        inconclusive, or refused: asked again later, each time twice as late   pending
-ordered        refused because the host skips the version: left out                   pending
+ordered        refused because the host skips the version, or an operator went back   pending
+               there: left out
 ordered        not heard of for ten heartbeats (and did not say that it leaves)       silent
 updated        it says that the version is bad, or runs another one                   failed
 updated        not heard of for ten heartbeats                                        silent
@@ -34,6 +35,8 @@ from agentina.protocol import windows
 
 _FIRST_PAUSE_MS: Final = 5 * 60_000
 _LONGEST_PAUSE_MS: Final = 60 * 60_000
+#: Reasons of hosts that asking again does not change: the version was bad there before, or an operator went back.
+_FOR_GOOD: Final = frozenset({errors.RELEASE_SKIPPED.code, "operator"})
 _OVER: Final = frozenset({"promoted", "rolled-back", "refused"})
 
 
@@ -104,9 +107,7 @@ def _withdrawn(member: model.Member, reason: str, detail: str, now_ms: int) -> m
     """Nothing is held against the version; the agent is asked again later, unless its host never wants to."""
     pause = min(_FIRST_PAUSE_MS << min(member.attempt - 1, 10), _LONGEST_PAUSE_MS)
     moved = _move(member, model.Standing.PENDING, now_ms, reason=_words(reason, detail))
-    return msgspec.structs.replace(
-        moved, stage=0, not_before_ms=now_ms + pause, skipped=reason == errors.RELEASE_SKIPPED.code
-    )
+    return msgspec.structs.replace(moved, stage=0, not_before_ms=now_ms + pause, skipped=reason in _FOR_GOOD)
 
 
 def _silent(member: model.Member, now_ms: int) -> model.Member:

@@ -80,8 +80,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     patience_seconds: float = 3600.0
     #: Maintenance window (:mod:`agentina.protocol.windows`) in which upgrades are ordered.
     window: str = ""
-    #: Agents that run a newer version are taken back to this one.
-    downgrade: bool = False
 
     def size(self, stage: int, agents: int) -> int:
         """Most agents of a stage, of a rollout with so many."""

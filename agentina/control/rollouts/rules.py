@@ -44,7 +44,7 @@ class Decision:
 
 def decide(
     rollout: model.Rollout, known: Iterable[model.Member], facts: Mapping[int, model.Fact], *, now_ms: int,
-    elapsed: float,
+    elapsed: float, is_withdrawn: bool = False,
 ) -> Decision:  # fmt: skip
     """The next decision.
 
@@ -54,9 +54,11 @@ def decide(
         facts: What is known of each.
         now_ms: Wall clock.
         elapsed: Seconds that the control plane looked since the last decision was stored.
+        is_withdrawn: No channel of the release repository has the version any more.
 
     """
-    return _Round(rollout, {member.agent: member for member in known}, facts, now_ms).decide(elapsed)
+    members_by_agent = {member.agent: member for member in known}
+    return _Round(rollout, members_by_agent, facts, now_ms).decide(elapsed, is_withdrawn=is_withdrawn)
 
 
 def roll_back(
@@ -93,12 +95,13 @@ class _Round:
         self._now_ms = now_ms
         self._lines: list[Line] = []
 
-    def decide(self, elapsed: float) -> Decision:
+    def decide(self, elapsed: float, *, is_withdrawn: bool) -> Decision:
         """See :func:`decide`."""
         self._follow()
         if self._rollout.state in {model.State.RUNNING, model.State.PAUSED}:
-            self._watch_gates()
-        if self._rollout.state is model.State.COMPLETED and not self._rollout.superseded and self._candidates():
+            self._watch_gates(is_withdrawn=is_withdrawn)
+        is_closed = self._rollout.superseded or is_withdrawn
+        if self._rollout.state is model.State.COMPLETED and not is_closed and self._candidates():
             self._say("agents that were away or are new can have it; the rollout goes on", act="reopen")
             self._change(state=model.State.RUNNING)
             self._begin_stage(self._rollout.stage + 1 if self._is_proved() else 1)
@@ -122,8 +125,9 @@ class _Round:
 
     # --- gates -------------------------------------------------------------------------------------------------------
 
-    def _watch_gates(self) -> None:
-        for finding in (self._rollbacks(), self._heartbeats(), *self._work()):
+    def _watch_gates(self, *, is_withdrawn: bool) -> None:
+        withdrawn = gates.Finding("withdrawn", f"release {self._rollout.plan.version} was withdrawn")
+        for finding in (withdrawn if is_withdrawn else None, self._rollbacks(), self._heartbeats(), *self._work()):
             if finding is None:
                 continue
             self._say(f"halted by the gate {finding.gate}: {finding.text}; everybody goes back", act="halt")

@@ -81,9 +81,10 @@ def parse(terms: list[str]) -> Selection:
     return Selection(labels=labels, **fields)
 
 
-def is_for(version: str, running: str, *, downgrade: bool) -> bool:
+def is_for(version: str, running: str) -> bool:
     """Whether an agent that runs ``running`` has a part in a rollout of ``version``.
 
-    One that runs something newer has not, unless the rollout is to take it back. What is no version counts as older.
+    One that runs something newer has not: hosts refuse to be taken back to what may have known holes. What is no
+    version counts as older.
     """
-    return downgrade or not versions.is_valid(running) or not versions.is_newer(running, version)
+    return not versions.is_valid(running) or not versions.is_newer(running, version)

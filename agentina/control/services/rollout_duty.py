@@ -72,6 +72,7 @@ class Rollouts:
         decision = rules.decide(
             stored.rollout, known.values(), service.facts(control, known.values()), now_ms=control.clock.wall_ms(),
             elapsed=watched,
+            is_withdrawn=control.published is not None and stored.rollout.plan.version not in control.published,
         )  # fmt: skip
         changed = {member.agent: member for member in new} | dict(decision.members)
         # Only that time has passed need not be stored each time.

@@ -99,7 +99,9 @@ def _progress(rollout: model.Rollout, member: model.Member, fact: model.Fact) ->
     if not fact.is_online:
         return "it is offline"
     report = fact.report
-    return report.state if report is not None and report.id == model.order_id(rollout, member) else "not begun"
+    if report is None or report.id != model.order_id(rollout, member):
+        return "not begun"
+    return f"{report.state}: {report.reason} {report.detail}".strip() if report.reason else report.state
 
 
 def _work(samples: rules.WorkSamples) -> list[api.RolloutWork]:

@@ -303,10 +303,8 @@ def test_agents_that_run_something_newer_take_no_part(fleet: Fleet) -> None:
     newer.beat()
     rollout = fleet.start()
     assert sum(fleet.show(rollout)["rollout"]["agents"].values()) == 1
-    fleet.act(rollout, "abort")
-    fleet.turns(3)
-    rollout = fleet.start(downgrade=True)
-    assert sum(fleet.show(rollout)["rollout"]["agents"].values()) == 2
+    fleet.turns(12)
+    assert newer.version == "2.0.0"
 
 
 def test_following_returns_with_the_next_change(fleet: Fleet) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentina.control.rollouts import figures, model
+from agentina.control.rollouts import figures, model, rules
 from agentina.protocol import wire
 from tests.fakes import rolling_fleet
 from tests.fakes.rolling_fleet import NEW, OLD, Fleet, Host
@@ -173,6 +173,30 @@ def test_a_version_the_host_skips_is_not_asked_for_again() -> None:
     fleet.turns(500)
     assert fleet.hosts[1].acted == ["roll_1.1"]
     assert fleet.members[1].skipped
+
+
+def test_an_operator_who_went_back_is_not_overruled() -> None:
+    fleet = Fleet(hosts(1), plan())
+    fleet.turn()
+    changes = {"state": "rolled-back", "verdict": "inconclusive", "reason": "operator"}
+    fleet.hosts[1].acted.append("roll_1.1")
+    fleet.hosts[1].report = msgspec.convert({"id": "roll_1.1", "version": NEW, **changes}, wire.UpdateReport)
+    fleet.turns(500)
+    assert fleet.hosts[1].acted == ["roll_1.1"]
+
+
+def test_a_withdrawn_release_is_taken_back_and_not_given_to_anybody_else() -> None:
+    fleet = Fleet(hosts(10), plan())
+    fleet.turns(13)
+    assert fleet.state() is model.State.RUNNING
+    assert len(fleet.running(NEW)) > 1
+    decision = rules.decide(
+        fleet.rollout, fleet.members.values(), fleet.facts(), now_ms=fleet.now_ms, elapsed=0, is_withdrawn=True
+    )
+    fleet.apply(decision)
+    fleet.turns(5)
+    assert (fleet.rollout.state, fleet.rollout.gate) == (model.State.ROLLED_BACK, "withdrawn")
+    assert fleet.running(NEW) == set()
 
 
 def test_pins_are_kept() -> None:
