@@ -18,8 +18,9 @@ from agentina.protocol.states import State
 OLD: Final = "1.0.0"
 NEW: Final = "1.1.0"
 #: good: it works; bad: rolled back by itself; late: promoted, and rolled back at the next turn; inconclusive: the first
-#: time; refused: the first time; deaf: the order is never obeyed; dead: never heard of again.
-BEHAVIOURS: Final = ("good", "bad", "late", "inconclusive", "refused", "deaf", "dead")
+#: time; refused: the first time; deaf: the order is never obeyed; dead: never heard of again; slow: works, after three
+#: turns.
+BEHAVIOURS: Final = ("good", "bad", "late", "inconclusive", "refused", "deaf", "dead", "slow")
 
 
 @dataclasses.dataclass
@@ -43,6 +44,8 @@ class Host:
     #: Ids of orders it acted on, and how often it installed the new release.
     acted: list[str] = dataclasses.field(default_factory=list)
     installs: int = 0
+    #: Turns until an update that is under way is done.
+    left: int = 0
 
     def turn(self, order: wire.UpdateOrder | None, now_ms: int) -> None:
         """A heartbeat with its answer, and what follows from it."""
@@ -52,11 +55,12 @@ class Host:
         if self.behaviour == "late" and self.version == NEW and self.report is not None:
             self._roll_back("bad", "crashed")
         if order is None or order.id in self.acted or self.behaviour == "deaf":
+            self._go_on()
             return
         self.acted.append(order.id)
         if order.action == "rollback":
             self.report = wire.UpdateReport(id=order.id, version=order.version, state="rolled-back", verdict="good")
-            self.version = OLD if self.version == order.version else self.version
+            self.version, self.left = OLD if self.version == order.version else self.version, 0
             return
         self._install(order)
 
@@ -68,12 +72,23 @@ class Host:
             self._roll_back("inconclusive", "control-plane-away")
         elif self.behaviour == "bad":
             self._roll_back("bad", "crashed")
+        elif self.behaviour == "slow":
+            self.left = 3
         else:
-            self.version, self.is_dead = order.version, self.behaviour == "dead"
-            self.installs += 1
-            self.report = msgspec.structs.replace(self.report, state="promoted", verdict="good")
+            self._promote()
         if self.behaviour in {"refused", "inconclusive"}:
             self.behaviour = "good"
+
+    def _go_on(self) -> None:
+        self.left -= self.left > 0
+        if self.report is not None and self.report.state == "requested" and not self.left:
+            self._promote()
+
+    def _promote(self) -> None:
+        assert self.report is not None
+        self.version, self.is_dead = self.report.version, self.behaviour == "dead"
+        self.installs += 1
+        self.report = msgspec.structs.replace(self.report, state="promoted", verdict="good")
 
     def _roll_back(self, verdict: str, reason: str) -> None:
         assert self.report is not None

@@ -213,6 +213,7 @@ class _Round:
         elif self._rollout.stage > 1 and stage and not any(self._may_show(member) for member in stage):
             self._say(f"stage {self._rollout.stage}: none of its agents took the release; going on with others")
             self._begin_stage(self._rollout.stage + 1)
+            self._fill()
 
     def _choose(self, stage: list[model.Member], room: int) -> list[int]:
         return spread.choose(

@@ -274,6 +274,25 @@ def test_instances_of_one_host_are_not_changed_together() -> None:
     assert fleet.state() is model.State.COMPLETED
 
 
+def test_a_single_host_is_not_changed_at_once() -> None:
+    fleet = Fleet([Host(number, "host") for number in range(1, 6)], plan(canary=3, batch_percent=100.0))
+    sizes = []
+    for _ in range(60):
+        fleet.turn()
+        sizes.append(len(fleet.running(NEW)))
+    assert sorted(set(sizes)) == [0, 1, 3, 5]
+
+
+def test_an_update_under_way_is_called_back() -> None:
+    fleet = Fleet(hosts(1, behaviour="slow"), plan())
+    fleet.turns(2)
+    assert fleet.standing(model.Standing.ORDERED)
+    fleet.abort()
+    fleet.turns(10)
+    assert fleet.hosts[1].acted == ["roll_1.1", "roll_1.1.back"]
+    assert fleet.running(NEW) == set()
+
+
 def test_zones_take_turns() -> None:
     members = [Host(number, f"host-{number}", zone="abc"[number % 3]) for number in range(1, 31)]
     fleet = Fleet(members, plan(canary=3, batch_percent=20.0))
@@ -372,6 +391,7 @@ class Watcher:
         orders = [model.order(rollout, member) for member in fleet.members.values()]
         upgrades = [order for order in orders if order is not None and order.action == "upgrade"]
         self.is_over |= rollout.state in {model.State.ROLLING_BACK, model.State.ROLLED_BACK}
+        assert not (upgrades and rollout.state is model.State.PAUSED)
         if self.is_over:
             assert rollout.state in {model.State.ROLLING_BACK, model.State.ROLLED_BACK}
             assert not upgrades
