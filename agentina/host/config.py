@@ -11,7 +11,7 @@ import msgspec
 import yaml
 
 from agentina import errors
-from agentina.protocol import inputs
+from agentina.protocol import inputs, windows
 from agentina.system import files, paths
 
 _MAX_CONFIG = 1 << 20
@@ -43,6 +43,11 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cloud: Literal["auto", "none", "gce", "aws", "azure"] = "auto"
     #: ``HOST[:PORT]`` of the cloud's metadata service, where a proxy stands before it; empty: the cloud's own.
     cloud_metadata: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?)?$")] = ""
+    #: When rollouts may give this host another release, ``[DAYS] HH:MM-HH:MM`` in UTC, such as ``mon-fri 22:00-05:00``;
+    #: empty: at any time. Going back, and `agentina upgrade` on the host, are allowed always.
+    update_window: str = ""
+    #: The only version that rollouts may give this host; empty: any.
+    update_pin: Annotated[str, msgspec.Meta(max_length=60)] = ""
     #: ``debug``, ``info, ``warning``, ``error``.
     log_level: str = "info"
 
@@ -61,7 +66,13 @@ def load(instance: paths.InstancePaths) -> HostConfig:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise errors.INPUT_UNREADABLE(where=str(instance.config), problem=" ".join(str(error).split())) from error
-    return inputs.convert(document, HostConfig, str(instance.config))
+    settings = inputs.convert(document, HostConfig, str(instance.config))
+    try:
+        windows.parse(settings.update_window)
+    except errors.AgentinaError as error:
+        problem = str(error.context.get("problem", ""))
+        raise errors.INPUT_INVALID(where=f"{instance.config}: update_window", problem=problem) from error
+    return settings
 
 
 def save(instance: paths.InstancePaths, config: HostConfig) -> None:

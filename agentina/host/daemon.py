@@ -243,6 +243,8 @@ class Daemon:
             drain_reason=lambda: self._standing.why_draining,
             version=__version__,
             update=self._orders.report,
+            update_window=self._settings.update_window,
+            update_pin=self._settings.update_pin,
             clocks=self._clock,
         )
         self._poll = poll.Poll(

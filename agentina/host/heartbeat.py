@@ -51,6 +51,8 @@ class Heartbeat:
         drain_reason: Callable[[], str | None],
         version: str,
         update: Callable[[], wire.UpdateReport | None] = lambda: None,
+        update_window: str = "",
+        update_pin: str = "",
         clocks: clock.Clock,
     ) -> None:
         self._session = sessions
@@ -59,6 +61,7 @@ class Heartbeat:
         self._drain_reason = drain_reason
         self._version = version
         self._update = update
+        self._window, self._pin = update_window, update_pin
         self._clock = clocks
         self._now = asyncio.Event()
         #: Wall time of the last heartbeat that was answered, for people.
@@ -105,6 +108,8 @@ class Heartbeat:
                 drain_reason=(reason or "")[: wire.MAX_DETAIL],
                 version=self._version,
                 update=self._update(),
+                update_window=self._window,
+                update_pin=self._pin,
             )
 
         answer = await self._session.post(_PATH, make, wire.HeartbeatAnswer)

@@ -129,6 +129,7 @@ def install(instance: paths.InstancePaths, request: Request, *, say: Say) -> Ins
     changed += _settle_config(instance, request, url, settings)
     served = request.service and service.is_managed(instance.layout)
     if served:
+        _trust_releases(instance, say)
         _serve(instance, request, changed, say)
     _note_differences(known, request, license_, say)
     return Installed(agent_id=known.agent_id, organization=known.organization, changed=changed, service=served)
@@ -305,6 +306,19 @@ def _wanted(request: Request, url: str, settings: config.HostConfig | None) -> c
     if request.ca_file:
         changes["ca_file"] = str(Path(request.ca_file).absolute())
     return msgspec.structs.replace(base, **changes)
+
+
+def _trust_releases(instance: paths.InstancePaths, say: Say) -> None:
+    """Have the host trust the control plane's releases (docs/adr/0012). An agent works without."""
+    if instance.layout.release_root.exists():
+        return
+    from agentina.host import offers  # noqa: PLC0415 - loads all of TUF
+
+    try:
+        if offers.pin_root(instance):
+            say(f"Trusting the control plane's releases ({instance.layout.release_root}).")
+    except errors.AgentinaError as error:
+        say(f"The control plane's releases are not trusted yet: {error.message}")
 
 
 def _serve(instance: paths.InstancePaths, request: Request, changed: list[str], say: Say) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from agentina import errors
-from agentina.host import trials, update_host, wishes
+from agentina.host import config, trials, update_host, wishes
+from agentina.protocol import windows
 from agentina.system import clock, files, paths
 from agentina.updates import engine, journal, releases, versions
 from agentina.updates.journal import Reason
@@ -97,12 +98,31 @@ def heed(instance: paths.InstancePaths, store: releases.Store, file: journal.Fil
             raise errors.STATE_CONFLICT(
                 what=f"Release {wish.version}", state=f"older than {runs}, which runs", expected="a newer one"
             )
+        _check_allowed(instance, wish.version, wall_ms=file.now.wall_ms)
         want(instance, store, file, version=wish.version, id=wish.id, force=False)
     except errors.AgentinaError as error:
         if error.entry in {errors.DISK_FULL, errors.STATE_UNWRITABLE}:
             raise
         refused = journal.refuse(file.content, id=wish.id, version=wish.version, error=error, now=file.now)
         file.record(refused)
+
+
+def _check_allowed(instance: paths.InstancePaths, version: str, *, wall_ms: int) -> None:
+    """What the host's owner says in its configuration; the control plane knows it, and is not relied on.
+
+    Raises:
+        AgentinaError: ``STATE_CONFLICT``, or an input's fault.
+
+    """
+    settings = config.load(instance)
+    if settings.update_pin not in {"", version}:
+        raise errors.STATE_CONFLICT(
+            what="This host", state=f"pinned to {settings.update_pin} by its owner", expected=f"release {version}"
+        )
+    if not windows.parse(settings.update_window).is_open(wall_ms):
+        raise errors.STATE_CONFLICT(
+            what="This host", state="outside its maintenance window", expected=settings.update_window
+        )
 
 
 def want(

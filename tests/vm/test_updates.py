@@ -7,7 +7,9 @@ recorded; the tasks are the same processes.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,25 @@ from tests.fakes import release_publisher
 from tests.vm import container, host, lab, variants
 
 TASKS = 3
+#: Prints each span of time in which the daemon did not answer on its socket; ends at a line on stdin.
+WATCH = """
+import select, socket, sys, time
+last = time.monotonic()
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect("/run/agentina/default/agentina.sock")
+            connection.sendall(b'{"verb": "status"}\\n')
+            answered = bool(connection.recv(1))
+    except OSError:
+        answered = False
+    if answered:
+        now = time.monotonic()
+        if now - last > 0.05:
+            print(f"{now - last:.3f}")
+        last = now
+"""
 GOOD = "9.0.0"
 #: Versions by fault.
 BAD = {fault: f"9.1.{number}" for number, fault in enumerate(variants.FAULTS)}
@@ -60,6 +81,10 @@ class Site:
         self.lab.wait_online(self.there)
         return str(self.status()["version"])
 
+    def wait_for_version(self, version: str) -> None:
+        """Wait until a daemon of this version is online: PID 1 starts it while the update is over already."""
+        host.wait_for(lambda: self.version() == version, f"{version} runs")
+
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.there.try_run("agentina status --json").stdout))
 
@@ -70,7 +95,7 @@ class Site:
         units = {
             "agentina-update@": f"Environment=SOAK={soak}s PATIENCE={patience}s\nRestartSec=1s\n",
             "agentina-trial@": f"TimeoutStartSec={start}s\nWatchdogSec={watchdog}s\nTimeoutStopSec={stop}s\n",
-            "agentina@": "RestartSec=100ms\n",
+            "agentina@": f"RestartSec=100ms\nTimeoutStopSec={stop}s\n",
         }
         for unit, text in units.items():
             path = f"/run/systemd/system/{unit}.service.d/times.conf"
@@ -96,6 +121,39 @@ class Site:
         except ValueError:
             raise AssertionError(f"{done.stdout}\n{done.stderr}\n{self.log()}") from None
 
+    @contextlib.contextmanager
+    def upgrading(self, version: str) -> Iterator[subprocess.Popen[bytes]]:
+        """An upgrade that has come to its trial."""
+        self.publish(version)
+        upgrade = self.there.start(f"agentina upgrade {version} --yes")
+        try:
+            self.there.wait("systemctl is-active agentina-trial@default", f"{version} is on trial")
+            yield upgrade
+        finally:
+            upgrade.kill()
+            upgrade.communicate()
+
+    @contextlib.contextmanager
+    def absences(self) -> Iterator[list[float]]:
+        """Spans of more than 50 ms in which the daemon did not answer, filled in when the block ends."""
+        found: list[float] = []
+        watch = self.there.start("python3 /root/watch.py")
+        try:
+            yield found
+        finally:
+            said, _ = watch.communicate(b"\n", timeout=host.PATIENCE)
+            found += map(float, said.split())
+
+    def wish(self, content: bytes) -> None:
+        """Leave a wish as the daemon does, or as somebody who took it over might; returns when it was taken."""
+        path = "/var/lib/agentina/default/update-wish.json"
+        self.there.run(f"cat > {path}.new && mv {path}.new {path}", user="agentina", text=content)
+        self.there.wait(f"! test -e {path}", "the wish was taken")
+
+    def wait_for_report(self, state: str) -> None:
+        """Wait until the daemon reports that the latest update is in this state."""
+        host.wait_for(lambda: (self.status().get("update") or {}).get("state") == state, f"it is {state}")
+
     def log(self) -> str:
         return self.there.run("journalctl -n 60 --no-pager -o short-monotonic -u 'agentina*'")
 
@@ -119,6 +177,7 @@ def site(
     )  # fmt: skip
     there = new_container("updated")
     run_lab.activate(there, "default", f"--max-concurrent-tasks {TASKS}")
+    there.put(WATCH.encode(), "/root/watch.py")
     made = Site(there, run_lab, publisher, tmp_path_factory.mktemp("variants"))
     yield made
     run_lab.fleet.client.close()  # it was idle for long
@@ -133,8 +192,157 @@ def test_bad_release_never_stays(site: Site, fault: str, reason: str, times: dic
     assert code == 1, document
     assert reason in document["error"]["message"], site.log()
     assert document["error"]["context"]["verdict"] == "bad"
-    assert site.version() == site.packaged
+    site.wait_for_version(site.packaged)
     if fault == "forgetful":
         # What a daemon tells the control plane that it does not hold is given away: its jobs are tried again.
         site.wait_for_tasks()
     site.check_untouched()
+
+
+# --- after the trial -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("deaf", "did not end when it was told to"), ("second-start", "did not start")]
+)
+def test_release_that_shows_its_fault_while_it_is_promoted(site: Site, fault: str, reason: str) -> None:
+    site.set_times(soak=1, stop=3)
+    code, document = site.upgrade(BAD[fault], fault)
+    assert code == 1, document
+    assert reason in document["error"]["message"], site.log()
+    site.wait_for_version(site.packaged)
+    site.check_untouched()
+
+
+def test_release_that_crashes_after_its_promotion_is_left(site: Site) -> None:
+    site.set_times(soak=1)
+    code, document = site.upgrade(BAD["later"], "later")
+    assert code == 0, document
+    site.wait_for_version(site.packaged)
+    site.wait_for_report("rolled-back")
+    update = site.status()["update"]
+    assert (update["verdict"], update["reason"]) == ("bad", "start-failure")
+    assert "did not start" in update["detail"]
+    site.check_untouched()
+    code, document = site.upgrade(BAD["later"])
+    assert document["error"]["code"] == "RELEASE_SKIPPED"
+
+
+def test_package_runs_when_the_new_and_the_previous_release_are_broken(site: Site) -> None:
+    """Both are on the disk; no updater ever let them in."""
+    site.set_times()
+    for fault in ("second-start", "later"):
+        site.there.run(
+            f"test -d /opt/agentina/releases/{BAD[fault]}; touch /var/lib/agentina/default/was-here-{BAD[fault]}"
+        )
+    site.there.run(
+        f"ln -sfn ../releases/{BAD['second-start']} /opt/agentina/instances/default; "
+        f"ln -sfn ../releases/{BAD['later']} /opt/agentina/previous/default; "
+        "systemctl restart --no-block agentina@default"
+    )
+    site.there.wait("! test -e /opt/agentina/instances/default", "both were left")
+    site.wait_for_version(site.packaged)
+    site.check_untouched()
+
+
+def test_good_release_stays_and_an_operator_goes_back(site: Site, measured: Callable[[str], None]) -> None:
+    site.set_times(soak=1)
+    site.publish(GOOD)
+    assert json.loads(site.there.try_run("agentina upgrade --check --json").stdout)["available"]["version"] == GOOD
+    with site.absences() as absences:
+        assert site.upgrade(GOOD)[0] == 0
+    measured(f"upgrade: the daemon was away for {' and '.join(f'{gap:.2f} s' for gap in absences)} in a container")
+    assert site.version() == GOOD
+    site.check_untouched()
+    update = site.status()["update"]
+    assert (update["version"], update["state"], update["verdict"]) == (GOOD, "promoted", "good")
+    listed = json.loads(site.there.run("agentina release list --json"))["releases"]
+    assert [one["version"] for one in listed if one["runs"]] == [GOOD]
+    with site.absences() as absences:
+        site.there.run("agentina rollback --yes")
+        site.wait_for_version(site.packaged)
+    measured(f"rollback: the daemon was away for {' and '.join(f'{gap:.2f} s' for gap in absences)} in a container")
+    site.check_untouched()
+    assert site.there.try_run("agentina rollback --yes").returncode == 6, "there is nothing further to go back to"
+
+
+# --- during the trial ----------------------------------------------------------------------------------------------
+
+
+def test_trial_in_all_weathers(site: Site, package: Path) -> None:
+    """A second wish, an updater that is killed, an installation of the package: the trial goes on, and is good."""
+    site.set_times(soak=8)
+    with site.upgrading("9.2.0") as upgrade:
+        assert site.upgrade("9.2.0")[1]["error"]["code"] == "STATE_CONFLICT"
+        site.there.run("systemctl kill --signal=KILL agentina-update@default")
+        site.there.run(f"apt-get -y --reinstall install /root/{package.name}")
+        assert upgrade.wait(host.PATIENCE) == 0, site.log()
+    assert site.version() == "9.2.0"
+    site.check_untouched()
+    site.there.run("agentina rollback --yes")
+
+
+def test_control_plane_away_says_nothing_about_the_release(site: Site) -> None:
+    site.set_times(soak=6, patience=6)
+    with site.upgrading("9.3.0") as upgrade:
+        site.there.set_network(up=False)
+        assert upgrade.wait(host.PATIENCE) == 1
+    site.there.set_network(up=True)
+    site.wait_for_version(site.packaged)
+    update = site.status()["update"]
+    assert (update["verdict"], update["reason"]) == ("inconclusive", "control-plane-away")
+    site.check_untouched()
+
+
+def test_operator_ends_a_trial(site: Site) -> None:
+    site.set_times()
+    with site.upgrading("9.3.0") as upgrade:
+        site.there.run("agentina rollback --yes")
+        assert upgrade.wait(host.PATIENCE) == 1
+    site.wait_for_version(site.packaged)
+    assert site.status()["update"]["reason"] == "operator"
+    site.check_untouched()
+
+
+# --- a daemon's wish -----------------------------------------------------------------------------------------------
+
+
+def test_order_of_the_control_plane_is_obeyed_once(site: Site) -> None:
+    site.set_times(soak=1)
+    site.publish("9.4.0")
+    site.wish(b"{}")
+    site.wish(b'{"id": "roll_x.1", "action": "upgrade", "version": "0.0.1"}')
+    site.wait_for_report("refused")
+    site.wish(b'{"id": "roll_x.2", "action": "upgrade", "version": "9.4.0"}')
+    site.wait_for_report("promoted")
+    assert site.version() == "9.4.0"
+    site.wish(b'{"id": "roll_x.2", "action": "upgrade", "version": "9.4.0"}')
+    site.wish(b'{"id": "roll_x.3", "action": "rollback", "version": "9.4.0"}')
+    site.wait_for_report("rolled-back")
+    site.wait_for_version(site.packaged)
+    site.check_untouched()
+
+
+# --- the end: tasks end with the host ------------------------------------------------------------------------------
+
+
+def test_power_cut_on_trial_boots_what_ran_before(site: Site) -> None:
+    site.set_times()
+    with site.upgrading("9.3.0") as upgrade:
+        site.there.cut()
+        upgrade.wait(host.PATIENCE)
+    site.there.boot()
+    site.wait_for_version(site.packaged)
+    site.wait_for_report("rolled-back")
+    assert site.status()["update"]["reason"] == "interrupted"
+
+
+def test_uninstall_during_a_trial_leaves_nothing_running(site: Site) -> None:
+    site.set_times()
+    with site.upgrading("9.3.0") as upgrade:
+        site.there.run("agentina uninstall --force --purge")
+        upgrade.wait(host.PATIENCE)
+    assert site.there.run("systemctl list-units --plain --no-legend --state=active 'agentina*@default*' || true") == ""
+    assert site.there.run("ls -A /opt/agentina/instances /opt/agentina/trials /var/lib/agentina/.updates").split() == [
+        "/opt/agentina/instances:", "/opt/agentina/trials:", "/var/lib/agentina/.updates:",
+    ]  # fmt: skip
