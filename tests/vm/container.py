@@ -72,6 +72,9 @@ class Container(host.Host):
         """See :class:`host.Host`."""
         assert self._process is None, "it is on"
         _make_bridge()
+        # The kernel takes the interface of a host that was cut away when it comes to it.
+        link = Path(f"/sys/class/net/vb-av-{self._number}")
+        host.wait_for(lambda: not link.exists(), f"{link.name} is gone")
         group = _cgroup() / f"agentina-vm-{self._number}"
         group.mkdir(exist_ok=True)
         # In a group of its own: systemd in two containers would otherwise share, and clear, one tree.

@@ -39,7 +39,7 @@ while not select.select([sys.stdin], [], [], 0.01)[0]:
             print(f"{now - last:.3f}")
         last = now
 """
-GOOD = "9.0.0"
+GOOD = "10.0.0"
 #: Versions by fault.
 BAD = {fault: f"9.1.{number}" for number, fault in enumerate(variants.FAULTS)}
 #: Faults that are over before the end of the trial: what is expected, and what makes it quick.
@@ -152,7 +152,13 @@ class Site:
 
     def wait_for_report(self, state: str) -> None:
         """Wait until the daemon reports that the latest update is in this state."""
-        host.wait_for(lambda: (self.status().get("update") or {}).get("state") == state, f"it is {state}")
+        try:
+            host.wait_for(
+                lambda: (self.status().get("update") or {}).get("state") == state, f"it is {state}", seconds=60
+            )
+        except AssertionError as error:
+            units = self.there.run("systemctl list-units --all --no-pager --plain 'agentina*'")
+            raise AssertionError(f"{error}\n{units}\n{self.status()}\n{self.log()}") from None
 
     def log(self) -> str:
         return self.there.run("journalctl -n 60 --no-pager -o short-monotonic -u 'agentina*'")
