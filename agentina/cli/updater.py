@@ -27,5 +27,6 @@ def updater(instance: str, *, soak: float, patience: float) -> None:
     from agentina.host import updater as host_updater
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("tuf").setLevel(logging.WARNING)
     terms = trials.Terms(soak=soak, patience=patience)
     host_updater.run(options.layout().instance(instance), terms=terms)
