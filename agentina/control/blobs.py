@@ -1,9 +1,12 @@
 """Output and artifacts as files, appended at offsets and synced before anybody is told that they are stored.
 
-Layout below the data directory (fan-out keeps directories small)::
+Layout below the data directory::
 
-    blobs/output/<2>/<2>/<task id>             raw output; its size is how much is stored
-    blobs/artifacts/<2>/<2>/<task id>/<sha256 of the name>[.part]
+    blobs/output/<2>/<task id>             raw output; its size is how much is stored
+    blobs/artifacts/<2>/<task id>/<sha256 of the name>[.part]
+
+256 directories keep each small: a million tasks are four thousand in one. With another level below them nearly every
+task would come to a directory that is not there yet, and pay for making it durable.
 
 Writing and syncing wait for the disk, so they run in threads; callers make sure that one file has one writer.
 """
@@ -108,8 +111,7 @@ class Blobs:
 
     def _directory(self, kind: str, task_id: str) -> Path:
         # The end of a job's id is random, its beginning is the time.
-        fan = hashlib.blake2s(task_id.encode(), digest_size=2).hexdigest()
-        return self._root / kind / fan[:2] / fan[2:]
+        return self._root / kind / hashlib.blake2s(task_id.encode(), digest_size=1).hexdigest()
 
     async def in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """What ``function`` returns; it waits for the disk, and the event loop does not."""
