@@ -16,8 +16,9 @@ OUTPUT_LIMIT = "output-limit"
 DISK_LIMIT = "disk-limit"
 LEASE_EXPIRED = "lease-expired"
 HOST_SHUTDOWN = "host-shutdown"
+FINISHED = "finished"
 NONE = "none"
-STOP_REASONS = frozenset({CANCELED, TIME_LIMIT, LEASE_EXPIRED, HOST_SHUTDOWN})
+STOP_REASONS = frozenset({CANCELED, TIME_LIMIT, LEASE_EXPIRED, HOST_SHUTDOWN, FINISHED})
 
 #: Seconds between SIGTERM and the lease's deadline, at most.
 LEASE_GRACE = 3.0

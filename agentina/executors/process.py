@@ -303,11 +303,12 @@ def _read_order(directory: Path) -> _Order | None:
 
 
 def _merged(before: _Order | None, after: _Order) -> _Order:
-    """The order that stands: the first reason, and the shorter grace where both say one."""
+    """The order that stands: the first reason to end the task, and the shorter grace where both say one."""
     if before is None:
         return after
+    reason = after.reason if before.reason == contract.StopReason.FINISHED.value else before.reason
     said = [grace for grace in (before.grace_seconds, after.grace_seconds) if grace is not None]
-    return _Order(reason=before.reason, grace_seconds=min(said, default=None))
+    return _Order(reason=reason, grace_seconds=min(said, default=None))
 
 
 def _open_supervisor(directory: Path) -> int | None:

@@ -79,6 +79,7 @@ class Supervisor:
         self._started = _boot()
         self._started_ms = time.time_ns() // 1_000_000
         self._lease = request.lease_deadline
+        self._phase = "start"
         self._stopped = limits.NONE
         self._kill_at = float("inf")
         self._details: list[str] = []
@@ -95,9 +96,16 @@ class Supervisor:
             self._finish({"phase": "start"})
             return
         ended = self._run_command(self.request.argv, "command")
-        if self.request.verify is not None and ended.get("exit_code") == 0 and self._stopped == limits.NONE:
+        if self.request.verify is not None and self._may_verify(ended):
             ended = self._run_command(self.request.verify, "verify")
         self._finish(ended)
+
+    def _may_verify(self, ended: dict[str, Any]) -> bool:
+        """Whether the command did its work; ending one that had is no end of the task."""
+        if self._stopped == limits.FINISHED:
+            self._stopped, self._kill_at = limits.NONE, float("inf")
+            return True
+        return ended.get("exit_code") == 0 and self._stopped == limits.NONE
 
     def kill(self) -> None:
         """End everything of the task."""
@@ -116,6 +124,7 @@ class Supervisor:
 
     def _run_command(self, argv: list[str], phase: str) -> dict[str, Any]:
         request = self.request
+        self._phase = phase
         command = spawning.Command(argv, request.environment, request.workspace, self._output, request.cgroup)
         problem = ""
         try:
@@ -214,16 +223,19 @@ class Supervisor:
             grace = grace if order.get("grace_seconds") is None else float(order["grace_seconds"])
         except (ValueError, AttributeError, TypeError):
             pass  # damaged: the wish to stop is clear all the same
+        if reason == limits.FINISHED and self._phase == "verify":
+            return False  # that was for the command
         self._stop(reason if reason in limits.STOP_REASONS else limits.HOST_SHUTDOWN, grace)
         return True
 
     def _stop(self, reason: str, grace: float) -> None:
-        """Ask everything to end. The first reason stays; a later order can only shorten the grace."""
+        """Ask everything to end. The first reason to end the task stays; a later order can only shorten the grace."""
         kill_at = limits.stop_times(now=_boot(), grace=grace, lease_deadline=self._lease)
         self._kill_at = min(self._kill_at, kill_at)
         if self._stopped == limits.NONE:
-            self._stopped = reason
             self._children.terminate()
+        if self._stopped in {limits.NONE, limits.FINISHED}:
+            self._stopped = reason
 
     def _end(self, reason: str, detail: str) -> None:
         """A limit was crossed: no grace, it would only grow on."""

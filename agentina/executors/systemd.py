@@ -289,7 +289,8 @@ class SystemdExecutor:
         before = _read(directory / "stop")
         graces = [float(grace) for grace in before.get("grace_seconds", ())]
         graces += [] if grace_seconds is None else [grace_seconds]
-        order = [("reason", _one(before, "reason") or reason.value)]
+        first = _one(before, "reason")
+        order = [("reason", reason.value if first in {"", contract.StopReason.FINISHED.value} else first)]
         order += [("grace_seconds", str(min(graces)))] if graces else []
         try:
             # Here for a start still to come, and for the next daemon; the supervisor's own copy follows.

@@ -134,6 +134,7 @@ class Daemon:
         )
         signer = link.Signer(key=who.key, agent_id=who.agent_id, audience=who.control_plane_id)
         self._link = link.Link(settings.control_plane, signer=signer, ca_file=settings.ca_file, clocks=self._clock)
+        self._runners = runners.load(instance.layout.runners_directory)
         self._lock = asyncio.Lock()
         self._departure = departure.Departure()
         self._session = session.Session(self._link, clocks=self._clock)
@@ -180,10 +181,12 @@ class Daemon:
         transfers = uploads.Uploads(self._session)
         self._work = operations.Operations(
             executor=self._executor,
+            runners=self._runners,
             cache_directory=self._instance.layout.cache_directory,
             transfers=transfers,
             clocks=self._clock,
             boot_id=self._boot_id,
+            agent_linger=self._settings.agent_linger,
         )
         self._tasks = tasks.Tasks(
             self._instance.tasks,
@@ -312,7 +315,7 @@ class Daemon:
             guarantees=self._executor.guarantees(),
             fingerprint=fingerprint.read(),
             max_concurrent_tasks=self._settings.max_concurrent_tasks,
-            runners=sorted(runners.RUNNERS),
+            runners=sorted(self._runners),
             facts={"system": platform.system(), "kernel": platform.release(), "architecture": platform.machine()},
         )
 
@@ -338,7 +341,7 @@ class Daemon:
             poll=asked,
             acknowledged=acknowledged,
             held=self._tasks.ids,
-            runners=runners.RUNNERS.keys(),
+            runners=self._runners.keys(),
             blocks=self._standing.blocks(),
             check_policy=self._standing.check_policy,
             host=socket.gethostname(),

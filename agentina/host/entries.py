@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from pathlib import Path
 
-from agentina.host import records, state
+from agentina.host import records, runs, state
 from agentina.protocol import jobs, wire
 
 
@@ -38,6 +38,8 @@ class Entry:
     #: Paths of what it left, by artifact name.
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
     secrets: list[bytes] = dataclasses.field(default_factory=list)
+    #: What it prints, where its runner can read that.
+    run: runs.Run | None = None
     next: state.Do | None = None
     driver: asyncio.Task[None] | None = None
     #: The driver is inside an operation, so that canceling it cancels that.

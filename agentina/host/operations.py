@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,17 +12,15 @@ import msgspec
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host import entries, outcomes, records, state, uploads
+from agentina.host import entries, outcomes, records, runs, state, uploads
 from agentina.protocol import jobs, wire
 from agentina.protocol.states import Reason, State
-from agentina.runners import registry
-from agentina.system import clock, files
+from agentina.runners import contract as runner_contract
+from agentina.system import clock, files, tasks
 
 if TYPE_CHECKING:
     from agentina.host import workspaces
 
-#: What every process gets besides its job's own variables.
-_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Errors of this host, not of the job: another host may do better.
 _HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code}
 
@@ -36,18 +34,22 @@ class Operations:
         self,
         *,
         executor: contract.Executor,
+        runners: Mapping[str, runner_contract.Runner],
         cache_directory: Path,
         transfers: uploads.Uploads,
         clocks: clock.Clock,
         boot_id: str,
+        agent_linger: float,
     ) -> None:
         #: Called when a task was ended because the system stops.
         self.on_host_shutdown: Callable[[], None] = lambda: None
         self._executor = executor
+        self._runners = runners
         self._cache = cache_directory
         self._transfers = transfers
         self._clock = clocks
         self._boot_id = boot_id
+        self._agent_linger = agent_linger
         self._git: workspaces.Workspaces | None = None
 
     async def perform(self, entry: entries.Entry, operation: state.Do) -> state.Event:
@@ -57,7 +59,7 @@ class Operations:
         if operation is state.Do.START:
             return await self._start(entry)
         if operation is state.Do.WATCH:
-            await self._executor.wait(entry.directory.path)
+            await self._watch(entry)
             return state.Ended(is_all=_is_all(entry))
         if operation is state.Do.COLLECT:
             return await self._collect(entry)
@@ -76,8 +78,11 @@ class Operations:
         job = entry.job
         assert job is not None
         try:
-            if leaves_files(job):
+            runner = self._runner(job)
+            if runner.needs_home or leaves_files(job):
                 records.make_empty(entry.directory.home)
+            if runner.needs_home:
+                _make_files(entry.directory.home, runner.plan(job, place=self._place(entry, job, runner)).files)
             if job.workspace.git is None:
                 records.make_empty(entry.directory.workspace)
             else:
@@ -89,7 +94,8 @@ class Operations:
         except errors.AgentinaError as error:
             if error.code in _HOST_FAULTS:
                 return state.Unable(str(error))
-            return state.Failed(outcomes.from_error(error, State.FAILED, Reason.WORKSPACE_FAILED))
+            reason = Reason.WORKSPACE_FAILED if error.code == errors.WORKSPACE_FAILED.code else Reason.START_FAILED
+            return state.Failed(outcomes.from_error(error, State.FAILED, reason))
         return state.Prepared()
 
     async def _start(self, entry: entries.Entry) -> state.Event:
@@ -112,16 +118,16 @@ class Operations:
         assert job is not None
         assert entry.assignment is not None
         workspace = entry.workspace or entry.directory.workspace
-        place = self._executor.place(entry.directory.path)
-        seen = entry.directory if place is entry.directory.path else records.TaskDirectory(place)
-        home = str(seen.home if leaves_files(job) else seen.workspace)
-        plan = registry.RUNNERS[job.runner].plan(job, workspace=seen.workspace)
+        runner = self._runner(job)
+        place = self._place(entry, job, runner)
+        plan = runner.plan(job, place=place)
+        home = str(place.home)
         return contract.Launch(
             task_id=entry.task_id,
             directory=entry.directory.path,
             argv=plan.argv,
             environment={
-                "PATH": _PATH,
+                "PATH": runner_contract.SEARCH_PATH,
                 "LANG": "C.UTF-8",
                 "HOME": home,
                 "TMPDIR": home,
@@ -141,7 +147,55 @@ class Operations:
             timeout_seconds=job.limits.timeout,
             grace_seconds=job.limits.grace,
             lease_deadline=deadline,
+            oom=plan.oom,
         )
+
+    def _runner(self, job: jobs.JobSpec) -> runner_contract.Runner:
+        runner = self._runners.get(job.runner)
+        if runner is None:
+            # It was there when the task was taken; the daemon was started again since.
+            raise errors.TASK_START_FAILED(problem=f"this host does not have the runner {job.runner!r} any more")
+        return runner
+
+    def _place(self, entry: entries.Entry, job: jobs.JobSpec, runner: runner_contract.Runner) -> runner_contract.Place:
+        place = self._executor.place(entry.directory.path)
+        seen = entry.directory if place is entry.directory.path else records.TaskDirectory(place)
+        workspace = seen.workspace
+        has_home = runner.needs_home or leaves_files(job)
+        return runner_contract.Place(workspace=workspace, home=seen.home if has_home else workspace)
+
+    async def _watch(self, entry: entries.Entry) -> None:
+        runner = None if entry.job is None else self._runners.get(entry.job.runner)
+        if runner is None or runner.stream is None:
+            await self._executor.wait(entry.directory.path)
+            return
+        entry.run = runs.Run(runner.stream, entry.directory.output)
+        following = tasks.start(
+            entry.run.follow(lambda: self._end_hung(entry), linger=self._agent_linger), name=f"run {entry.task_id}"
+        )
+        try:
+            await self._executor.wait(entry.directory.path)
+        finally:
+            await tasks.cancel(following)
+
+    def _end_hung(self, entry: entries.Entry) -> None:
+        """End a command line that has finished but does not end."""
+        if entry.task.stop is None:
+            _log.info(
+                "task %s has finished but its process does not end: it is ended", entry.task_id,
+                extra={"action": "task-hung", "task": entry.task_id},
+            )  # fmt: skip
+            self._executor.stop(entry.directory.path, contract.StopReason.FINISHED)
+
+    async def _read_run(self, entry: entries.Entry, job: jobs.JobSpec) -> wire.AgentRun | None:
+        """What the whole output says of the run, where that can be read."""
+        runner = self._runners.get(job.runner)
+        if runner is None or runner.stream is None:
+            return None
+        if entry.run is None:
+            entry.run = runs.Run(runner.stream, entry.directory.output)
+        await asyncio.to_thread(entry.run.complete)
+        return entry.run.summary(entry.secrets)
 
     async def _collect(self, entry: entries.Entry) -> state.Event:
         job = entry.job
@@ -152,7 +206,7 @@ class Operations:
             return state.Collected(self._vanished(entry))
         if result.stopped is contract.StopReason.HOST_SHUTDOWN and result.boot_id == self._boot_id:
             self.on_host_shutdown()
-        outcome = outcomes.from_result(result, job)
+        outcome = outcomes.from_result(result, job, await self._read_run(entry, job))
         if entry.task.stop is not None and outcome.reason is Reason.CANCELED_BY_OPERATOR:
             outcome = _with_stop(outcome, entry.task.stop)
         if not leaves_files(job):
@@ -230,6 +284,19 @@ class Operations:
             except errors.AgentinaError as error:
                 trouble = error
         return outcomes.with_collection(outcome, artifacts=sent, commit=outcome.commit, trouble=trouble)
+
+
+def _make_files(home: Path, contents: dict[str, str]) -> None:
+    """Make what a runner wants to find in the task's home. They may hold secrets."""
+    for name, content in contents.items():
+        path = home / name
+        try:
+            for parent in reversed(path.relative_to(home).parents):
+                (home / parent).mkdir(mode=0o700, exist_ok=True)
+            path.touch(0o600)
+            path.write_text(content, "utf-8")
+        except OSError as error:
+            raise files.from_os_error(error, path) from error
 
 
 def _collect_fields(entry: entries.Entry, error: errors.AgentinaError) -> dict[str, str]:

@@ -1,4 +1,19 @@
-"""From an executor's result to the outcome that is reported. Pure."""
+"""From an executor's result to the outcome that is reported. Pure.
+
+Of a task whose output tells how an AI agent's run went, success is said here, never by the command line alone. The
+first line that fits counts:
+
+| what happened | outcome |
+| --- | --- |
+| it was ended by us, not because it had finished | that reason, whatever it printed: some print a success at SIGTERM |
+| all of it ran out of memory | ``out-of-memory`` |
+| it said that it failed | ``failed``, ``agent-failed``, with its words |
+| ``verify`` did not pass, or could not run | ``failed``, ``verify-failed`` |
+| it was ended because it had finished | ``succeeded``, ``agent-finished`` |
+| it ended by a signal, or with another exit code than 0 | ``failed``, as for any command, with its last complaint |
+| it ended without saying that it had finished | ``failed``, ``agent-unfinished``: some exit 0 in the middle of things |
+| otherwise | ``succeeded``, ``agent-finished`` |
+"""
 
 from __future__ import annotations
 
@@ -25,6 +40,9 @@ _STOPPED: Final[dict[contract.StopReason, tuple[State, Reason]]] = {
 }
 
 
+#: Ends that are not ours, nor the kernel's.
+_ITS_OWN_END: Final = frozenset({Reason.EXIT_ZERO, Reason.EXIT_NONZERO, Reason.KILLED_BY_SIGNAL, Reason.VERIFY_FAILED})
+
 #: What a person needs to know beyond a reason.
 _PARTICULARS: Final[dict[Reason, Callable[[contract.Result, JobSpec], str]]] = {
     Reason.START_FAILED: lambda result, _: result.start_error,
@@ -39,26 +57,34 @@ _PARTICULARS: Final[dict[Reason, Callable[[contract.Result, JobSpec], str]]] = {
 }
 
 
-def from_result(result: contract.Result, job: JobSpec) -> wire.Outcome:
-    """The outcome of a task that left a result, before output and artifacts are known."""
-    state, reason = _classify(result)
+def from_result(result: contract.Result, job: JobSpec, agent: wire.AgentRun | None = None) -> wire.Outcome:
+    """The outcome of a task that left a result, before output and artifacts are known.
+
+    Args:
+        result: The executor's word.
+        job: What was asked for.
+        agent: What an AI agent's command line said; None for anything else.
+
+    """
+    state, reason = _classify(result) if agent is None else _classify_agent(result, job, agent)
     return wire.Outcome(
         state=state,
         reason=reason,
-        detail=_describe(result, reason, job)[:4096],
+        detail=(_describe(result, reason, job) + _remark(agent, reason))[: wire.MAX_DETAIL],
         exit_code=result.exit_code,
         signal=result.signal,
         oom=result.oom,
         usage=result.usage,
         output_truncated=result.output_truncated,
         error_code=errors.TASK_START_FAILED.code if reason is Reason.START_FAILED else "",
+        agent=agent,
     )
 
 
 def _classify(result: contract.Result) -> tuple[State, Reason]:
     if result.phase == "start" or result.start_error:
         return State.FAILED, Reason.START_FAILED
-    if result.stopped is not contract.StopReason.NONE:
+    if result.stopped in _STOPPED:
         return _STOPPED[result.stopped]
     if result.oom == "full":
         return State.OUT_OF_MEMORY, Reason.MEMORY_LIMIT
@@ -67,6 +93,34 @@ def _classify(result: contract.Result) -> tuple[State, Reason]:
     if result.exit_code == 0:
         return State.SUCCEEDED, Reason.EXIT_ZERO
     return State.FAILED, Reason.VERIFY_FAILED if result.phase == "verify" else Reason.EXIT_NONZERO
+
+
+def _classify_agent(result: contract.Result, job: JobSpec, agent: wire.AgentRun) -> tuple[State, Reason]:
+    state, reason = _classify(result)
+    if reason not in _ITS_OWN_END:
+        return state, reason
+    was_ended = result.stopped is contract.StopReason.FINISHED
+    if agent.finished and agent.failed:
+        return State.FAILED, Reason.AGENT_FAILED
+    if reason is Reason.VERIFY_FAILED or (was_ended and job.verify is not None and result.phase == "command"):
+        return State.FAILED, Reason.VERIFY_FAILED
+    if reason is not Reason.EXIT_ZERO and not was_ended:
+        return state, reason
+    if not agent.finished:
+        return State.FAILED, Reason.AGENT_UNFINISHED
+    return State.SUCCEEDED, Reason.AGENT_FINISHED
+
+
+def _remark(agent: wire.AgentRun | None, reason: Reason) -> str:
+    """What a person should know of an AI agent's run besides."""
+    if agent is None:
+        return ""
+    if agent.error and reason is not Reason.AGENT_FINISHED:
+        kind = f"{agent.error_kind}: " if agent.error_kind else ""
+        return f" It said: {kind}{agent.error}"
+    if agent.denials and reason is Reason.AGENT_FINISHED:
+        return f" {units.show_count(agent.denials, 'use')} of tools denied to it."
+    return ""
 
 
 def _describe(result: contract.Result, reason: Reason, job: JobSpec) -> str:

@@ -29,7 +29,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     runners: Patterns | None = None
     #: Roles of jobs accepted, glob patterns; a job without a role is always accepted.
     roles: Patterns | None = None
-    #: Programs a job may start, glob patterns for ``argv[0]`` as the job writes it; a script needs ``/bin/sh``.
+    #: Programs a job may start, glob patterns for ``argv[0]`` as the job writes it; a script needs ``/bin/sh``. An AI
+    #: agent starts whatever it finds: with this key its runner has to be named under ``runners``.
     executables: Patterns | None = None
     #: Repositories a workspace may come from, glob patterns; a job without one is always accepted.
     repositories: Patterns | None = None
@@ -95,7 +96,11 @@ def _check_lists(policy: Policy, job: JobSpec) -> list[str]:
         found.append(f"runner {job.runner!r} is not among the accepted ones ({_listed(policy.runners)})")
     if job.role is not None and not _matches(job.role, policy.roles):
         found.append(f"role {job.role!r} is not among the accepted ones ({_listed(policy.roles)})")
-    commands = [("payload", job.payload)] + ([("verify", job.verify)] if job.verify is not None else [])
+    commands: list[tuple[str, Command]] = [("verify", job.verify)] if job.verify is not None else []
+    if job.runner == "command":
+        commands.insert(0, ("payload", job.payload))
+    elif policy.executables is not None and policy.runners is None:
+        found.append(f"runner {job.runner!r} starts any program; name it under `runners` to accept it")
     for where, command in commands:
         program = _program(command)
         if not _matches(program, policy.executables):

@@ -49,6 +49,54 @@ class Command(_Spec, frozen=True, kw_only=True):
     script: Annotated[str, msgspec.Meta(min_length=1, max_length=262_144)] | None = None
 
 
+class Secret(_Spec, frozen=True, kw_only=True):
+    """An environment value that is also masked in the job's output."""
+
+    secret: Text
+
+
+class McpServer(_Spec, frozen=True, kw_only=True):
+    """A server of tools for an AI agent (Model Context Protocol): started by it with ``command``, or at ``url``."""
+
+    #: Program and arguments; it speaks on stdin and stdout.
+    command: Annotated[list[Text], msgspec.Meta(min_length=1, max_length=256)] | None = None
+    #: Address of one that speaks HTTP.
+    url: Annotated[str, msgspec.Meta(pattern="^https?://", max_length=2048)] | None = None
+    #: Variables for ``command``.
+    environment: Annotated[dict[str, Text | Secret], msgspec.Meta(max_length=256)] = {}
+    #: Headers of every request to ``url``.
+    headers: Annotated[dict[str, Text | Secret], msgspec.Meta(max_length=64)] = {}
+
+
+class Payload(Command, frozen=True, kw_only=True):
+    """What the runner starts. ``command`` takes ``argv`` or ``script``; runners of AI agents take the other keys."""
+
+    #: What the AI agent is to do.
+    prompt: Annotated[str, msgspec.Meta(min_length=1, max_length=262_144)] | None = None
+    #: A file of the workspace that says it, instead of ``prompt``.
+    prompt_file: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)] | None = None
+    #: Added to the agent's own instructions.
+    system_prompt: Annotated[str, msgspec.Meta(min_length=1, max_length=262_144)] | None = None
+    #: As the agent's command line names it; absent: its own choice.
+    model: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._:/@\\[\\]-]{0,199}$")] | None = None
+    #: Most answers of the model; more ends the task. Not for ``codex`` and ``opencode``, which cannot be told.
+    max_turns: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    #: The tools it may use, as its command line names them; absent: all. Not for ``codex`` and ``opencode``.
+    allowed_tools: (
+        Annotated[
+            list[Annotated[str, msgspec.Meta(pattern="^[^,\\s][^,\\n]*$", max_length=500)]],
+            msgspec.Meta(max_length=256),
+        ]
+        | None
+    ) = None
+    #: Id of a session to go on with; its files must be where the agent looks for them.
+    resume: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")] | None = None
+    #: Servers of further tools, by name.
+    mcp_servers: Annotated[
+        dict[Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,64}$")], McpServer], msgspec.Meta(max_length=64)
+    ] = {}
+
+
 class Workspace(_Spec, frozen=True, kw_only=True):
     """Where the task works. Absent: an empty directory."""
 
@@ -105,12 +153,6 @@ class Retry(_Spec, frozen=True, kw_only=True):
     max_backoff: Seconds = 3600.0
 
 
-class Secret(_Spec, frozen=True, kw_only=True):
-    """An environment value that is also masked in the job's output."""
-
-    secret: Text
-
-
 class JobSpec(_Spec, frozen=True, kw_only=True):
     """What somebody asks for."""
 
@@ -119,9 +161,10 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     role: str | None = None
     #: Labels the agent must have.
     labels: dict[str, str] = {}
-    runner: Literal["command"] = "command"
-    #: What the runner starts; for ``command`` a :class:`Command`.
-    payload: Command
+    #: ``command``, ``claude-code``, ``codex``, ``opencode``, ``gemini``, or one that hosts describe in a file.
+    runner: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,39}$")] = "command"
+    #: What the runner starts, see below.
+    payload: Payload
     workspace: Workspace = Workspace()
     resources: Resources = Resources()
     limits: Limits = Limits()
@@ -149,9 +192,21 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
         return self.resources.cpu or PROFILES[self.resources.profile][0]
 
 
+#: Keys of a payload by runner; a runner that only hosts know takes all that are for AI agents.
+_AGENT_KEYS: Final = tuple(sorted(set(Payload.__struct_fields__) - set(Command.__struct_fields__)))
+_UNBOUND_KEYS: Final = tuple(key for key in _AGENT_KEYS if key not in {"max_turns", "allowed_tools"})
+PAYLOAD_KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "command": Command.__struct_fields__,
+    "claude-code": _AGENT_KEYS,
+    "codex": _UNBOUND_KEYS,
+    "gemini": _AGENT_KEYS,
+    "opencode": _UNBOUND_KEYS,
+}
+
 _SIZE_KEYS: Final = (("resources", "memory"), ("resources", "disk"), ("limits", "output"), ("limits", "artifacts"))
 _DURATION_KEYS: Final = (("limits", "timeout"), ("limits", "grace"), ("retry", "backoff"), ("retry", "max_backoff"))
 _SECRET_NAME: Final = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)($|_)", re.IGNORECASE)
+_HIDDEN: Final = "(hidden)"
 #: Shorter secrets would mask ordinary text.
 _MIN_MASKED: Final = 6
 
@@ -164,7 +219,7 @@ def parse_job(document: object) -> JobSpec:
 
     """
     spec = inputs.convert(_with_plain_numbers(document), JobSpec, "job")
-    _check_command(spec.payload, "job.payload")
+    _check_payload(spec)
     if spec.verify is not None:
         _check_command(spec.verify, "job.verify")
     _check_names(spec)
@@ -175,22 +230,42 @@ def parse_job(document: object) -> JobSpec:
 
 def environment_values(spec: JobSpec) -> dict[str, str]:
     """The process environment a job asks for, in plain values."""
-    return {key: value.secret if isinstance(value, Secret) else value for key, value in spec.environment.items()}
+    return plain_values(spec.environment)
+
+
+def plain_values(values: dict[str, str | Secret]) -> dict[str, str]:
+    """Values without their marks."""
+    return {key: value.secret if isinstance(value, Secret) else value for key, value in values.items()}
 
 
 def masked_values(spec: JobSpec) -> list[str]:
     """The values that must not appear in output: marked as secret, or named like one. Longest first."""
+    named = [spec.environment]
+    for server in spec.payload.mcp_servers.values():
+        named += [server.environment, server.headers]
     chosen = (
         value.secret if isinstance(value, Secret) else value
-        for key, value in spec.environment.items()
+        for values in named
+        for key, value in values.items()
         if isinstance(value, Secret) or _SECRET_NAME.search(key)
     )
     return sorted({value for value in chosen if len(value) >= _MIN_MASKED}, key=len, reverse=True)
 
 
 def without_values(spec: JobSpec) -> JobSpec:
-    """The same job with every environment value hidden, for API answers and pages."""
-    return msgspec.structs.replace(spec, environment=dict.fromkeys(spec.environment, "(hidden)"))
+    """The same job with the values of every environment and header hidden, for API answers and pages."""
+    hidden = msgspec.structs.replace(spec, environment=dict.fromkeys(spec.environment, _HIDDEN))
+    if not spec.payload.mcp_servers:
+        return hidden
+    servers = {
+        name: msgspec.structs.replace(
+            server,
+            environment=dict.fromkeys(server.environment, _HIDDEN),
+            headers=dict.fromkeys(server.headers, _HIDDEN),
+        )
+        for name, server in spec.payload.mcp_servers.items()
+    }
+    return msgspec.structs.replace(hidden, payload=msgspec.structs.replace(spec.payload, mcp_servers=servers))
 
 
 def schema() -> dict[str, Any]:
@@ -202,6 +277,13 @@ def schema() -> dict[str, Any]:
             default = properties[key].pop("default")
             number = {"anyOf": [properties[key], {"type": "string"}]}
             properties[key] = {**number, "default": default, "description": f"a number, or {example}"}
+    document["$defs"]["JobSpec"]["allOf"] = [
+        {
+            "if": {"properties": {"runner": {"const": runner}}},
+            "then": {"properties": {"payload": {"propertyNames": {"enum": list(keys)}}}},
+        }
+        for runner, keys in PAYLOAD_KEYS.items()
+    ]
     return document
 
 
@@ -221,6 +303,37 @@ def _with_plain_numbers(document: object) -> object:
     return plain
 
 
+def _check_payload(spec: JobSpec) -> None:
+    payload = spec.payload
+    allowed = PAYLOAD_KEYS.get(spec.runner, _AGENT_KEYS)
+    for key in payload.__struct_fields__:
+        if key not in allowed and getattr(payload, key) not in (None, {}):
+            problem = f"runner {spec.runner!r} has no such key; it takes {', '.join(allowed)}"
+            raise errors.INPUT_INVALID(where=f"job.payload.{key}", problem=problem)
+    if spec.runner == "command":
+        _check_command(payload, "job.payload")
+        return
+    if (payload.prompt is None) == (payload.prompt_file is None):
+        raise errors.INPUT_INVALID(where="job.payload", problem="expected exactly one of prompt and prompt_file")
+    if payload.prompt_file is not None:
+        _check_inside(payload.prompt_file, "job.payload.prompt_file", "path")
+    for name, server in payload.mcp_servers.items():
+        _check_server(server, f"job.payload.mcp_servers.{name}")
+
+
+def _check_server(server: McpServer, where: str) -> None:
+    if (server.command is None) == (server.url is None):
+        raise errors.INPUT_INVALID(where=where, problem="expected exactly one of command and url")
+    if (server.environment and server.command is None) or (server.headers and server.url is None):
+        raise errors.INPUT_INVALID(where=where, problem="environment belongs to a command, and headers to a url")
+    _check_environment(server.environment, f"{where}.environment")
+    for key, value in plain_values(server.headers).items():
+        if not (key.isascii() and key.isprintable() and value.isprintable()) or ":" in key:
+            raise errors.INPUT_INVALID(where=f"{where}.headers", problem=f"{key[:80]!r} is no header that can be sent")
+    if any("\0" in part for part in server.command or ()):
+        raise errors.INPUT_INVALID(where=where, problem="a NUL character cannot be passed to a process")
+
+
 def _check_command(command: Command, where: str) -> None:
     if (command.argv is None) == (command.script is None):
         raise errors.INPUT_INVALID(where=where, problem="expected exactly one of argv and script")
@@ -235,10 +348,14 @@ def _check_names(spec: JobSpec) -> None:
         names.check_role(spec.role)
     for key, value in spec.labels.items():
         names.check_label(key, value)
-    for key, value in environment_values(spec).items():
+    _check_environment(spec.environment, "job.environment")
+
+
+def _check_environment(values: dict[str, str | Secret], where: str) -> None:
+    for key, value in plain_values(values).items():
         names.check_environment(key)
         if "\0" in value:
-            raise errors.INPUT_INVALID(where=f"job.environment.{key}", problem="a NUL character is not allowed")
+            raise errors.INPUT_INVALID(where=f"{where}.{key}", problem="a NUL character is not allowed")
 
 
 def _check_workspace(workspace: Workspace) -> None:
@@ -250,6 +367,10 @@ def _check_workspace(workspace: Workspace) -> None:
 
 def _check_artifact_patterns(patterns: list[str]) -> None:
     for index, pattern in enumerate(patterns):
-        if pattern.startswith("/") or ".." in pattern.split("/") or "\0" in pattern:
-            problem = f"{pattern[:80]!r} leaves the workspace; expected a relative pattern without '..'"
-            raise errors.INPUT_INVALID(where=f"job.artifacts[{index}]", problem=problem)
+        _check_inside(pattern, f"job.artifacts[{index}]", "pattern")
+
+
+def _check_inside(path: str, where: str, what: str) -> None:
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        problem = f"{path[:80]!r} leaves the workspace; expected a relative {what} without '..'"
+        raise errors.INPUT_INVALID(where=where, problem=problem)

@@ -87,10 +87,13 @@ class Reason(enum.Enum):
     FINISHING = "finishing"
     # succeeded
     EXIT_ZERO = "exit-zero"
+    AGENT_FINISHED = "agent-finished"
     # failed
     EXIT_NONZERO = "exit-nonzero"
     KILLED_BY_SIGNAL = "killed-by-signal"
     VERIFY_FAILED = "verify-failed"
+    AGENT_FAILED = "agent-failed"
+    AGENT_UNFINISHED = "agent-unfinished"
     START_FAILED = "start-failed"
     WORKSPACE_FAILED = "workspace-failed"
     OUTPUT_LIMIT = "output-limit"
@@ -128,9 +131,12 @@ REASONS: Final[dict[Reason, str]] = {
     Reason.RUNNING: "its process runs",
     Reason.FINISHING: "its results are being collected and sent",
     Reason.EXIT_ZERO: "ended with exit code 0",
+    Reason.AGENT_FINISHED: "finished what it was asked to do, by its own account",
     Reason.EXIT_NONZERO: "ended with a non-zero exit code",
     Reason.KILLED_BY_SIGNAL: "was killed by a signal agentina did not send",
     Reason.VERIFY_FAILED: "ended well, but its verify command did not pass",
+    Reason.AGENT_FAILED: "gave up, by its own account",
+    Reason.AGENT_UNFINISHED: "ended without saying that it had finished",
     Reason.START_FAILED: "its process could not be started",
     Reason.WORKSPACE_FAILED: "its workspace could not be made",
     Reason.OUTPUT_LIMIT: "wrote more output than its limit",

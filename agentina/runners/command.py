@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from agentina.protocol.jobs import Command, JobSpec
 from agentina.runners import contract
+from agentina.runners.streams import reading
 
 #: Characters of a script in one argument: the kernel takes at most 128 KiB each (execve(2)), and UTF-8 makes up to
 #: four bytes of a character. Longer scripts go in parts and are joined by the shell.
@@ -17,8 +17,10 @@ class CommandRunner:
     """Starts the payload as it is."""
 
     name = "command"
+    needs_home = False
+    stream: reading.Translate | None = None
 
-    def plan(self, job: JobSpec, *, workspace: Path) -> contract.Plan:  # noqa: ARG002 - the contract's signature
+    def plan(self, job: JobSpec, *, place: contract.Place) -> contract.Plan:  # noqa: ARG002 - the contract's signature
         """See :meth:`contract.Runner.plan`."""
         verify = None if job.verify is None else command_line(job.verify)
         return contract.Plan(argv=command_line(job.payload), verify=verify)

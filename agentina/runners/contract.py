@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 from agentina.protocol.jobs import JobSpec
+from agentina.runners.streams import reading
+
+#: Where programs are looked for; what every process gets besides its job's own variables.
+SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a task works, as it sees it itself."""
+
+    workspace: Path
+    #: Its HOME and TMPDIR; the workspace where nothing has to be kept apart from it.
+    home: Path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +31,13 @@ class Plan:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     #: Command that must exit 0 afterwards, or None.
     verify: list[str] | None = None
+    #: Files to make in the task's home beforehand: relative path to content. They may hold secrets.
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: As in :class:`agentina.executors.contract.Launch`.
+    oom: Literal["kill", "continue"] = "kill"
+
+    def __repr__(self) -> str:
+        return f"Plan({self.argv[0]!r})"
 
 
 class Runner(Protocol):
@@ -25,8 +45,12 @@ class Runner(Protocol):
 
     #: The word in the job's ``runner`` key.
     name: str
+    #: The task needs a home of its own, apart from the workspace.
+    needs_home: bool
+    #: What a line of its output says, where that is a stream that tells how the run went.
+    stream: reading.Translate | None
 
-    def plan(self, job: JobSpec, *, workspace: Path) -> Plan:
+    def plan(self, job: JobSpec, *, place: Place) -> Plan:
         """What to start for ``job``.
 
         Raises:

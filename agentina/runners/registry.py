@@ -1,9 +1,84 @@
-"""The runners this version has, by name."""
+"""The runners of this host: those of this version whose programs are here, and those its owner describes in files."""
 
 from __future__ import annotations
 
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
-from agentina.runners import command, contract
+from agentina import errors
+from agentina.runners import agents, claude_code, codex, command, contract, described, gemini, opencode
+from agentina.runners.streams import formats
 
-RUNNERS: Final[dict[str, contract.Runner]] = {runner.name: runner for runner in (command.CommandRunner(),)}
+#: Name of each AI agent we know to its program and how that is called.
+_AGENTS: Final = {
+    "claude-code": ("claude", claude_code.invoke),
+    "codex": ("codex", codex.invoke),
+    "gemini": ("gemini", gemini.invoke),
+    "opencode": ("opencode", opencode.invoke),
+}
+
+_log = logging.getLogger(__name__)
+
+
+def load(directory: Path) -> Mapping[str, contract.Runner]:
+    """The runners this host has, by name; ``directory`` holds descriptions, and need not exist.
+
+    A runner whose program is not found, or whose description cannot be understood, is not there; the log says so.
+    """
+    runners: dict[str, contract.Runner] = {}
+    found = _descriptions(directory)
+    for name in sorted(_AGENTS.keys() | found.keys()):
+        if name in found and found[name] is None:
+            continue
+        runner = make(name, found.get(name) or described.Description())
+        if shutil.which(runner.program, path=contract.SEARCH_PATH) is not None:
+            runners[name] = runner
+        elif name in found:
+            _log.warning(
+                "the runner %s is not offered: its program %r is not here", name, runner.program[:200],
+                extra={"action": "runner-missing"},
+            )  # fmt: skip
+    shell = command.CommandRunner()
+    return {shell.name: shell, **runners}
+
+
+def make(name: str, description: described.Description) -> agents.AgentRunner:
+    """The runner of an AI agent."""
+    if name not in _AGENTS:
+        return described.make(name, description)
+    program, invoke = _AGENTS[name]
+    return agents.AgentRunner(
+        name,
+        description.program or program,
+        invoke,
+        stream=formats.FORMATS[name],
+        environment=description.environment,
+    )
+
+
+def _descriptions(directory: Path) -> dict[str, described.Description | None]:
+    """What each file describes; None: nobody can tell."""
+    found: dict[str, described.Description | None] = {}
+    for path in sorted(directory.glob("*.yaml")):
+        try:
+            found[path.stem] = _read(path)
+        except errors.AgentinaError as error:
+            found[path.stem] = None
+            _log.error(
+                "the runner %s is not offered: %s", path.stem[:80], error,
+                extra={"action": "runner-damaged", "code": error.code},
+            )  # fmt: skip
+    return found
+
+
+def _read(path: Path) -> described.Description:
+    description = described.read(path)
+    if path.stem in _AGENTS and (
+        description.arguments or description.prompt != "stdin" or description.stream != "text"
+    ):
+        problem = "of a runner of ours only program and environment can be changed; another name makes another runner"
+        raise errors.INPUT_INVALID(where=str(path), problem=problem)
+    return description

@@ -45,6 +45,11 @@ class Layout:
         return self.config_directory / "release-root.json"
 
     @property
+    def runners_directory(self) -> Path:
+        """Holds descriptions of runners, ``<name>.yaml``."""
+        return self.config_directory / "runners.d"
+
+    @property
     def state_directory(self) -> Path:
         """Holds one directory an instance."""
         return self.root / "var/lib/agentina"

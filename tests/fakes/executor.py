@@ -91,14 +91,25 @@ class FakeKernel:
         """SIGTERM, the grace, SIGKILL."""
         if task.ended.is_set():
             return
-        if task.stopped is StopReason.NONE:
+        if reason is StopReason.FINISHED and task.verifying:
+            return
+        if task.stopped in {StopReason.NONE, StopReason.FINISHED}:
             task.stopped = reason
-        program = self.programs[task.launch.argv[0]]
+        verify = task.launch.verify
+        program = self.programs[verify[0] if task.verifying and verify else task.launch.argv[0]]
         if not program.stubborn:
-            self._end(task, signal="SIGTERM")
+            self._killed(task, "SIGTERM")
             return
         grace = task.launch.grace_seconds if grace_seconds is None else grace_seconds
-        self._later(task, grace, lambda: self._end(task, signal="SIGKILL"))
+        self._later(task, grace, lambda: self._killed(task, "SIGKILL"))
+
+    def _killed(self, task: _Task, signal: str) -> None:
+        if task.stopped is StopReason.FINISHED and task.launch.verify is not None:
+            task.stopped = StopReason.NONE
+            task.verifying = True
+            self._run(task, task.launch.verify)
+            return
+        self._end(task, signal=signal, phase="verify" if task.verifying else "command")
 
     def _run(self, task: _Task, argv: list[str]) -> None:
         program = self.programs.get(argv[0])

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "updates": SIDE | {"__init__"},
     "host": SIDE | {"client", "executors", "gateway", "runners", "updates", "__init__"},
     "control": SIDE | {"updates", "__init__"},
-    "cli": SIDE | {"client", "updates", "host", "control", "__init__"},
+    "cli": SIDE | {"client", "updates", "runners", "host", "control", "__init__"},
 }
 
 

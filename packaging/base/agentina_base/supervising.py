@@ -44,7 +44,8 @@ _LEASE_GRACE = 3.0
 _DISK_PERIOD, _DISK_SHARE = 10.0, 0.02
 _WALK_STEP = 2000
 _BLOCK = 512
-_ORDERS = frozenset({"canceled", "time-limit", "lease-expired", "host-shutdown"})
+#: Reasons to end that orders name; ``finished`` ends the command only, which had done its work.
+_ORDERS = frozenset({"canceled", "time-limit", "lease-expired", "host-shutdown", "finished"})
 _SHOWN = 500
 #: Who the task is, as its passwd has it; the unit's user comes from PID 1 (systemd.exec(5)).
 _OWN_VARIABLES = {"USER": os.environ.get("USER", ""), "LOGNAME": os.environ.get("USER", ""), "SHELL": "/bin/sh"}
@@ -84,6 +85,7 @@ class Supervisor:
         self._output_bytes = int(launch["output_bytes"][0])
         self._disk = Disk(int(launch["disk_bytes"][0]))
         self._oom_together = launch["oom"][0] == "kill"
+        self._phase = "start"
         self._stopped = "none"
         self._kill_at = float("inf")
         self._details: list[str] = []
@@ -96,13 +98,21 @@ class Supervisor:
             self._finish([("phase", "start")])
             return
         ended = self._run_command(self._launch["argv"], "command")
-        if "verify" in self._launch and ("exit_code", "0") in ended and self._stopped == "none":
+        if "verify" in self._launch and self._may_verify(ended):
             ended = self._run_command(self._launch["verify"], "verify")
         self._finish(ended)
+
+    def _may_verify(self, ended: list[tuple[str, str]]) -> bool:
+        """Whether the command did its work; ending one that had is no end of the task."""
+        if self._stopped == "finished":
+            self._stopped, self._kill_at = "none", float("inf")
+            return True
+        return ("exit_code", "0") in ended and self._stopped == "none"
 
     # --- one command -------------------------------------------------------------------------------------------------
 
     def _run_command(self, argv: list[str], phase: str) -> list[tuple[str, str]]:
+        self._phase = phase
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         parent = os.getpid()
         try:
@@ -211,6 +221,10 @@ class Supervisor:
         if not found and not signalled:
             return False
         reason = found.get("reason", ["host-shutdown"])[0]
+        if reason == "finished" and self._phase == "verify":
+            if not signalled:
+                return False  # that was for the command
+            reason = "host-shutdown"
         grace = self._grace
         try:
             grace = float(found["grace_seconds"][0])
@@ -222,13 +236,14 @@ class Supervisor:
         return True
 
     def _stop(self, reason: str, grace: float) -> None:
-        """Ask everything to end. The first reason stays; a later order can only shorten the grace."""
+        """Ask everything to end. The first reason to end the task stays; a later order can only shorten the grace."""
         now = _boot()
         self._kill_at = min(self._kill_at, now + max(0.0, grace), max(now, self._lease))
         if self._stopped == "none":
-            self._stopped = reason
             _signal_all(_signal.SIGTERM)
             _signal_all(_signal.SIGCONT)
+        if self._stopped in {"none", "finished"}:
+            self._stopped = reason
 
     def _end(self, reason: str, detail: str) -> None:
         """A limit was crossed: no grace, it would only grow on."""

@@ -188,6 +188,32 @@ async def test_who_ignores_sigterm_is_killed_after_the_grace(stage: Stage, execu
     assert (result.stopped, result.signal) == (StopReason.CANCELED, "SIGKILL")
 
 
+async def test_a_command_that_had_finished_is_ended_alone(stage: Stage, executor: contract.Executor) -> None:
+    async def finish(launch: contract.Launch) -> contract.Result:
+        await executor.start(launch)
+        executor.stop(launch.directory, StopReason.FINISHED, grace_seconds=5)
+        return await ended(executor, launch.directory)
+
+    alone = await finish(stage.launch("run", name="alone"))
+    assert (alone.stopped, alone.signal, alone.phase) == (StopReason.FINISHED, "SIGTERM", "command")
+    good = await finish(stage.launch("run", verify="succeed", name="good"))
+    assert (good.stopped, good.exit_code, good.phase) == (StopReason.NONE, 0, "verify")
+    bad = await finish(stage.launch("run", verify="fail", name="bad"))
+    assert (bad.stopped, bad.exit_code, bad.phase) == (StopReason.NONE, 3, "verify")
+
+
+async def test_an_end_of_the_task_goes_before_that_of_its_command(stage: Stage, executor: contract.Executor) -> None:
+    launch = stage.launch("run", verify="run", timeout_seconds=60.0)
+    await executor.start(launch)
+    executor.stop(launch.directory, StopReason.FINISHED)
+    await asyncio.sleep(0.5)  # a real one needs a moment to begin with its verification
+    executor.stop(launch.directory, StopReason.FINISHED)
+    assert executor.adopt(launch.directory)[0] is Condition.RUNNING
+    executor.stop(launch.directory, StopReason.CANCELED)
+    result = await ended(executor, launch.directory)
+    assert (result.stopped, result.signal, result.phase) == (StopReason.CANCELED, "SIGTERM", "verify")
+
+
 async def test_stop_asked_before_the_start_holds(stage: Stage, executor: contract.Executor) -> None:
     launch = stage.launch("succeed")
     executor.stop(launch.directory, StopReason.CANCELED)

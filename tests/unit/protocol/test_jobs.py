@@ -77,6 +77,72 @@ def test_environment_values_are_hidden_and_secrets_masked() -> None:
     assert jobs.environment_values(job)["OTHER"] == "zzzzzzzzz"
 
 
+AGENT: dict[str, Any] = {"name": "x", "runner": "claude-code", "payload": {"prompt": "fix it"}}
+
+
+@pytest.mark.parametrize(
+    ("runner", "payload", "where", "word"),
+    [
+        ("command", {"prompt": "x"}, "job.payload.prompt", "it takes argv, script"),
+        ("claude-code", {"script": "x"}, "job.payload.script", "prompt"),
+        ("claude-code", {}, "job.payload", "exactly one of prompt and prompt_file"),
+        ("codex", {"prompt": "x", "prompt_file": "y"}, "job.payload", "exactly one"),
+        ("codex", {"prompt": "x", "max_turns": 3}, "job.payload.max_turns", "'codex' has no such key"),
+        ("opencode", {"prompt": "x", "allowed_tools": []}, "job.payload.allowed_tools", "no such key"),
+        ("gemini", {"prompt": "x", "max_turns": 0}, "job.payload.max_turns", ">= 1"),
+        ("gemini", {"prompt_file": "../x"}, "job.payload.prompt_file", "leaves the workspace"),
+        ("gemini", {"prompt_file": "/etc/passwd"}, "job.payload.prompt_file", "leaves the workspace"),
+        ("codex", {"prompt": "x", "model": "-m"}, "job.payload.model", "regex"),
+        ("codex", {"prompt": "x", "resume": "--last"}, "job.payload.resume", "regex"),
+        ("claude-code", {"prompt": "x", "allowed_tools": ["a,b"]}, "job.payload.allowed_tools[0]", "regex"),
+        ("codex", {"prompt": "x", "mcp_servers": {"a": {}}}, "job.payload.mcp_servers.a", "command and url"),
+        (
+            "codex", {"prompt": "x", "mcp_servers": {"a": {"url": "http://h", "environment": {"A": "b"}}}},
+            "job.payload.mcp_servers.a", "belongs to a command",
+        ),
+        (
+            "codex", {"prompt": "x", "mcp_servers": {"a": {"url": "http://h", "headers": {"A": "b\r\nC: d"}}}},
+            "job.payload.mcp_servers.a.headers", "no header",
+        ),
+        ("ada", {"argv": ["x"]}, "job.payload.argv", "prompt"),
+    ],
+)  # fmt: skip
+def test_payload_has_the_keys_of_its_runner(runner: str, payload: dict[str, Any], where: str, word: str) -> None:
+    error = refused({"name": "x", "runner": runner, "payload": payload})
+    assert error.code == "INPUT_INVALID"
+    assert error.context["where"] == where
+    assert word in str(error)
+
+
+def test_misspelt_key_of_a_payload_has_a_near_miss() -> None:
+    error = refused(AGENT | {"payload": {"prompt": "x", "max_turn": 3}})
+    assert "(did you mean 'max_turns'?)" in error.message
+
+
+def test_runners_that_only_hosts_know_are_taken() -> None:
+    assert jobs.parse_job(AGENT | {"runner": "ada-2"}).runner == "ada-2"
+    assert refused(AGENT | {"runner": "Ada 2"}).context["where"] == "job.runner"
+
+
+def test_values_of_tool_servers_are_hidden_and_masked() -> None:
+    servers = {
+        "a": {"command": ["x"], "environment": {"API_KEY": "abcdefgh", "MODE": "production"}},
+        "b": {"url": "https://h", "headers": {"Authorization": {"secret": "Bearer zzzzzzzzz"}}},
+    }
+    job = jobs.parse_job(AGENT | {"payload": {"prompt": "x", "mcp_servers": servers}})
+    assert jobs.masked_values(job) == ["Bearer zzzzzzzzz", "abcdefgh"]
+    shown = msgspec.json.encode(jobs.without_values(job))
+    assert not any(value in shown for value in (b"abcdefgh", b"production", b"zzzzzzzzz"))
+    assert b"fix" not in shown
+
+
+def test_schema_knows_the_keys_of_each_runner() -> None:
+    rules = jobs.schema()["$defs"]["JobSpec"]["allOf"]
+    keys = {rule["if"]["properties"]["runner"]["const"]: rule["then"]["properties"]["payload"] for rule in rules}
+    assert keys["command"] == {"propertyNames": {"enum": ["argv", "script"]}}
+    assert "max_turns" not in keys["codex"]["propertyNames"]["enum"]
+
+
 def test_schema_accepts_text_where_the_parser_does() -> None:
     properties = jobs.schema()["$defs"]["Limits"]["properties"]
     assert {"type": "string"} in properties["timeout"]["anyOf"]

@@ -1,0 +1,115 @@
+"""What runners of AI agents have in common: a command line that works without a person and prints a stream of events.
+
+Prompts, instructions and the configuration of tool servers go into files in the task's home and onto stdin, never into
+argv: that is bounded by the kernel (128 KiB an argument, execve(2)) and everybody on the host can read it. What a
+command line is told besides serves one end: nobody is asked, nothing is updated or reported behind our back, and
+everything it keeps is below HOME.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from agentina import errors
+from agentina.protocol import jobs
+from agentina.runners import command, contract
+from agentina.runners.streams import reading
+
+#: Directory in the home for what is ours.
+OWN: Final = ".agentina"
+PROMPT: Final = f"{OWN}/prompt.md"
+#: Started by a shell that opens the prompt as stdin and then becomes the command line; a pipe would have to be filled.
+_WITH_INPUT: Final = 'exec "$@" <"$0"'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """What a job wants of an AI agent."""
+
+    payload: jobs.Payload
+    place: contract.Place
+    #: The job's variables, in plain values.
+    environment: dict[str, str]
+
+    def path(self, name: str) -> str:
+        """A file of the home as the task sees it."""
+        return str(self.place.home / name)
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Invocation:
+    """How a command line is called."""
+
+    arguments: list[str]
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: The command line finds the prompt by itself, by its arguments.
+    has_prompt: bool = False
+
+    def __repr__(self) -> str:
+        return "Invocation()"
+
+
+class AgentRunner:
+    """One AI agent's command line."""
+
+    needs_home = True
+
+    def __init__(
+        self,
+        name: str,
+        program: str,
+        invoke: Callable[[Wish], Invocation],
+        *,
+        stream: reading.Translate | None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        #: A path, or a name that is looked for in :data:`contract.SEARCH_PATH`.
+        self.program = program
+        self.stream = stream
+        self._invoke = invoke
+        self._environment = environment or {}
+
+    def plan(self, job: jobs.JobSpec, *, place: contract.Place) -> contract.Plan:
+        """See :meth:`contract.Runner.plan`."""
+        wish = Wish(payload=job.payload, place=place, environment=jobs.environment_values(job))
+        call = self._invoke(wish)
+        files = dict(call.files)
+        source = "/dev/null"
+        if job.payload.prompt is not None:
+            files[PROMPT] = job.payload.prompt
+        if not call.has_prompt:
+            source = prompt_path(wish)
+        return contract.Plan(
+            argv=["/bin/sh", "-c", _WITH_INPUT, source, self.program, *call.arguments],
+            environment={**call.environment, **self._environment},
+            verify=None if job.verify is None else command.command_line(job.verify),
+            files=files,
+            oom="continue",
+        )
+
+
+def prompt_path(wish: Wish) -> str:
+    """Where the prompt is, as the task sees it."""
+    if wish.payload.prompt_file is not None:
+        return str(wish.place.workspace / wish.payload.prompt_file)
+    return wish.path(PROMPT)
+
+
+def option(name: str, value: object) -> list[str]:
+    """``name value``; nothing when there is no value."""
+    return [] if value is None else [name, str(value)]
+
+
+def to_json(document: Any) -> str:
+    """A configuration file."""
+    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+
+
+def refuse(key: str, problem: str) -> errors.AgentinaError:
+    """The error for a payload that a runner cannot do anything with."""
+    return errors.INPUT_INVALID(where=f"job.payload.{key}", problem=problem)
