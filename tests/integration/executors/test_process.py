@@ -572,7 +572,8 @@ async def test_supervisor_takes_the_next_task_as_if_it_were_its_first(
     result = await run(executor, last)
     assert {process.read_fence(tmp_path / name).pid for name in [*scripts, "last"]} == {pid}
     assert (result.exit_code, result.stopped, result.detail) == (0, StopReason.NONE, "")
-    assert result.usage.processes_peak == 1
+    # The shell, and its cat where somebody looked just then; the first ones had many more.
+    assert result.usage.processes_peak in {1, 2}
     lines = output(last).decode().splitlines()
     assert lines[1:3] == ["0022", str(last.workspace)]
     assert int(lines[0]) > 10
