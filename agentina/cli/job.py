@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from agentina import errors
-from agentina.cli import connection, following, job_submit, lazy, options, output
+from agentina.cli import agent_run, connection, following, job_submit, lazy, options, output
 from agentina.client import api as api_client
 from agentina.protocol import api, names, states, units, wire
 
@@ -204,6 +204,7 @@ def render(view: api.JobView) -> None:
             ("created", output.moment(summary.created_ms)),
             ("started", output.moment(summary.started_ms)),
             ("ended", output.moment(summary.ended_ms)),
+            ("runner", "" if view.spec.runner == "command" else view.spec.runner),
             ("workspace", _workspace(view)),
             ("limits", _limits(view)),
             ("dead letter", "yes: out of attempts; `agentina job retry` runs it again" if view.dead_letter else ""),
@@ -219,6 +220,10 @@ def render(view: api.JobView) -> None:
             _task_rows(view),
             ends_in_prose=True,
         )
+    run = next((task.outcome.agent for task in reversed(view.tasks) if task.outcome and task.outcome.agent), None)
+    if run is not None:
+        output.answer()
+        agent_run.render(run)
     if view.artifacts:
         output.answer()
         rows = [(item.name, item.kind, units.show_size(item.size)) for item in view.artifacts]

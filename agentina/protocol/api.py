@@ -189,6 +189,8 @@ class AgentView(_Message, frozen=True, kw_only=True):
     last_heartbeat_ms: int | None = None
     version: str = ""
     executor: str = ""
+    #: What it can run.
+    runners: list[str] = []
     guarantees: dict[str, str] = {}
     max_concurrent_tasks: int = 1
     #: Tasks it holds now.

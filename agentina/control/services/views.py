@@ -134,7 +134,7 @@ def agent_view(control: plane.Plane, agent: fleet.Agent) -> api.AgentView:
         state_reason=agent.state_reason or _host_drain(agent),
         draining_by_host=agent.is_draining,
         online=control.fleet.is_online(agent, control.clock.boot()), last_heartbeat_ms=agent.heartbeat_ms,
-        version=agent.version, executor=agent.executor, guarantees=agent.guarantees,
+        version=agent.version, executor=agent.executor, runners=agent.runners, guarantees=agent.guarantees,
         max_concurrent_tasks=min(agent.max_concurrent_tasks, agent.license_tasks), tasks=sorted(agent.held),
         session=agent.session, created_ms=agent.created_ms, host=agent.host, facts=agent.facts,
         channel=agent.channel, newest=newest, behind=releases.is_behind(agent.version, newest or agentina.__version__),
