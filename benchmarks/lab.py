@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -94,6 +95,20 @@ class Lab:
         lock = next(self.layout.root.rglob("nursery.lock"), None)
         helpers = measure.named(str(lock)) if lock else []
         return [pid for pid in helpers if measure.parent(pid) not in helpers]
+
+    def supervisors(self) -> list[int]:
+        """Those of the ``process`` executor, with or without a task."""
+        return [pid for root in self.helpers() for pid in measure.children(root)]
+
+    def fences(self) -> list[int]:
+        """Process ids of the supervisors whose task runs now, as their fences say."""
+        fences = (self.layout.instance("default").tasks).glob("*/supervisor")
+        found = []
+        for fence in fences:
+            with contextlib.suppress(OSError, ValueError):
+                if not (fence.parent / "result.json").exists():
+                    found.append(int(json.loads(fence.read_bytes())["pid"]))
+        return found
 
     def _answers(self) -> bool:
         try:

@@ -13,16 +13,22 @@ from pathlib import Path
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-def descendants(pid: int) -> list[int]:
-    """``pid`` and everything below it that still lives."""
-    found = [pid]
+def children(pid: int) -> list[int]:
+    """The children of ``pid``; none when it has ended."""
+    found: list[int] = []
     try:
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                found += descendants(int(child))
+            found += map(int, (thread / "children").read_text().split())
     except OSError:
         return []
     return found
+
+
+def descendants(pid: int) -> list[int]:
+    """``pid`` and everything below it that still lives."""
+    if not Path(f"/proc/{pid}").exists():
+        return []
+    return [pid, *(below for child in children(pid) for below in descendants(child))]
 
 
 def named(text: str) -> list[int]:

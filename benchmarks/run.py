@@ -92,16 +92,24 @@ def burst() -> None:
 
 def supervision() -> None:
     """What one running task costs besides itself."""
-    count = 50
-    with labs.running(slots=count) as lab:
-        before = {pid: measure.memory_kib(pid) for pid in lab.pids()}
+    count, trivial = 50, 500
+    with labs.running(slots=count) as lab, marking() as marks:
+        wait_until(lambda: len(lab.supervisors()) >= count)
         for _ in range(count):
-            lab.submit(["/bin/sleep", "60"])
+            lab.submit(["/bin/sleep", "5"])
         wait_running(lab, count)
-        new = [pid for pid in lab.pids() if pid not in before and "sleep" not in command(pid)]
-        sizes = [measure.memory_kib(pid)["Private"] / 1024 for pid in new]
-        show("supervisors found", len(sizes), "", goal=count, better="higher")
+        sizes = [measure.memory_kib(pid)["Private"] / 1024 for pid in lab.fences()]
+        show("supervisors of running tasks", len(sizes), "", goal=count, better="higher")
         show("private memory of one supervisor, mean", sum(sizes) / len(sizes), "MiB", goal=3)
+        helpers = [pid for root in lab.helpers() for pid in measure.descendants(root)]
+        wait_until(lambda: not lab.fences())
+        spent = measure.cpu_seconds(helpers)
+        names = [f"job-{number}" for number in range(trivial)]
+        last = [lab.submit(marks.argv(name)) for name in names][-1]
+        marks.wait(set(names))
+        wait_final(lab, last)
+        spent = measure.cpu_seconds(helpers) - spent
+        show("CPU of supervision per trivial task, with the task itself", 1000 * spent / trivial, "ms", goal=3)
 
 
 def idle() -> None:
@@ -294,18 +302,18 @@ def wait_final(lab: labs.Lab, job: str) -> None:
             return
 
 
-def wait_running(lab: labs.Lab, count: int) -> None:
-    """Wait until ``count`` jobs run."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
     end = time.monotonic() + 60
-    while len(lab.client.list_jobs({"state": "running", "limit": count}).jobs) < count:
+    while not condition():
         if time.monotonic() > end:
-            raise TimeoutError("the jobs did not start")
+            raise TimeoutError("the daemon did not get there")
         time.sleep(0.1)
 
 
-def command(pid: int) -> str:
-    """Command line of a process."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+def wait_running(lab: labs.Lab, count: int) -> None:
+    """Wait until ``count`` tasks run."""
+    wait_until(lambda: len(lab.fences()) >= count)
 
 
 def median_seconds(argv: list[str], environment: dict[str, str], *, runs: int = 31) -> float:
