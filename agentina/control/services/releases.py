@@ -37,8 +37,6 @@ class Releases:
 
     def __init__(self, control: plane.Plane) -> None:
         self._control = control
-        self._directory = directory(control)
-        self._key = control.settings.data / "release-online.key"
         self._next = 0.0
 
     @property
@@ -47,40 +45,44 @@ class Releases:
         return self._next
 
     async def keep_current(self) -> None:
-        """Announce, renew, and learn what there is to offer, when it is time to look.
-
-        Raises:
-            AgentinaError: The repository or its key is not as it must be; the next look comes all the same.
-
-        """
+        """Look at the repository when it is time to. Raises like :func:`look`; the next look comes all the same."""
         now = self._control.clock.boot()
-        if now < self._next:
-            return
-        self._next = now + _PERIOD
-        if not (self._directory / "metadata").is_dir():
-            return
-        offers, published, expiries = await self._control.blobs.in_thread(self._look)
-        self._control.offers, self._control.published = offers, published
-        for role, moment in expiries.items():
-            self._control.metrics.release_expiry.labels(role).set(moment.timestamp())
+        if now >= self._next:
+            self._next = now + _PERIOD
+            await look(self._control)
 
-    def _look(self) -> tuple[dict[tuple[str, str], tuple[str, str]], frozenset[str], dict[str, datetime]]:
-        # Here and not above: a control plane without a repository does not pay for it.
-        from agentina.updates import channels, keyfiles, repository  # noqa: PLC0415
 
-        place = repository.Repository(self._directory)
-        now = datetime.fromtimestamp(self._control.clock.wall_ms() / 1000, UTC)
-        if self._key.exists() and place.sign_online(keyfiles.load(self._key), now=now):
-            _log.info("signed the release repository", extra={"action": "releases-signed"})
-        announced = list(place.announced())
-        published = frozenset(release.version for channel in announced for release in channel.releases)
-        newest = {
-            (channel.channel, architecture): (release.version, release.title)
-            for channel in announced
-            for architecture in channels.ARCHITECTURES
-            if (release := channel.newest(architecture)) is not None
-        }
-        return newest, published, place.expiries()
+async def look(control: plane.Plane) -> None:
+    """Announce, renew, and learn what there is to offer, where there is a repository.
+
+    Raises:
+        AgentinaError: The repository or its key is not as it must be.
+
+    """
+    if not (directory(control) / "metadata").is_dir():
+        return
+    control.offers, control.published, expiries = await control.blobs.in_thread(lambda: _look(control))
+    for role, moment in expiries.items():
+        control.metrics.release_expiry.labels(role).set(moment.timestamp())
+
+
+def _look(control: plane.Plane) -> tuple[dict[tuple[str, str], tuple[str, str]], frozenset[str], dict[str, datetime]]:
+    # Here and not above: a control plane without a repository does not pay for it.
+    from agentina.updates import channels, keyfiles, repository  # noqa: PLC0415
+
+    place, key = repository.Repository(directory(control)), control.settings.data / "release-online.key"
+    now = datetime.fromtimestamp(control.clock.wall_ms() / 1000, UTC)
+    if key.exists() and place.sign_online(keyfiles.load(key), now=now):
+        _log.info("signed the release repository", extra={"action": "releases-signed"})
+    announced = list(place.announced())
+    published = frozenset(release.version for channel in announced for release in channel.releases)
+    newest = {
+        (channel.channel, architecture): (release.version, release.title)
+        for channel in announced
+        for architecture in channels.ARCHITECTURES
+        if (release := channel.newest(architecture)) is not None
+    }
+    return newest, published, place.expiries()
 
 
 def directory(control: plane.Plane) -> Path:

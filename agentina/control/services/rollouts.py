@@ -6,6 +6,7 @@ and polls carry the orders that follow (:func:`give_orders`).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -14,7 +15,7 @@ import msgspec
 from agentina import errors
 from agentina.control import fleet, ids, plane
 from agentina.control.rollouts import model, rules, selection, spread
-from agentina.control.services import administration
+from agentina.control.services import administration, releases
 from agentina.control.store import agents, audit, engine, rollouts
 from agentina.protocol import api, windows
 from agentina.updates import versions
@@ -129,7 +130,7 @@ async def start(control: plane.Plane, request: api.RolloutStart, *, actor: str) 
             ``ROLLOUT_OVERLAPS``, ``ROLLOUT_EMPTY``.
 
     """
-    plan, chosen = _check(control, request)
+    plan, chosen = await _check(control, request)
     rollout = model.Rollout(public_id=ids.new_id("roll"), plan=plan)
     now_ms = control.clock.wall_ms()
     members = _first_members(control, request, plan, chosen)
@@ -149,9 +150,13 @@ async def start(control: plane.Plane, request: api.RolloutStart, *, actor: str) 
     return rollout.public_id
 
 
-def _check(control: plane.Plane, request: api.RolloutStart) -> tuple[model.Plan, selection.Selection]:
+async def _check(control: plane.Plane, request: api.RolloutStart) -> tuple[model.Plan, selection.Selection]:
     version = versions.check(request.version)
     windows.parse(request.window)
+    if version not in (control.published or ()):
+        # It may have been published a moment ago. Whatever is wrong with the repository, the duty for it complains.
+        with contextlib.suppress(errors.AgentinaError):
+            await releases.look(control)
     if control.published is not None and version not in control.published:
         raise errors.RELEASE_UNKNOWN(what=f"release {version}", where="the control plane's repository")
     fields = {name: getattr(request, name) for name in model.Plan.__struct_fields__}
