@@ -5,21 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shlex
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.vm import container, host, lab, machine
+from tests.vm import container, lab, machine, slots
 
 SOURCE = Path(__file__).parents[2]
-STATE = "/var/lib/agentina/contract"
-#: The installed release's libraries.
-RELEASE = "$(ls -d /opt/agentina/releases/*/lib /opt/agentina/releases/*/lib-cp311 | paste -sd:)"
 #: What the contract suite needs besides them.
 TEST_LIBRARIES = (
     "pytest",
@@ -32,81 +26,13 @@ TEST_LIBRARIES = (
     "py",
     "typing_extensions",
 )
-#: What runs there as the daemon's user: an executor and launches, without a daemon around them.
-PRELUDE = """
-import asyncio, json, sys, time
-from pathlib import Path
-from agentina.executors import contract, systemd
-from agentina.executors.contract import Condition, StopReason
-from agentina.system import clock
-STATE = Path("/var/lib/agentina/contract")
-def launch(name, *argv, **changes):
-    directory = STATE / "tasks" / name
-    for part in ("workspace", "home"):
-        (directory / part).mkdir(parents=True, exist_ok=True)
-    fields = dict(task_id=name, directory=directory, argv=list(argv), workspace=directory / "workspace",
-        environment={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/var/lib/agentina/task/home", "SECRET": "s3cr3t"},
-        memory_bytes=64 << 20, cpus=1.0, pids=100, disk_bytes=1 << 30, output_bytes=1 << 20, timeout_seconds=600.0,
-        grace_seconds=5.0, lease_deadline=clock.SystemClock().boot() + 900)
-    return contract.Launch(**{**fields, **changes})
-def shell(name, script, **changes):
-    return launch(name, "/bin/sh", "-c", script, **changes)
-def show(executor, directory):
-    result = executor.read_result(directory)
-    import msgspec
-    output = (directory / "output.log").read_text(errors="replace") if (directory / "output.log").exists() else ""
-    return {"result": None if result is None else msgspec.to_builtins(result), "output": output,
-            "condition": executor.adopt(directory)[0].value}
-async def run(executor, launched):
-    await executor.start(launched)
-    await executor.wait(launched.directory)
-    return show(executor, launched.directory)
-def unit_of(launched):
-    return "agentina-task@" + systemd._read(launched.directory / "started")["slot"][0] + ".service"
-async def opened():
-    executor = systemd.SystemdExecutor(STATE)
-    await executor.open()
-    return executor
-"""
-
-
-def prepare(there: host.Host) -> None:
-    """Give a host the instance for tests."""
-    there.run(f"install -d -o agentina -g agentina -m 700 {STATE} {STATE}/tasks")
-
-
-def python(there: host.Host, script: str, *, user: str = "agentina", seconds: float = host.PATIENCE) -> Any:
-    """Run ``script`` there after the prelude, as the daemon's user; what it prints as JSON."""
-    there.put((PRELUDE + textwrap.dedent(script)).encode(), "/run/test-script.py")
-    said = there.run(f"cd / && PYTHONPATH={RELEASE} python3 -B /run/test-script.py", user=user, seconds=seconds)
-    return json.loads(said.strip().splitlines()[-1])
-
-
-def unit_property(there: host.Host, unit: str, name: str) -> str:
-    return there.run(f"systemctl show -P {name} {unit}").strip()
 
 
 @pytest.fixture(scope="module")
 def there(new_container: Callable[..., container.Container]) -> container.Container:
     made = new_container("slots")
-    prepare(made)
+    slots.prepare(made)
     return made
-
-
-def run_one(there: host.Host, script: str, **changes: Any) -> Any:
-    """Run a shell script as a task; its result and output."""
-    name = f"job_{abs(hash((script, str(changes)))) % 10**16:016d}.1"
-    arguments = ", ".join(f"{key}={value!r}" for key, value in changes.items())
-    return python(
-        there,
-        f"""
-        async def main():
-            executor = await opened()
-            print(json.dumps(await run(executor, shell({name!r}, {script!r}, {arguments}))))
-            await executor.close()
-        asyncio.run(main())
-        """,
-    )
 
 
 # --- the contract ----------------------------------------------------------------------------------------------------
@@ -128,7 +54,7 @@ def test_contract(there: container.Container) -> None:
     for name in ("pyproject.toml", "tests/conftest.py", "tests/fakes", "tests/integration/executors"):
         there.put(SOURCE / name, f"/opt/test/{name}")
     said = there.run(
-        f"cd /opt/test && PYTHONPATH=/opt/test/lib:{RELEASE} python3 -B -m pytest -p no:cacheprovider "
+        f"cd /opt/test && PYTHONPATH=/opt/test/lib:{slots.RELEASE} python3 -B -m pytest -p no:cacheprovider "
         "-q -k systemd tests/integration/executors/test_contract.py 2>&1",
         user="agentina",
         seconds=600,
@@ -140,7 +66,7 @@ def test_contract(there: container.Container) -> None:
 def test_user_of_a_task_has_a_name(there: container.Container) -> None:
     """Without libnss-systemd, and with everybody hidden who could be asked: it is in a file."""
     there.run("rm -f /lib/*/libnss_systemd.so.2")
-    said = run_one(
+    said = slots.run_one(
         there,
         "id -un; id -gn; whoami; getent passwd root | cut -d: -f1; ls -ld . | cut -d' ' -f3-4; "
         "echo $USER $LOGNAME $SHELL; "
@@ -156,46 +82,11 @@ def test_user_of_a_task_has_a_name(there: container.Container) -> None:
     there.run("! ls /run/agentina-tasks/contract-S1/*")
 
 
-# --- a hostile task --------------------------------------------------------------------------------------------------
-
-CONNECT = """python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect("{}")'"""
-ATTACKS = {
-    "the daemon's key": "cat /var/lib/agentina/contract/identity",
-    "another instance": "ls /var/lib/agentina/contract",
-    "another task's files": "ls /var/lib/agentina/.slots",
-    "the host owner's policy": "cat /etc/agentina/policy.yaml",
-    "repositories of others": "ls /var/cache/agentina/mirrors",
-    "its result": "echo '{}' > /var/lib/agentina/task/result.json",
-    "its orders": "echo 99999999999999999999 > /var/lib/agentina/task/orders/lease",
-    "D-Bus": CONNECT.format("/run/dbus/system_bus_socket"),
-    "PID 1's own socket": CONNECT.format("/run/systemd/private"),
-    "the daemon's socket": "ls /run/agentina",
-    "the network": "python3 -c 'import socket; socket.create_connection((\"10.0.2.2\", 22), 3)'",
-    "a user namespace": "unshare --user true",
-    "mounts": "mount -t tmpfs none /mnt",
-    "the system": "touch /usr/lib/agentina/x || touch /etc/x",
-    "a set-user-id file": "cp /bin/sh x && chmod u+s x",
-    "root": "sudo -n true || su -c true root </dev/null",
-    "its supervisor's memory": "cat /proc/$PPID/environ || dd if=/proc/$PPID/mem of=/dev/null count=1",
-    "its supervisor's files": "ls -l /proc/$PPID/fd/",
-    "other processes": "ls -d /proc/1",
-    "the clock": "date -s 2001-01-01",
-    "the kernel's log": "dmesg",
-    "its control group": "echo max > /sys/fs/cgroup/memory.max || mkdir /sys/fs/cgroup/x",
-}
-
-
-def test_what_a_task_must_not_do(there: container.Container) -> None:
-    there.run(f"echo secret > {STATE}/identity; mkdir -p /etc/agentina; echo '{{}}' > /etc/agentina/policy.yaml")
-    there.run("install -d -o agentina -g agentina /var/cache/agentina/mirrors /run/agentina")
-    tried = [f"( {attack} ) >/dev/null 2>&1 && echo SUCCEEDED: {shlex.quote(name)}" for name, attack in ATTACKS.items()]
-    done = run_one(there, "\n".join([*tried, "echo complete"]))
-    assert done["output"] == "complete\n"
-    assert done["result"]["exit_code"] == 0
+# --- tasks and their supervisors -------------------------------------------------------------------------------------
 
 
 def test_two_tasks_do_not_see_each_other(there: container.Container) -> None:
-    seen = python(
+    seen = slots.python(
         there,
         """
         async def main():
@@ -217,7 +108,7 @@ def test_two_tasks_do_not_see_each_other(there: container.Container) -> None:
 
 
 def test_task_that_ends_its_supervisor_ends_itself(there: container.Container) -> None:
-    done = run_one(there, "kill -KILL $PPID; sleep 100")
+    done = slots.run_one(there, "kill -KILL $PPID; sleep 100")
     assert (done["result"]["signal"], done["result"]["stopped"]) == ("SIGKILL", "none")
     assert "before it could report" in done["result"]["detail"]
 
@@ -226,68 +117,18 @@ def test_task_that_stops_its_supervisor_is_ended_by_the_watchdog(there: containe
     there.run("mkdir -p /run/systemd/system/agentina-task@.service.d")
     there.put(b"[Service]\nWatchdogSec=2s\n", "/run/systemd/system/agentina-task@.service.d/test.conf")
     there.run("systemctl daemon-reload")
-    done = run_one(there, "kill -STOP $PPID; sleep 1000")
+    done = slots.run_one(there, "kill -STOP $PPID; sleep 1000")
     there.run("rm -r /run/systemd/system/agentina-task@.service.d; systemctl daemon-reload")
     assert "watchdog" in done["result"]["detail"]
 
 
 def test_files_nobody_could_open_come_back(there: container.Container) -> None:
     script = "mkdir -p d/e; echo x > d/e/f; chmod 000 d/e/f d/e d; ln -s /etc/shadow link; mkfifo fifo; chmod 0 ."
-    done = run_one(there, script)
+    done = slots.run_one(there, script)
     assert done["result"]["exit_code"] == 0
-    left = there.run(f"find {STATE}/tasks -path '*workspace*' ! -user agentina")
+    left = there.run(f"find {slots.STATE}/tasks -path '*workspace*' ! -user agentina")
     assert left == ""
     assert there.run("stat -c %U /etc/shadow").strip() == "root"
-
-
-# --- a hostile daemon ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "request_",
-    ["start ssh.service", "stop ssh.service", "enable agentina-task@x-S1.service", "daemon-reload", "reboot"],
-)
-def test_what_the_daemon_may_not_ask_of_systemd(there: container.Container, request_: str) -> None:
-    assert there.try_run(f"systemctl --no-ask-password {request_}", user="agentina").returncode != 0
-
-
-def test_transient_units_and_other_properties_are_refused(there: container.Container) -> None:
-    run = "systemd-run --no-ask-password --unit=agentina-task@contract-S7 true"
-    assert there.try_run(run, user="agentina").returncode != 0
-    change = "systemctl --no-ask-password set-property --runtime agentina-task@contract-S7.service ExecStart=/bin/true"
-    assert there.try_run(change, user="agentina").returncode != 0
-
-
-def test_directories_that_lead_elsewhere_are_not_followed(there: container.Container) -> None:
-    """The daemon's user swaps what root opens for links; root's files stay root's."""
-    there.run("rm -rf /root/victim; mkdir -m 755 /root/victim; echo x > /root/victim/file")
-    for swap in ("workspace", "task", "tasks"):
-        python(
-            there,
-            f"""
-            import os, shutil
-            async def main():
-                executor = await opened()
-                launched = shell("job_cccccccccccccccc.1", "true")
-                places = {{"workspace": launched.workspace, "task": launched.directory, "tasks": STATE / "tasks"}}
-                path = places[{swap!r}]
-                aside = STATE / "aside"
-                path.rename(aside)
-                path.symlink_to("/root/victim")
-                try:
-                    await executor._start_slot(launched, executor._claim(launched, "n"), "n")
-                except Exception as error:
-                    print(error)
-                while {swap!r} == "workspace" and await executor._manager.states("agentina-task@contract-S*"):
-                    await executor._manager.wait_for_change(1.0)
-                path.unlink()
-                shutil.rmtree(aside) if {swap!r} != "tasks" else aside.rename(path)
-                shutil.rmtree(launched.directory, ignore_errors=True)
-                print(0)
-            asyncio.run(main())
-            """,
-        )
-    assert there.run("find /root/victim ! -user root; ls /root/victim").split() == ["file"]
 
 
 # --- accidents -------------------------------------------------------------------------------------------------------
@@ -295,7 +136,7 @@ def test_directories_that_lead_elsewhere_are_not_followed(there: container.Conta
 
 def test_daemon_killed_before_the_start(there: container.Container) -> None:
     """A ticket without a start: the next daemon takes it back, and the task was provably never started."""
-    found = python(
+    found = slots.python(
         there,
         """
         async def main():
@@ -317,7 +158,7 @@ def test_daemon_killed_before_the_start(there: container.Container) -> None:
 
 def test_daemon_killed_at_any_moment_starts_nothing_twice(there: container.Container) -> None:
     """SIGKILL at twelve moments of a start; what the next daemon says is what happened."""
-    counted = python(
+    counted = slots.python(
         there,
         """
         import os, signal
@@ -358,7 +199,7 @@ def test_daemon_killed_at_any_moment_starts_nothing_twice(there: container.Conta
 
 def test_result_lost_and_slot_used_again(there: container.Container) -> None:
     """Root's helper was kept from finishing: unknown, never success; the slot's next task gives the files back."""
-    found = python(
+    found = slots.python(
         there,
         """
         async def main():
@@ -381,9 +222,9 @@ def test_result_lost_and_slot_used_again(there: container.Container) -> None:
 
 def test_tasks_go_on_while_systemd_and_the_bus_start_anew(there: container.Container) -> None:
     again = there.start(
-        f"until test -e {STATE}/go; do sleep 0.1; done; systemctl daemon-reexec; sleep 1; systemctl restart dbus"
+        f"until test -e {slots.STATE}/go; do sleep 0.1; done; systemctl daemon-reexec; sleep 1; systemctl restart dbus"
     )
-    seen = python(
+    seen = slots.python(
         there,
         """
         async def main():
@@ -402,7 +243,7 @@ def test_tasks_go_on_while_systemd_and_the_bus_start_anew(there: container.Conta
 
 
 def test_stopped_by_systemctl_is_canceled_and_says_so(there: container.Container) -> None:
-    done = python(
+    done = slots.python(
         there,
         """
         import subprocess
@@ -421,7 +262,7 @@ def test_stopped_by_systemctl_is_canceled_and_says_so(there: container.Container
 
 
 def test_shutdown_of_the_host_is_told_from_a_failure(there: container.Container) -> None:
-    python(
+    slots.python(
         there,
         """
         async def main():
@@ -435,7 +276,7 @@ def test_shutdown_of_the_host_is_told_from_a_failure(there: container.Container)
     )
     there.reboot()
     for task, signal in (("job_kkkkkkkkkkkkkkkk.1", "SIGTERM"), ("job_mmmmmmmmmmmmmmmm.1", "SIGKILL")):
-        result = json.loads(there.get(f"{STATE}/tasks/{task}/result.json"))
+        result = json.loads(there.get(f"{slots.STATE}/tasks/{task}/result.json"))
         assert (result["stopped"], result["signal"]) == ("host-shutdown", signal)
 
 
@@ -462,7 +303,7 @@ def test_units_have_no_mistakes(there: container.Container) -> None:
 
 def test_cost_of_a_task(there: container.Container) -> None:
     """Printed, with a bound that only a fault would cross: the machine is shared."""
-    figures = python(
+    figures = slots.python(
         there,
         """
         async def main():
@@ -479,7 +320,7 @@ def test_cost_of_a_task(there: container.Container) -> None:
         asyncio.run(main())
         """,
     )
-    started = python(
+    started = slots.python(
         there,
         """
         async def main():
@@ -491,7 +332,7 @@ def test_cost_of_a_task(there: container.Container) -> None:
         asyncio.run(main())
         """,
     )
-    pid = unit_property(there, started, "MainPID")
+    pid = slots.unit_property(there, started, "MainPID")
     fields = there.run(f"cat /proc/{pid}/smaps_rollup")
     private = sum(int(line.split()[1]) for line in fields.splitlines() if line.startswith("Private_"))
     start, whole = figures["start"] * 1000, figures["whole"] * 1000
@@ -535,7 +376,7 @@ def test_daemon_that_hangs_is_ended_by_its_watchdog(there: container.Container, 
     there.put(b"[Service]\nWatchdogSec=10s\n", f"/run/systemd/system/{unit}.service.d/test.conf")
     there.set_network(up=False)
     there.run(f"systemctl daemon-reload; systemctl restart {unit}; sleep 13")
-    assert unit_property(there, unit, "NRestarts") == "0"
+    assert slots.unit_property(there, unit, "NRestarts") == "0"
     there.run(f"systemctl kill --kill-whom=main --signal=STOP {unit}")
     there.wait(f'test "$(systemctl show -P NRestarts {unit})" = 1', "it is started again", seconds=60)
     assert "watchdog" in there.run(f"journalctl -u {unit} -q --grep watchdog -n 1")
@@ -548,7 +389,7 @@ def test_daemon_that_hangs_is_ended_by_its_watchdog(there: container.Container, 
 @pytest.fixture(scope="module")
 def limited(new_machine: Callable[..., machine.Machine]) -> machine.Machine:
     made = new_machine("limits")
-    prepare(made)
+    slots.prepare(made)
     return made
 
 
@@ -556,7 +397,7 @@ HOG = "python3 -c 'import time; x = bytearray(300 << 20); time.sleep(60)'"
 
 
 def test_over_its_memory_limit_it_ends_as_a_whole_and_its_neighbor_does_not_notice(limited: machine.Machine) -> None:
-    hog, neighbor = python(
+    hog, neighbor = slots.python(
         limited,
         f"""
         async def main():
@@ -582,23 +423,23 @@ def test_over_its_memory_limit_it_ends_as_a_whole_and_its_neighbor_does_not_noti
 
 
 def test_with_continue_only_the_process_ends(limited: machine.Machine) -> None:
-    done = run_one(limited, f"{HOG}; echo lived on", oom="continue")
+    done = slots.run_one(limited, f"{HOG}; echo lived on", oom="continue")
     assert (done["result"]["oom"], done["result"]["exit_code"], done["result"]["stopped"]) == ("partial", 0, "none")
     assert done["output"].splitlines()[-1] == "lived on"
-    alone = run_one(limited, f"exec {HOG}", oom="continue")
+    alone = slots.run_one(limited, f"exec {HOG}", oom="continue")
     assert (alone["result"]["oom"], alone["result"]["stopped"]) == ("full", "memory-limit")
 
 
 def test_files_in_memory_do_not_keep_the_result_from_being_written(limited: machine.Machine) -> None:
     """What the task left in /dev/shm and a full limit: root's helper makes room first."""
-    done = run_one(limited, "head -c 300M /dev/zero > /dev/shm/x; echo never")
+    done = slots.run_one(limited, "head -c 300M /dev/zero > /dev/shm/x; echo never")
     assert (done["result"]["oom"], done["output"]) == ("full", "")
 
 
 def test_memory_of_all_tasks_together_is_not_blamed_on_one(limited: machine.Machine) -> None:
     limited.run("systemctl set-property --runtime agentina-tasks.slice MemoryMax=150M")
     try:
-        done = run_one(limited, HOG, memory_bytes=1 << 30)
+        done = slots.run_one(limited, HOG, memory_bytes=1 << 30)
     finally:
         limited.run("systemctl set-property --runtime agentina-tasks.slice MemoryMax=85%")
     assert done["result"]["oom"] == "full"
@@ -606,7 +447,7 @@ def test_memory_of_all_tasks_together_is_not_blamed_on_one(limited: machine.Mach
 
 
 def test_fork_bomb_ends_at_its_number_of_processes(limited: machine.Machine) -> None:
-    done = run_one(limited, "bomb() { bomb | bomb & }; bomb; sleep 5", pids=40, timeout_seconds=20.0)
+    done = slots.run_one(limited, "bomb() { bomb | bomb & }; bomb; sleep 5", pids=40, timeout_seconds=20.0)
     assert "could not make another process" in done["result"]["detail"]
     assert limited.run("pgrep -u _contract-S1 || echo none") == "none\n"
 
@@ -614,7 +455,7 @@ def test_fork_bomb_ends_at_its_number_of_processes(limited: machine.Machine) -> 
 def test_processor_time_is_limited(limited: machine.Machine) -> None:
     group = "/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)"
     script = f"timeout 10 sh -c 'while :; do :; done & while :; do :; done'; cat {group}/cpu.max {group}/cpu.stat"
-    done = run_one(limited, script, cpus=0.25)
+    done = slots.run_one(limited, script, cpus=0.25)
     quota, counted = done["output"].split("\n", 1)
     assert quota == "25000 100000"
     stat = dict(line.split() for line in counted.splitlines())
@@ -623,14 +464,14 @@ def test_processor_time_is_limited(limited: machine.Machine) -> None:
 
 
 def test_disk_filler_is_ended(limited: machine.Machine) -> None:
-    done = run_one(
+    done = slots.run_one(
         limited, "for i in 1 2 3 4 5 6 7 8 9; do head -c 20M /dev/zero > f$i; sleep 1; done", disk_bytes=50 << 20
     )
     assert done["result"]["stopped"] == "disk-limit"
 
 
 def test_power_cut_leaves_unknown_and_never_starts_it_again(limited: machine.Machine) -> None:
-    python(
+    slots.python(
         limited,
         """
         async def main():
@@ -643,7 +484,7 @@ def test_power_cut_leaves_unknown_and_never_starts_it_again(limited: machine.Mac
     )
     limited.run("sync")
     limited.power_cut()
-    found = python(
+    found = slots.python(
         limited,
         """
         async def main():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.vm import container, test_slots
+from tests.vm import container, slots
 
 DROP_IN = "/etc/systemd/system/agentina-task@.service.d"
 #: The machine that runs the tests, as every host sees it. Nothing listens there: refused means reached.
@@ -23,14 +23,14 @@ for address in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def there(new_container: Callable[..., container.Container]) -> container.Container:
     made = new_container("network")
-    test_slots.prepare(made)
+    slots.prepare(made)
     made.put(CONNECT.encode(), "/usr/local/bin/connect.py")
     return made
 
 
 def outcome(there: container.Container, when: str) -> dict[str, str]:
     connect = "/usr/bin/python3 /usr/local/bin/connect.py 10.0.2.2 127.0.0.1"
-    shown = test_slots.run_one(there, f": {when}; {connect}")
+    shown = slots.run_one(there, f": {when}; {connect}")
     return dict(line.split() for line in shown["output"].splitlines())
 
 
@@ -42,7 +42,7 @@ def guarantee(there: container.Container) -> str:
             await executor.close()
         asyncio.run(main())
         """
-    return str(test_slots.python(there, script))
+    return str(slots.python(there, script))
 
 
 def test_network_is_the_owners_to_give(there: container.Container) -> None:
@@ -53,7 +53,7 @@ def test_network_is_the_owners_to_give(there: container.Container) -> None:
     there.run("systemctl daemon-reload")
     assert outcome(there, "given") == {"10.0.2.2": "ECONNREFUSED", "127.0.0.1": "ECONNREFUSED"}
     # A container's packets pass no filter of systemd's; in a machine of its own the connection is dropped.
-    denied = test_slots.unit_property(there, "agentina-task@contract-S1.service", "IPAddressDeny")
+    denied = slots.unit_property(there, "agentina-task@contract-S1.service", "IPAddressDeny")
     assert "169.254.0.0/16" in denied.split()
     assert guarantee(there).startswith("the host's")
     there.run(f"rm -r {DROP_IN}; systemctl daemon-reload")

@@ -44,6 +44,8 @@ _LEASE_GRACE = 3.0
 _DISK_PERIOD, _DISK_SHARE = 10.0, 0.02
 _WALK_STEP = 2000
 _BLOCK = 512
+#: Bytes that any file counts at least.
+_SMALLEST = 4096
 #: Reasons to end that orders name; ``finished`` ends the command only, which had done its work.
 _ORDERS = frozenset({"canceled", "time-limit", "lease-expired", "host-shutdown", "finished"})
 _SHOWN = 500
@@ -83,7 +85,7 @@ class Supervisor:
         self._grace = float(launch["grace_seconds"][0])
         self._lease = float(launch["lease_deadline"][0])
         self._output_bytes = int(launch["output_bytes"][0])
-        self._disk = Disk(int(launch["disk_bytes"][0]))
+        self._disk = Disk(int(launch["disk_bytes"][0]), output)
         self._oom_together = launch["oom"][0] == "kill"
         self._phase = "start"
         self._stopped = "none"
@@ -299,8 +301,9 @@ class Manager:
 class Disk:
     """What the task's files take on the disk: added up some thousand at a time, so that nothing else waits."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, output: int) -> None:
         self.limit = limit
+        self._output = output
         self.used = 0
         self._counted = 0
         self._todo: list[str] = []
@@ -320,7 +323,8 @@ class Disk:
                 return False
             self._todo = [f"{slots.TASK}/workspace", f"{slots.TASK}/home", "/tmp", "/var/tmp"]  # noqa: S108 - the task's own
             self._linked.clear()
-            self._counted, self._cost = 0, 0.0
+            # Room can be reserved beyond a file's end (fallocate(2)), so its length does not tell.
+            self._counted, self._cost = os.fstat(self._output).st_blocks * _BLOCK, 0.0
         began = time.thread_time()
         self._step()
         self._cost += time.thread_time() - began
@@ -352,7 +356,8 @@ class Disk:
                 if (status.st_dev, status.st_ino) in self._linked:
                     return
                 self._linked.add((status.st_dev, status.st_ino))
-            self._counted += status.st_blocks * _BLOCK
+            # An empty file takes an inode, and the host's number of those has an end too.
+            self._counted += max(status.st_blocks * _BLOCK, _SMALLEST)
         except OSError:
             return
 
