@@ -1,8 +1,9 @@
 """Manual pages from the reference in docs/, which is itself generated from the code: one source, one truth.
 
-``agentina(1)`` lists the commands, ``agentina-<command>(1)`` has each, ``agentina.yaml(5)`` and ``agentina-policy(5)``
-the configuration, ``agentina-job(5)`` the job format, ``agentina-errors(7)`` every error. Only the Markdown that the
-generator of those pages writes is understood: headings, paragraphs, lists, quotes, tables and fenced code.
+``agentina(1)`` lists the commands, ``agentina-<command>(1)`` has each, ``agentina.yaml(5)``, ``agentina-policy(5)`` and
+``agentina-runners(5)`` the configuration, ``agentina-job(5)`` the job format, ``agentina-errors(7)`` every error. Only
+the Markdown that the generator of those pages writes is understood: headings, paragraphs, lists, quotes, tables and
+fenced code.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ def pages(docs: Path) -> Iterator[Page]:
     """Every page, from the Markdown below ``docs``."""
     reference = docs / "reference"
     yield from _commands(_read(reference / "cli.md"), _read(reference / "exit-codes.md"))
-    configuration, policy = _parts(_read(reference / "configuration.md"), "# ")
+    configuration, policy, runners = _parts(_read(reference / "configuration.md"), "# ")
     yield Page("agentina.yaml", 5, "configuration of an agentina instance", f"## Description\n\n{configuration[1]}")
     yield Page("agentina-policy", 5, "what an agentina host accepts", f"## Description\n\n{policy[1]}")
+    yield Page("agentina-runners", 5, "runners of an agentina host", f"## Description\n\n{runners[1]}")
     (_, jobs), *_ = _parts(_read(reference / "jobs.md"), "# ")
     yield Page("agentina-job", 5, "format of agentina's job files", f"## Description\n\n{jobs}")
     (_, troubles), *_ = _parts(_read(docs / "troubleshooting.md"), "# ")
@@ -108,8 +110,15 @@ def _read(path: Path) -> str:
 
 def _parts(text: str, marker: str) -> list[tuple[str, str]]:
     """The text cut at headings of one level: titles and bodies. What comes before the first is left out."""
-    pieces = re.split(rf"^{marker}(.*)\n", text, flags=re.MULTILINE)
-    return list(zip(pieces[1::2], pieces[2::2], strict=True))
+    parts: list[tuple[str, list[str]]] = []
+    in_code = False
+    for line in text.splitlines(keepends=True):
+        in_code ^= line.startswith("```")
+        if line.startswith(marker) and not in_code:
+            parts.append((line.removeprefix(marker).rstrip("\n"), []))
+        elif parts:
+            parts[-1][1].append(line)
+    return [(title, "".join(lines)) for title, lines in parts]
 
 
 def _blocks(text: str) -> Iterator[str]:

@@ -29,6 +29,11 @@ def test_every_command_has_a_page(pages: dict[str, str]) -> None:
             assert f"agentina {command}".replace("-", "\\-") in pages["agentina.1"]
 
 
+def test_files_have_pages(pages: dict[str, str]) -> None:
+    assert {"agentina.yaml.5", "agentina-policy.5", "agentina-runners.5", "agentina-job.5"} <= pages.keys()
+    assert "# runners.d/ada.yaml" in pages["agentina-runners.5"], "what looks like a heading in an example is none"
+
+
 def test_every_page_has_a_line_for_whatis(pages: dict[str, str]) -> None:
     for name, text in pages.items():
         section, line = text.splitlines()[3:5]
