@@ -39,6 +39,10 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="v
     limits: budgets.Limits
 
 
+class Reload(msgspec.Struct, frozen=True, kw_only=True, tag="reload", tag_field="verb"):
+    """Read settings and keys again."""
+
+
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened", tag_field="verb"):
     """The task is served, or why it is not."""
 
@@ -71,7 +75,7 @@ class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used", tag_field="ver
     totals: budgets.Totals
 
 
-Order = Open | Close | Raise
+Order = Open | Close | Raise | Reload
 Word = Opened | Refused | Warned | Used
 orders: Final = msgspec.json.Decoder(Order)
 words: Final = msgspec.json.Decoder(Word)

@@ -162,6 +162,12 @@ class Models:
                 context.load_verify_locations(ca_file)
         return context
 
+    def replace(self, loaded: settings.Loaded) -> None:
+        """Use other providers, keys and prices from the next call on."""
+        self.close()
+        self._contexts.clear()
+        self._loaded = loaded
+
     @property
     def loaded(self) -> settings.Loaded:
         """Providers and prices."""

@@ -50,6 +50,8 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     update_pin: Annotated[str, msgspec.Meta(max_length=60)] = ""
     #: Seconds the process of an AI agent may go on, silent, after it said that it had finished; then it is ended.
     agent_linger: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 15.0
+    #: The gateway's settings (``gateway.yaml``), for jobs with a budget or hosts in their scope; empty: no gateway.
+    gateway: str = ""
     #: ``debug``, ``info, ``warning``, ``error``.
     log_level: str = "info"
 

@@ -26,6 +26,7 @@ from agentina.host import (
     departure,
     fingerprint,
     follow,
+    gates,
     grace,
     heartbeat,
     identity,
@@ -172,6 +173,7 @@ class Daemon:
     def reload(self) -> None:
         """Read the policy again."""
         self._standing.load_policy()
+        self._gates.reload()
         _log.info("the policy was read again", extra={"action": "policy-loaded"})
         self._reconsider()
 
@@ -188,6 +190,11 @@ class Daemon:
             boot_id=self._boot_id,
             agent_linger=self._settings.agent_linger,
         )
+        self._gates = gates.Gates(
+            self._settings.gateway, executor=self._executor, rules=lambda: self._standing.host_policy
+        )
+        self._work.gates = self._gates
+        self._parts.append(self._gates.stop)
         self._tasks = tasks.Tasks(
             self._instance.tasks,
             reports=self._outbox,

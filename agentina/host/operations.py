@@ -19,7 +19,7 @@ from agentina.runners import contract as runner_contract
 from agentina.system import clock, files, tasks
 
 if TYPE_CHECKING:
-    from agentina.host import workspaces
+    from agentina.host import gates, workspaces
 
 #: Errors of this host, not of the job: another host may do better.
 _HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code}
@@ -43,6 +43,8 @@ class Operations:
     ) -> None:
         #: Called when a task was ended because the system stops.
         self.on_host_shutdown: Callable[[], None] = lambda: None
+        #: The gateway for tasks whose job asks for it.
+        self.gates: gates.Gates | None = None
         self._executor = executor
         self._runners = runners
         self._cache = cache_directory
@@ -54,6 +56,8 @@ class Operations:
 
     async def perform(self, entry: entries.Entry, operation: state.Do) -> state.Event:
         """Perform one operation; its end as an event."""
+        if self.gates is not None:
+            await self.gates.before(entry, operation)
         if operation is state.Do.PREPARE:
             return await self._prepare(entry)
         if operation is state.Do.START:
@@ -104,6 +108,8 @@ class Operations:
             return state.Unable("its lease ran out before it could start")
         try:
             launch = self._launch(entry, deadline)
+            if self.gates is not None:
+                launch = await self.gates.admit(entry, launch)
             running = await self._executor.start(launch)
         except errors.AgentinaError as error:
             if error.code == errors.STATE_CONFLICT.code:

@@ -40,6 +40,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_timeout: Annotated[float, msgspec.Meta(ge=0)] | None = None
     #: Most CPUs of one task.
     max_cpus: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    #: Hosts tasks may reach through the gateway, of those their job names: ``example.com``, ``*.example.com``, each
+    #: with an optional ``:PORT``.
+    hosts: Patterns | None = None
     #: Environment variables a job may not set, glob patterns.
     denied_environment: Patterns = []
 

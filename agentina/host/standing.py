@@ -77,6 +77,11 @@ class Standing:
             self.policy_error = error
             _log.error("no work is taken: %s", error, extra={"action": "policy-broken", "code": error.code})
 
+    @property
+    def host_policy(self) -> policy.Policy | None:
+        """The owner's rules; None: they cannot be understood."""
+        return self._policy
+
     def load_license(self) -> None:
         """Read the license from disk."""
         try:

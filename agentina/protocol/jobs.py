@@ -141,6 +141,21 @@ class Scope(_Spec, frozen=True, kw_only=True):
     hosts: Patterns = []
 
 
+class Budget(_Spec, frozen=True, kw_only=True):
+    """What the task may use of models, held by the host's gateway (docs/explanation/gateway.md). None: no limit."""
+
+    #: Tokens, without those read from the provider's cache.
+    tokens: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] | None = None
+    #: US dollars.
+    cost: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+    #: Tools the models may ask for.
+    tool_calls: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] | None = None
+    #: Seconds since the task's start after which no call is let through.
+    duration: Seconds | None = None
+    #: At the limit: ``stop`` refuses further calls, ``park`` holds a streamed call until the budget is raised.
+    on_exhausted: Literal["stop", "park"] = "stop"
+
+
 class Retry(_Spec, frozen=True, kw_only=True):
     """When another attempt is made. The default repeats only what the infrastructure lost."""
 
@@ -169,6 +184,8 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     resources: Resources = Resources()
     limits: Limits = Limits()
     scope: Scope = Scope()
+    #: Absent: the host's gateway is not needed for the models' sake.
+    budget: Budget | None = None
     #: Ids of jobs that must have succeeded first.
     needs: Annotated[list[str], msgspec.Meta(max_length=256)] = []
     retry: Retry = Retry()
@@ -204,7 +221,13 @@ PAYLOAD_KEYS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 _SIZE_KEYS: Final = (("resources", "memory"), ("resources", "disk"), ("limits", "output"), ("limits", "artifacts"))
-_DURATION_KEYS: Final = (("limits", "timeout"), ("limits", "grace"), ("retry", "backoff"), ("retry", "max_backoff"))
+_DURATION_KEYS: Final = (
+    ("limits", "timeout"),
+    ("limits", "grace"),
+    ("retry", "backoff"),
+    ("retry", "max_backoff"),
+    ("budget", "duration"),
+)
 _SECRET_NAME: Final = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)($|_)", re.IGNORECASE)
 _HIDDEN: Final = "(hidden)"
 #: Shorter secrets would mask ordinary text.

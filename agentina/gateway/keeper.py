@@ -1,0 +1,188 @@
+"""The daemon's side of the gateway: starts its process for the first task, again when it dies, ends it after the last.
+
+One asyncio task reads what the gateway says; orders are written at once. Every order to serve a task is kept until the
+task has ended, and is given again to each new process: the gateway itself remembers nothing but what is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agentina import errors
+from agentina.gateway import channel
+from agentina.system import tasks
+
+#: Seconds a process may take until it serves a task.
+_OPEN_SECONDS: Final = 30.0
+#: Seconds before a process that died is replaced; doubles while it goes on dying.
+_FIRST_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 30.0
+#: Seconds it may take to end.
+_END_SECONDS: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Keeps one gateway process while there are tasks for it."""
+
+    def __init__(self, settings: Path, *, hear: Callable[[channel.Word], None]) -> None:
+        self._settings = settings
+        self._hear = hear
+        self._orders: dict[str, channel.Open] = {}
+        self._answers: dict[str, asyncio.Future[str]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._pid = 0
+
+    @property
+    def pid(self) -> int:
+        """The gateway's process; 0: none runs."""
+        return self._pid
+
+    async def open(self, order: channel.Open) -> None:
+        """Have a task served; returns when it is.
+
+        Raises:
+            AgentinaError: ``TASK_START_FAILED``.
+
+        """
+        if order.task_id in self._orders:
+            return
+        self._orders[order.task_id] = order
+        answer = self._answers[order.task_id] = asyncio.get_running_loop().create_future()
+        if self._running is None or self._running.done():
+            self._running = tasks.start(self._run(), name="gateway")
+        else:
+            self._send(order)
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                problem = await answer
+        except TimeoutError:
+            problem = f"it does not answer within {_OPEN_SECONDS:.0f} s"
+        finally:
+            self._answers.pop(order.task_id, None)
+        if problem:
+            self.close(order.task_id)
+            raise errors.TASK_START_FAILED(problem=f"the gateway does not serve it: {problem}")
+
+    def close(self, task_id: str) -> None:
+        """Let a task go; the last one ends the process."""
+        if self._orders.pop(task_id, None) is None:
+            return
+        self._send(channel.Close(task_id=task_id))
+        if not self._orders and self._writer is not None:
+            self._writer.close()
+
+    def raise_to(self, order: channel.Raise) -> None:
+        """Put another budget in force for a task."""
+        self._send(order)
+
+    def reload(self) -> None:
+        """Have settings and keys read again."""
+        self._send(channel.Reload())
+
+    async def stop(self) -> None:
+        """End the process; tasks lose their way out until another daemon opens it."""
+        self._orders.clear()
+        await tasks.cancel(self._running)
+
+    def _send(self, order: channel.Order) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(channel.line(order))
+
+    async def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while self._orders:
+            served = await self._once()
+            if not self._orders:
+                return
+            pause = _FIRST_PAUSE if served else min(_LONGEST_PAUSE, 2 * pause)
+            _log.error("the gateway ended and is started again", extra={"action": "gateway-ended"})
+            await asyncio.sleep(pause)
+
+    async def _once(self) -> bool:
+        """Start a process and listen to it until it ends; whether it ever served a task."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "agentina.gateway.process", str(self._settings),
+                stdin=theirs.fileno(), env=_environment(),
+            )  # fmt: skip
+        except OSError as error:
+            ours.close()
+            self._fail(f"its process cannot be started ({error.strerror})")
+            return False
+        finally:
+            theirs.close()
+        self._pid = process.pid
+        try:
+            return await self._listen(ours)
+        finally:
+            self._pid = 0
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            await asyncio.shield(_end(process))
+
+    async def _listen(self, ours: socket.socket) -> bool:
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=channel.MAX_LINE)
+        for order in self._orders.values():
+            self._send(order)
+        served = False
+        # A process that was killed resets the connection where one that ends closes it.
+        with contextlib.suppress(OSError):
+            while line := await reader.readline():
+                try:
+                    word = channel.words.decode(line)
+                except msgspec.MsgspecError as error:
+                    _log.error("the gateway said what cannot be read: %s", error)
+                    continue
+                if isinstance(word, channel.Opened):
+                    served = self._on_opened(word) or served
+                else:
+                    self._hear(word)
+        return served
+
+    def _on_opened(self, word: channel.Opened) -> bool:
+        answer = self._answers.get(word.task_id)
+        if answer is not None and not answer.done():
+            answer.set_result(word.problem)
+        elif word.problem:
+            _log.error(
+                "the gateway does not serve task %s: %s", word.task_id, word.problem,
+                extra={"action": "gateway-refused", "task": word.task_id},
+            )  # fmt: skip
+        return not word.problem
+
+    def _fail(self, problem: str) -> None:
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_result(problem)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Wait for the process, which has lost its daemon; it is killed when it does not go."""
+    try:
+        async with asyncio.timeout(_END_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """What the process needs to find this very code, and its keys."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "CREDENTIALS_DIRECTORY") if name in os.environ}
+    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONDONTWRITEBYTECODE": "1"}

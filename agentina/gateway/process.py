@@ -1,0 +1,140 @@
+"""The gateway's own process. It serves the tasks its daemon names over a socket pair (stdin), and ends with it.
+
+It has the providers' keys, so nobody of the same user may look into it: no core dumps, no ptrace, no /proc/PID/mem
+(PR_SET_DUMPABLE, prctl(2)). It may be killed at any time: what tasks used is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agentina import errors
+from agentina.gateway import account, channel, egress, listener, models, rules, settings
+from agentina.system import clock
+
+_PR_SET_DUMPABLE: Final = 4
+#: Bytes to the daemon that may wait; more are dropped, since all they say is in the records as well.
+_MAX_WAITING: Final = 8 << 20
+
+_log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """All tasks that are served."""
+
+    def __init__(self, path: Path, writer: asyncio.StreamWriter, *, credentials: Path | None = None) -> None:
+        self._path = path
+        self._credentials = credentials
+        self._writer = writer
+        self._clock = clock.SystemClock()
+        self._egress = egress.Egress()
+        self._models: models.Models | None = None
+        self._doors: dict[str, listener.Listener] = {}
+
+    async def run(self, reader: asyncio.StreamReader) -> None:
+        """Follow orders until the daemon is gone."""
+        while line := await reader.readline():
+            try:
+                await self._follow(channel.orders.decode(line))
+            except msgspec.MsgspecError as error:
+                _log.error("an order of the daemon cannot be read: %s", error)
+        for door in list(self._doors.values()):
+            await door.close()
+        if self._models is not None:
+            self._models.close()
+
+    async def _follow(self, order: channel.Order) -> None:
+        if isinstance(order, channel.Open):
+            self._tell(channel.Opened(task_id=order.task_id, problem=await self._open(order)))
+        elif isinstance(order, channel.Reload):
+            self._reload()
+        elif isinstance(order, channel.Close):
+            door = self._doors.pop(order.task_id, None)
+            if door is not None:
+                await door.close()
+        else:
+            self._raise(order)
+
+    async def _open(self, order: channel.Open) -> str:
+        """Begin to serve a task; what is wrong, or nothing."""
+        if order.task_id in self._doors:
+            return ""
+        try:
+            if self._models is None:
+                self._models = models.Models(self._load(), clocks=self._clock)
+            grants = rules.Rules(scope=order.scope, policy=order.policy, networks=self._models.loaded.networks)
+            task = account.Account(order, grants=grants, clocks=self._clock, tell=self._tell)
+            door = listener.Listener(Path(order.directory), task, serving=self._models, ways=self._egress)
+            try:
+                await door.open()
+            except errors.AgentinaError:
+                task.close()
+                raise
+        except errors.AgentinaError as error:
+            return error.message
+        self._doors[order.task_id] = door
+        return ""
+
+    def _raise(self, order: channel.Raise) -> None:
+        door = self._doors.get(order.task_id)
+        if door is not None:
+            try:
+                door.task.raise_to(order.limits)
+            except errors.AgentinaError as error:
+                _log.error("the budget of task %s cannot be raised: %s", order.task_id, error)
+
+    def _load(self) -> settings.Loaded:
+        return settings.load(self._path, credentials=self._credentials)
+
+    def _reload(self) -> None:
+        """Read settings and keys again; damaged ones change nothing."""
+        if self._models is not None:
+            try:
+                self._models.replace(self._load())
+            except errors.AgentinaError as error:
+                _log.error("the gateway keeps its settings: %s", error)
+
+    def _tell(self, word: channel.Word) -> None:
+        if self._writer.transport.get_write_buffer_size() < _MAX_WAITING:
+            self._writer.write(channel.line(word))
+
+
+def protect() -> None:
+    """Keep other processes of this user from looking into this one."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+async def _serve(path: Path) -> None:
+    control = socket.socket(fileno=os.dup(0))
+    reader, writer = await asyncio.open_unix_connection(sock=control, limit=channel.MAX_LINE)
+    handed = os.environ.get("CREDENTIALS_DIRECTORY")
+    gateway = Gateway(path, writer, credentials=None if not handed else Path(handed))
+    # The daemon's end, however it came, is this one's.
+    with contextlib.suppress(OSError):
+        await gateway.run(reader)
+    writer.close()
+
+
+def main() -> None:
+    """``python -m agentina.gateway.process SETTINGS``, with the socket to the daemon as stdin."""
+    protect()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the daemon's end is ours
+    logging.basicConfig(level=logging.INFO, format="gateway: %(message)s", stream=sys.stderr)
+    asyncio.run(_serve(Path(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

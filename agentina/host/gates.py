@@ -1,0 +1,157 @@
+"""Opens the host's gateway for the tasks whose job asks for it, and closes it when they have ended.
+
+A job asks by a budget or by hosts in its scope. What was opened is written beside the task without its token, so that
+the next daemon opens it again for a task that goes on: ``gateway.json``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from agentina import errors
+from agentina.executors import contract
+from agentina.host import entries, policy, state
+from agentina.protocol import jobs
+from agentina.system import files
+
+if TYPE_CHECKING:
+    from agentina.gateway import channel, keeper
+
+_NAME: Final = "gateway.json"
+_MAX: Final = 4 << 20
+
+_log = logging.getLogger(__name__)
+
+
+def asks(job: jobs.JobSpec) -> bool:
+    """Whether a job needs the gateway. Pure."""
+    return job.budget is not None or bool(job.scope.hosts)
+
+
+class Gates:
+    """The gateway, as tasks need it. Nothing of it is loaded before one does."""
+
+    def __init__(
+        self, settings: str, *, executor: contract.Executor, rules: Callable[[], policy.Policy | None]
+    ) -> None:
+        """``settings`` is the path of gateway.yaml; empty: this host has no gateway."""
+        self._settings = settings
+        self._executor = executor
+        self._rules = rules
+        self._keeper: keeper.Keeper | None = None
+        self._open: set[str] = set()
+
+    async def admit(self, entry: entries.Entry, launch: contract.Launch) -> contract.Launch:
+        """The launch as it is to be started: with a way out, where the job asks for one and the host has it.
+
+        Raises:
+            AgentinaError: ``TASK_START_FAILED``: the job asks for what this host cannot hold.
+
+        """
+        job = entry.job
+        if job is None or not asks(job):
+            return launch
+        if not self._settings or self._executor.name != "process":
+            if job.budget is None:
+                return launch  # scopes were never more than what the executor can hold
+            why = "has no gateway (`gateway` in its configuration)" if not self._settings else (
+                f"has no gateway for the {self._executor.name} executor yet"
+            )  # fmt: skip
+            raise errors.TASK_START_FAILED(problem=f"the job has a budget, and this host {why}")
+        from agentina.gateway import budgets, channel, forwarder, tokens  # noqa: PLC0415 - see the class
+
+        rules = self._rules()
+        token = tokens.make()
+        limits = jobs.Budget() if job.budget is None else job.budget
+        order = channel.Open(
+            task_id=entry.task_id,
+            directory=str(entry.directory.path),
+            digest=tokens.digest(token),
+            scope=job.scope.hosts,
+            policy=[] if rules is None else rules.hosts,
+            limits=msgspec.convert(msgspec.to_builtins(limits), budgets.Limits),
+        )
+        files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(order), durable=False)
+        await self._serve(order)
+        command = [sys.executable, "-I", "-S", forwarder.__file__, str(entry.directory.path), "--"]
+        return msgspec.structs.replace(
+            launch,
+            argv=[*command, *launch.argv],
+            verify=None if launch.verify is None else [*command, *launch.verify],
+            environment={**launch.environment, forwarder.VARIABLE: token},
+        )
+
+    async def before(self, entry: entries.Entry, operation: state.Do) -> None:
+        """Keep step with a task: open again for one that was found running, close for one that has ended."""
+        if entry.job is None or not asks(entry.job):
+            return
+        if operation is state.Do.WATCH and entry.task_id not in self._open:
+            await self._reopen(entry)
+        elif operation is state.Do.COLLECT:
+            self._close(entry)
+
+    async def stop(self) -> None:
+        """Let the gateway end; tasks go on, and the next daemon opens it again."""
+        if self._keeper is not None:
+            await self._keeper.stop()
+
+    def reload(self) -> None:
+        """Have the gateway read its settings and keys again."""
+        if self._keeper is not None:
+            self._keeper.reload()
+
+    async def _serve(self, order: channel.Open) -> None:
+        if self._keeper is None:
+            from agentina.gateway import keeper as made  # noqa: PLC0415 - see the class
+
+            self._keeper = made.Keeper(Path(self._settings), hear=_hear)
+        await self._keeper.open(order)
+        self._open.add(order.task_id)
+
+    async def _reopen(self, entry: entries.Entry) -> None:
+        from agentina.gateway import channel  # noqa: PLC0415 - see the class
+
+        try:
+            content = files.read_bounded(entry.directory.path / _NAME, limit=_MAX)
+            await self._serve(msgspec.json.decode(content, type=channel.Open))
+        except FileNotFoundError:
+            return  # it runs without: the host has no gateway
+        except (OSError, msgspec.MsgspecError, errors.AgentinaError) as error:
+            _log.error(
+                "task %s has lost its way out: %s", entry.task_id, error,
+                extra={"action": "gateway-lost", "task": entry.task_id},
+            )  # fmt: skip
+
+    def _close(self, entry: entries.Entry) -> None:
+        if self._keeper is None or entry.task_id not in self._open:
+            return
+        self._open.discard(entry.task_id)
+        self._keeper.close(entry.task_id)
+        from agentina.gateway import record  # noqa: PLC0415 - see the class
+
+        story = record.read(entry.directory.path)
+        if story is not None and story.totals.calls:
+            used = story.totals
+            _log.info(
+                "task %s used %d calls of models: %d tokens, %d of them cached, %.4f US dollars",
+                entry.task_id, used.calls, used.used.counted + used.used.cached, used.used.cached, used.cost_nano / 1e9,
+                extra={"action": "task-usage", "task": entry.task_id},
+            )  # fmt: skip
+
+
+def _hear(word: channel.Word) -> None:
+    """Put into the log what the gateway says of a task; its record in the task's directory has it as well."""
+    from agentina.gateway import channel as said  # noqa: PLC0415 - loaded already: the gateway runs
+
+    if isinstance(word, said.Refused):
+        fields = {"action": "gateway-refused", "task": word.task_id, "code": word.code}
+        _log.warning("task %s was refused by the gateway: %s", word.task_id, word.message, extra=fields)
+    elif isinstance(word, said.Warned):
+        fields = {"action": "budget-near", "task": word.task_id}
+        _log.warning("the budget of task %s is nearly used up: %s", word.task_id, word.text, extra=fields)

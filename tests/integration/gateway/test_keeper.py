@@ -1,0 +1,213 @@
+"""The gateway as a process of its own, and what a task finds behind the forwarder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agentina import errors
+from agentina.gateway import budgets, channel, forwarder, keeper, listener, record, tokens, usage
+from tests.fakes import model_provider
+from tests.integration.gateway import gates
+
+TOOL = """
+import json, os, sys, urllib.request
+body = json.dumps({"model": "claude-haiku-4-5", "stream": True, "max_tokens": 100}).encode()
+request = urllib.request.Request(os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages", body)
+request.add_header("x-api-key", os.environ["ANTHROPIC_API_KEY"])
+sys.stdout.write(urllib.request.urlopen(request, timeout=60).read().decode())
+sys.exit(7)
+"""
+
+
+class Host:
+    """A keeper, a provider, and tasks."""
+
+    def __init__(self, root: Path, provider: model_provider.ModelProvider) -> None:
+        self.root = root
+        self.provider = provider
+        self.words: asyncio.Queue[channel.Word] = asyncio.Queue()
+        gates.load(root, provider.url)
+        self.keeper = keeper.Keeper(root / "gateway.yaml", hear=self.words.put_nowait)
+
+    async def open(self, name: str, *, most: int | None = None) -> tuple[Path, str]:
+        directory = self.root / name
+        directory.mkdir()
+        token = tokens.make()
+        await self.keeper.open(
+            channel.Open(
+                task_id=name, directory=str(directory), digest=tokens.digest(token), limits=budgets.Limits(tokens=most)
+            )
+        )
+        return directory, token
+
+    async def run(self, directory: Path, token: str, *command: str) -> tuple[int | None, str]:
+        """Run a command as a task with a way out; its exit code and output."""
+        argv = [sys.executable, "-I", "-S", forwarder.__file__, str(directory), "--", *command]
+        process = await asyncio.create_subprocess_exec(
+            *argv, env={"PATH": os.environ["PATH"], forwarder.VARIABLE: token}, start_new_session=True,
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), 60)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, output.decode()
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    async with model_provider.running() as provider:
+        made = Host(tmp_path, provider)
+        yield made
+        await made.keeper.stop()
+
+
+async def test_a_tool_in_a_task_calls_a_model(host: Host) -> None:
+    directory, token = await host.open("task_a")
+    code, output = await host.run(directory, token, sys.executable, "-c", TOOL)
+    assert code == 7
+    assert "message_stop" in output
+    word = await asyncio.wait_for(host.words.get(), 20)
+    fresh, cached, used = host.provider.billed
+    assert isinstance(word, channel.Used)
+    assert word.totals.used == usage.Usage(input=fresh, cached=cached, output=used)
+    assert host.provider.asked[0].headers["x-api-key"] == gates.KEY
+
+
+async def test_the_key_is_not_to_be_found_from_a_task(host: Host) -> None:
+    directory, token = await host.open("task_a")
+    search = f"cd /proc/{host.keeper.pid}; cat environ mem maps cmdline fd/* 2>/dev/null; env; echo done"
+    if os.getuid() == 0:
+        # root may look anywhere: what is not in the environment and the arguments is shown all the same
+        search = f"cat /proc/{host.keeper.pid}/environ /proc/{host.keeper.pid}/cmdline; env; echo done"
+    _, output = await host.run(directory, token, "/bin/sh", "-c", search)
+    assert "done" in output
+    assert gates.KEY not in output
+
+
+async def test_another_tasks_token_is_worth_nothing(host: Host) -> None:
+    directory, _ = await host.open("task_a")
+    _, other = await host.open("task_b")
+    code, _ = await host.run(directory, other, sys.executable, "-c", TOOL)
+    assert code == 1
+    assert not host.provider.asked
+    word = await asyncio.wait_for(host.words.get(), 20)
+    assert isinstance(word, channel.Refused)
+    assert (word.task_id, word.code) == ("task_a", "GATEWAY_TOKEN_REFUSED")
+
+
+async def test_a_killed_gateway_is_replaced_and_its_open_call_charged(host: Host) -> None:
+    directory, token = await host.open("task_a", most=100_000)
+    host.provider.scenario = "held"
+    running = asyncio.get_running_loop().create_task(host.run(directory, token, sys.executable, "-c", TOOL))
+    await asyncio.wait_for(host.provider.holding.wait(), 30)
+    before = host.keeper.pid
+    os.kill(before, signal.SIGKILL)
+    assert (await running)[0] == 1
+    host.provider.scenario = "text"
+    # The forwarder waits until the next gateway listens.
+    code, _ = await host.run(directory, token, sys.executable, "-c", TOOL)
+    assert code == 7
+    assert host.keeper.pid not in {0, before}
+    story = record.read(directory)
+    assert story is not None
+    assert (story.totals.calls, story.totals.estimated, story.open) == (2, 1, {})
+
+
+async def test_a_budget_can_be_raised_and_the_last_task_ends_the_process(host: Host) -> None:
+    directory, token = await host.open("task_a", most=1)
+    assert (await host.run(directory, token, sys.executable, "-c", TOOL))[0] == 1
+    host.keeper.raise_to(channel.Raise(task_id="task_a", limits=budgets.Limits(tokens=10_000)))
+    assert (await host.run(directory, token, sys.executable, "-c", TOOL))[0] == 7
+    running = host.keeper._running
+    assert running is not None
+    host.keeper.close("task_a")
+    await asyncio.wait_for(running, 20)
+    assert host.keeper.pid == 0
+    assert not (directory / listener.NAME).exists()
+    await host.open("task_b")
+    assert host.keeper.pid
+
+
+async def test_settings_that_cannot_be_read_fail_the_task_with_the_reason(host: Host) -> None:
+    (host.root / "gateway.yaml").write_text('{"provider": []}')
+    with pytest.raises(errors.AgentinaError) as caught:
+        await host.open("task_a")
+    assert caught.value.code == "TASK_START_FAILED"
+    assert "did you mean 'providers'" in caught.value.message
+    gates.load(host.root, host.provider.url)
+    await host.open("task_b")
+
+
+async def test_new_keys_are_taken_up(host: Host) -> None:
+    directory, token = await host.open("task_a")
+    (host.root / "credentials/key-0").write_text("sk-new")
+    host.keeper.reload()
+    await host.run(directory, token, sys.executable, "-c", TOOL)
+    assert host.provider.asked[0].headers["x-api-key"] == "sk-new"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [(["/nowhere/program"], 127), (["/etc/passwd"], 126), (["/bin/sh", "-c", "exit 5"], 5)]
+)
+async def test_the_command_keeps_its_exit_code(tmp_path: Path, command: list[str], code: int) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", forwarder.__file__, str(tmp_path), "--", *command,
+        start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    assert await process.wait() == code
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+async def test_the_job_s_own_variables_win(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", forwarder.__file__, str(tmp_path), "--", sys.executable, "-c",
+        "import os, json; print(json.dumps(dict(os.environ)))",
+        env={"OPENAI_API_KEY": "mine", forwarder.VARIABLE: "agt_x"},
+        start_new_session=True, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    os.killpg(process.pid, signal.SIGKILL)
+    seen = json.loads(output)
+    assert seen["OPENAI_API_KEY"] == "mine"
+    assert seen["HTTPS_PROXY"].startswith("http://task:agt_x@127.0.0.1:")
+    assert seen["ANTHROPIC_BASE_URL"] == seen["AGENTINA_GATEWAY"] + "/anthropic"
+
+
+async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path: Path) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(65_536):
+            writer.write(piece)
+            await writer.drain()
+        writer.write(b"end")
+        writer.close()
+
+    server = await asyncio.start_unix_server(echo, sock=listener.bind(tmp_path))
+    tool = (
+        "import os, socket, threading, urllib.parse\n"
+        "at = urllib.parse.urlsplit(os.environ['AGENTINA_GATEWAY'])\n"
+        "def one():\n"
+        "    s = socket.create_connection((at.hostname, at.port))\n"
+        "    t = threading.Thread(target=lambda: (s.sendall(b'x' * 3000000), s.shutdown(socket.SHUT_WR)))\n"
+        "    t.start(); n = 0\n"
+        "    while p := s.recv(65536): n += len(p); last = p\n"
+        "    t.join(); assert n == 3000003 and last.endswith(b'end'), n\n"
+        "ts = [threading.Thread(target=one) for _ in range(8)]\n"
+        "[t.start() for t in ts]; [t.join() for t in ts]; print('good')\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", forwarder.__file__, str(tmp_path), "--", sys.executable, "-c", tool,
+        start_new_session=True, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    os.killpg(process.pid, signal.SIGKILL)
+    server.close()
+    assert output == b"good\n"
