@@ -323,7 +323,10 @@ class Link:
             context = ssl.create_default_context()
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self._ca_file:
-                context.load_verify_locations(self._ca_file)
+                try:
+                    context.load_verify_locations(self._ca_file)
+                except OSError as error:
+                    raise self._unreachable(f"{self._ca_file} cannot be used: {_words(error)}") from error
             self._context = context
         return self._context
 

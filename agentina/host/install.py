@@ -95,7 +95,8 @@ def install(instance: paths.InstancePaths, request: Request, *, say: Say) -> Ins
 
     Raises:
         AgentinaError: ``PRECONDITION_FAILED``, ``INSTANCE_OTHER``, ``USAGE``, ``STATE_CORRUPT``, ``TOKEN_…``,
-            ``LICENSE_…``, ``CONTROL_PLANE_UNREACHABLE``, ``SERVICE_FAILED``, ``DAEMON_NOT_RUNNING``.
+            ``LICENSE_…``, ``CONTROL_PLANE_UNREACHABLE``, ``SERVICE_FAILED``, ``DAEMON_NOT_RUNNING``,
+            ``FILE_UNREADABLE`` (of the control plane's certificates).
 
     """
     url = str(address.parse(request.control_plane))
@@ -104,6 +105,8 @@ def install(instance: paths.InstancePaths, request: Request, *, say: Say) -> Ins
     if request.role is not None:
         names.check_role(request.role)
     doctor.require([doctor.check_writable(instance)])
+    if request.ca_file:
+        _keep_certificates(Path(request.ca_file))
     owner = service.owner_of(instance.layout) if request.service else None
     if instance.state.exists():
         service.make_state(instance, owner)
@@ -271,6 +274,15 @@ def _known_settings(instance: paths.InstancePaths) -> config.HostConfig | None:
         return inputs.decode(files.read_bounded(kept), config.HostConfig, str(kept), limit=files.MAX_STATE_FILE)
     except FileNotFoundError:
         return None
+
+
+def _keep_certificates(path: Path) -> None:
+    """Make durable what may have been put there a moment ago: the configuration, which is durable, will name it."""
+    try:
+        files.sync_file(path)
+        files.sync_directory(path.resolve().parent)
+    except OSError as error:
+        raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror) from error
 
 
 def _keep_settings(instance: paths.InstancePaths) -> None:

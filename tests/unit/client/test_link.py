@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -206,6 +207,18 @@ async def test_tls_trusts_the_named_ca_and_nothing_else(certificate: Path) -> No
         await put(link.Link(url))
     assert caught.value.code == "CONTROL_PLANE_UNREACHABLE"
     server.close()
+
+
+async def test_ca_file_that_cannot_be_used_is_named_and_read_again(certificate: Path, tmp_path: Path) -> None:
+    named = tmp_path / "named.pem"
+    named.touch()
+    trusting = link.Link("https://localhost:1", ca_file=str(named))
+    with pytest.raises(errors.AgentinaError, match=rf"{named} cannot be used") as caught:
+        await put(trusting)
+    assert caught.value.code == "CONTROL_PLANE_UNREACHABLE"
+    await asyncio.to_thread(shutil.copyfile, certificate, named)
+    with pytest.raises(errors.AgentinaError, match="refused"):
+        await put(trusting)
 
 
 async def _tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: list[bytes]) -> None:

@@ -174,6 +174,13 @@ def test_owner_edits_survive_and_asked_changes_are_made(instance: paths.Instance
     assert config.load(instance) == config.HostConfig(control_plane=url, log_level="debug", max_concurrent_tasks=2)
 
 
+def test_certificates_that_are_not_there_are_named(instance: paths.InstancePaths, url: str) -> None:
+    with pytest.raises(errors.AgentinaError, match=r"gone\.pem") as caught:
+        run(instance, request(url, ca_file="/nowhere/gone.pem"))
+    assert caught.value.code == "FILE_UNREADABLE"
+    assert not instance.config.exists()
+
+
 def test_no_token_on_a_fresh_host(instance: paths.InstancePaths, url: str) -> None:
     with pytest.raises(errors.AgentinaError) as caught:
         run(instance, request(url, token=""))
