@@ -146,7 +146,15 @@ class SystemdExecutor:
             while True:
                 nonce = secrets.token_hex(8)
                 number = self._claim(launch, nonce)
-                running = await self._start_slot(launch, number, nonce)
+                try:
+                    running = await self._start_slot(launch, number, nonce)
+                except errors.AgentinaError as error:
+                    is_away = error.code == errors.SYSTEMD_UNREACHABLE.code
+                    if not is_away or clock.SystemClock().boot() >= launch.lease_deadline:
+                        raise
+                    # Its ticket is withdrawn, so it never started. PID 1 or the bus starts anew, or the host ends.
+                    await self._manager.wait_for_change(1.0)
+                    continue
                 if running is not None:
                     break
         finally:

@@ -37,6 +37,11 @@ _DENIED: Final = frozenset(
         "org.freedesktop.PolicyKit1.Error.NotAuthorized",
     }
 )
+#: Errors by which the bus says that nobody answered: PID 1 or the bus is on its way out or in.
+_AWAY: Final = frozenset(
+    f"org.freedesktop.DBus.Error.{name}"
+    for name in ("Disconnected", "NameHasNoOwner", "NoReply", "NoServer", "ServiceUnknown", "TimedOut", "Timeout")
+)
 
 #: A property's D-Bus signature and value.
 Value = tuple[str, Any]
@@ -155,6 +160,8 @@ class Manager:
                 return await self._connection.call(jeepney.new_method_call(at, method, signature, body))
         except jeepney.DBusErrorResponse as error:
             problem = str(error.data[0]) if error.data else error.name
+            if error.name in _AWAY:
+                raise errors.SYSTEMD_UNREACHABLE(problem=problem) from error
             denied = error.name in _DENIED
             raise errors.SYSTEMD_REFUSED(what=method, unit=unit, problem=problem, denied=denied) from error
         except (OSError, EOFError, TimeoutError) as error:

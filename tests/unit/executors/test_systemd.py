@@ -1,0 +1,63 @@
+"""The daemon's side of slots, where PID 1 is not itself; the rest is tested on real hosts (tests/vm/test_slots.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from agentina import errors
+from agentina.executors import fields
+from agentina.executors import systemd as executors
+from agentina.system import clock, systemd
+from tests.fakes import launches
+
+
+class Manager:
+    """PID 1 that is away for some calls, and then takes the ticket as task-prepare does."""
+
+    def __init__(self, tickets: Path, task: Path, *, away: int) -> None:
+        self._tickets = tickets
+        self._task = task
+        self.away = away
+        self.waits = 0
+
+    async def set_properties(self, unit: str, values: dict[str, Any]) -> None:
+        """Takes them."""
+
+    async def start(self, _: str) -> str:
+        """One call."""
+        if self.away:
+            self.away -= 1
+            raise errors.SYSTEMD_UNREACHABLE(problem="no reply")
+        (ticket,) = [path for path in self._tickets.iterdir() if path.name.isdecimal()]
+        nonce = fields.decode(ticket.read_bytes())["nonce"][0]
+        ticket.unlink()
+        (self._task / "started").write_bytes(fields.encode([("nonce", nonce), ("slot", "default-S1")]))
+        return "done"
+
+    async def wait_for_change(self, _: float) -> None:
+        """Something changes at once."""
+        self.waits += 1
+
+
+async def test_start_waits_for_pid_1_to_come_back(tmp_path: Path) -> None:
+    launch = launches.make(tmp_path / "tasks", "true")
+    manager = Manager(tmp_path / "slots", launch.directory, away=3)
+    manager._tickets.mkdir()
+    executor = executors.SystemdExecutor(tmp_path, manager=cast(systemd.Manager, manager))
+    await executor.start(launch)
+    assert manager.waits == 3
+    assert list(manager._tickets.iterdir()) == [], "no ticket is left that a late start could take"
+
+
+async def test_start_gives_up_when_the_lease_is_over(tmp_path: Path) -> None:
+    launch = launches.make(tmp_path / "tasks", "true", lease_deadline=clock.SystemClock().boot())
+    manager = Manager(tmp_path / "slots", launch.directory, away=1000)
+    manager._tickets.mkdir()
+    executor = executors.SystemdExecutor(tmp_path, manager=cast(systemd.Manager, manager))
+    with pytest.raises(errors.AgentinaError) as caught:
+        await executor.start(launch)
+    assert caught.value.code == "SYSTEMD_UNREACHABLE"
+    assert list(manager._tickets.iterdir()) == []
