@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agentina.host import gates, workspaces
 
 #: Errors of this host, not of the job: another host may do better.
-_HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code}
+_HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code, errors.SYSTEMD_UNREACHABLE.code}
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +114,8 @@ class Operations:
         except errors.AgentinaError as error:
             if error.code == errors.STATE_CONFLICT.code:
                 return state.StartedBefore()
+            if error.code in _HOST_FAULTS:
+                return state.Unable(str(error))
             return state.Failed(outcomes.from_error(error, State.FAILED, Reason.START_FAILED))
         if entry.deadline is not None and entry.deadline > deadline:
             self._executor.renew(entry.directory.path, entry.deadline)
@@ -217,6 +219,9 @@ class Operations:
             outcome = _with_stop(outcome, entry.task.stop)
         if not leaves_files(job):
             return state.Collected(outcome)
+        if result.boot_id != self._boot_id and result.stopped is not contract.StopReason.HOST_SHUTDOWN:
+            # Nobody synced its files, as was done for its result and output: they may be empty after a power cut.
+            return state.Collected(outcomes.without_files(outcome))
         return state.Collected(await self._gather(entry, job, outcome))
 
     async def _gather(self, entry: entries.Entry, job: jobs.JobSpec, outcome: wire.Outcome) -> wire.Outcome:

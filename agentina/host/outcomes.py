@@ -139,6 +139,19 @@ def lost(reason: Reason, particulars: str = "") -> wire.Outcome:
     return wire.Outcome(state=State.LOST, reason=reason, detail=sentence)
 
 
+def without_files(outcome: wire.Outcome) -> wire.Outcome:
+    """``outcome`` of a task whose files the power may have taken: a success without them is none any more.
+
+    How it ended is known, for a result is durable. What it left in its workspace is durable once it is collected.
+    """
+    problem = "The host restarted before what it left was collected."
+    if outcome.state is not State.SUCCEEDED:
+        return msgspec.structs.replace(outcome, detail=f"{outcome.detail} {problem}"[:4096])
+    return msgspec.structs.replace(
+        outcome, state=State.LOST, reason=Reason.HOST_RESTARTED, detail=f"Lost: {problem[0].lower()}{problem[1:]}"
+    )
+
+
 def from_error(error: errors.AgentinaError, state: State, reason: Reason) -> wire.Outcome:
     """The outcome of a task that an error of agentina's ended."""
     return wire.Outcome(

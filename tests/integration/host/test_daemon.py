@@ -227,6 +227,32 @@ async def test_task_that_ends_while_no_daemon_is_there(
     assert bytes(task.output) == b"done\n"
 
 
+@pytest.mark.parametrize("stopped", ["none", "host-shutdown"])
+async def test_files_of_another_boot_are_not_trusted(
+    stopped: str, daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    """A result is durable before what the task left is: a power cut between leaves files that are empty."""
+    leaves = plane.submit(f"sleep 0.3; echo x > left; touch {root}/left", artifacts=["left"])
+    talks = plane.submit(f"sleep 0.3; echo x; touch {root}/said")
+    await plane.until(lambda: bool(leaves.pids and talks.pids))
+    await daemon.kill()
+    await plane.until(lambda: len(list(root.rglob("result.json"))) == 2)
+    await asyncio.to_thread(_change_results, root, boot_id="another", stopped=stopped)
+    await daemon.start()
+    await plane.until_ended(leaves, talks)
+    assert leaves.outcome is not None
+    assert talks.outcome is not None
+    orderly = stopped == "host-shutdown"
+    assert (leaves.outcome.state, bool(leaves.artifacts)) == (State.LOST, orderly)
+    assert talks.outcome.state is (State.LOST if orderly else State.SUCCEEDED)
+    assert bytes(talks.output) == b"x\n"
+
+
+def _change_results(root: Path, **changes: str) -> None:
+    for path in root.rglob("result.json"):
+        path.write_bytes(msgspec.json.encode({**msgspec.json.decode(path.read_bytes()), **changes}))
+
+
 async def test_nothing_is_lost_or_done_twice_over_many_kills(
     daemon: DaemonProcess, plane: control.FakeControl, root: Path
 ) -> None:

@@ -134,6 +134,14 @@ def test_failed_collection_takes_a_success_away_but_explains_no_failure_away() -
     assert "No room" in failed.detail
 
 
+def test_files_that_the_power_took_take_a_success_away_but_explain_no_failure_away() -> None:
+    lost = outcomes.without_files(outcome(exit_code=0))
+    assert (lost.state, lost.reason, lost.exit_code) == (State.LOST, Reason.HOST_RESTARTED, 0)
+    failed = outcomes.without_files(outcome(exit_code=3))
+    assert (failed.reason, failed.artifacts) == (Reason.EXIT_NONZERO, [])
+    assert "before what it left was collected" in failed.detail
+
+
 def test_error_outcome_is_bounded_and_carries_the_code() -> None:
     error = errors.WORKSPACE_FAILED(repository="r", ref="x", problem="p" * 10_000)
     made = outcomes.from_error(error, State.FAILED, Reason.WORKSPACE_FAILED)
