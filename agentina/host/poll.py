@@ -26,6 +26,8 @@ _ANSWER_SECONDS: Final = 15.0
 #: Without a free slot a poll only waits for orders. For so long (seconds) a slot is waited for before one is sent:
 #: under load slots come free all the time, and each would replace the poll.
 _SLOT_SECONDS: Final = 0.05
+#: How often (seconds) a poll that says the host can take nothing looks whether that still holds.
+_LOOK_SECONDS: Final = 5.0
 #: Replaced polls whose (empty) answers are still to come; more are broken off.
 _MOST_ABANDONED: Final = 4
 #: Largest answer: the most assignments, each with the largest job, escaped in an envelope.
@@ -121,8 +123,13 @@ class Poll:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         request.add_done_callback(lambda _: _end(over))
         self._waiting = (offer, over)
+        # What disk, memory and others on this host leave changes without an event.
+        pause = _LOOK_SECONDS if offer.why else None
         try:
-            await over
+            while not over.done():
+                await asyncio.wait([over], timeout=pause)
+                if not over.done():
+                    self.reconsider()
         finally:
             self._waiting = None
         return request.done()
