@@ -71,11 +71,11 @@ def run_lab(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def new_machine(
     image: images.Image, package: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., machine.Machine]]:
-    """Make a virtual machine, resumed with the package installed unless ``state`` says otherwise."""
+    """Make a virtual machine, resumed, with the package installed unless told otherwise."""
     made: list[host.Host] = []
 
-    def make(name: str = "host", **options: Any) -> machine.Machine:
-        options.setdefault("state", lab.with_package(image, package))
+    def make(name: str = "host", *, installed: bool = True, **options: Any) -> machine.Machine:
+        options["state"] = lab.with_package(image, package) if installed else machine.saved(image, "")
         made.append(there := machine.Machine(image, tmp_path_factory.mktemp(name), name=name, **options))
         there.boot()
         return there
@@ -92,8 +92,8 @@ def new_container(
     """Make a container, with the package installed unless told otherwise."""
     made: list[host.Host] = []
 
-    def make(name: str = "host", *, installed: bool = True) -> container.Container:
-        made.append(there := container.Container(image, tmp_path_factory.mktemp(name), name=name))
+    def make(name: str = "host", *, installed: bool = True, **options: Any) -> container.Container:
+        made.append(there := container.Container(image, tmp_path_factory.mktemp(name), name=name, **options))
         there.boot()
         if installed:
             lab.install_package(there, package)

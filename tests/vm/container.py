@@ -1,8 +1,12 @@
 """A container with systemd as PID 1, at native speed: for everything but limits, power cuts and clocks.
 
 What differs from a virtual machine: limits of memory, processor and processes do not hold where the build machine
-keeps those controllers out of its cgroup v2 tree; the wall clock is the machine's; a cut loses nothing that was
-written, synced or not, and the boot id is the machine's, so that a reboot is not seen as one.
+keeps those controllers out of its cgroup v2 tree; the wall clock is the machine's; and unless it ``forgets``, the boot
+id is, so that a reboot is not seen as one.
+
+Its file system is in memory, and a cut loses nothing that was written. With ``forgets`` it is an ext4 on a disk of its
+own, which a cut shuts down as xfstests do (``EXT4_IOC_SHUTDOWN`` without a flush of the log): what was not synced and
+not yet written back is lost, and the next boot starts with the recovery of its journal.
 """
 
 from __future__ import annotations
@@ -10,9 +14,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
+import struct
 import subprocess
+import uuid
 from pathlib import Path
 from typing import IO, Final
 
@@ -22,37 +29,77 @@ from tests.vm import host, images
 DISK: Final = 2 << 30
 #: The bridge between containers and this machine; 10.0.2.2 is this machine, as in QEMU's user network.
 _BRIDGE: Final = "agentina-vm0"
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+_BOOT_ID_SERVICE: Final = f"""
+[Unit]
+DefaultDependencies=no
+Before=sysinit.target
+[Service]
+Type=oneshot
+ExecStart=sh -c 'umount {_BOOT_ID}; mount --bind /etc/boot-id {_BOOT_ID}'
+"""
 _CGROUPS: Final = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
+#: ``EXT4_IOC_SHUTDOWN`` and ``EXT4_GOING_FLAGS_NOLOGFLUSH`` (Linux, fs/ext4/ext4.h).
+_SHUT_DOWN: Final = (0x8004587D, 2)
 #: Last parts of the containers' addresses.
 _NUMBERS: Final = range(16, 250)
 
 
 class Container(host.Host):
-    """A container with a file system of its own, in memory."""
+    """A container with a file system of its own."""
 
     kind = "container"
     has_limits = False
 
-    def __init__(self, image: images.Image, directory: Path, *, name: str = "host") -> None:
-        """See :class:`host.Host`."""
+    def __init__(self, image: images.Image, directory: Path, *, name: str = "host", forgets: bool = False) -> None:
+        """See :class:`host.Host`; when it ``forgets``, a cut loses what was not synced."""
         super().__init__(image, directory, name=name)
-        for part in ("writable", "root"):
-            (directory / part).mkdir(parents=True, exist_ok=True)
         self._root = directory / "root"
+        self._writable = directory / "writable"
+        for path in (self._root, self._writable):
+            path.mkdir(parents=True, exist_ok=True)
+        self._disk = directory / "disk.ext4" if forgets else None
         self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
         self._lock, self._number = _take_number()
+        if self._disk is not None:
+            with self._disk.open("wb") as disk:
+                disk.truncate(DISK)
+            _run("mkfs.ext4", "-q", str(self._disk))
+            # Shared, for another container that starts meanwhile has a copy of every mount: it goes with ours.
+            _run("mount", "--bind", "--make-shared", str(directory), str(directory))
         self._mount()
         (self._root / "etc/hostname").write_text(f"{name}\n")
         settings = images.network(f"10.0.2.{self._number}")
         (self._root / "etc/systemd/network/10-host.network").write_text(settings)
+        if forgets:
+            self._give_boot_id()
+
+    def _give_boot_id(self) -> None:
+        """Let everything in there, units with a /proc of their own included, see a boot id that each start makes anew.
+
+        nspawn's own is a file without a name, which cannot be mounted elsewhere.
+        """
+        units = self._root / "usr/local/lib/systemd/system"
+        for unit in ("agentina@", "agentina-task@"):
+            drop_in = units / f"{unit}.service.d/boot-id.conf"
+            drop_in.parent.mkdir(parents=True)
+            drop_in.write_text(f"[Service]\nBindReadOnlyPaths=/etc/boot-id:{_BOOT_ID}\n")
+        (units / "boot-id.service").write_text(_BOOT_ID_SERVICE)
+        wanted = self._root / "etc/systemd/system/sysinit.target.wants"
+        wanted.mkdir(exist_ok=True)
+        (wanted / "boot-id.service").symlink_to("/usr/local/lib/systemd/system/boot-id.service")
+        _run("sync", "--file-system", str(self._writable))
 
     def _mount(self) -> None:
-        writable = self.directory / "writable"
-        _run("mount", "-t", "tmpfs", "-o", f"size={DISK},mode=755", "agentina-vm", str(writable))
-        for part in ("upper", "work"):
-            (writable / part).mkdir()
-        options = f"lowerdir={self.image.rootfs},upperdir={writable / 'upper'},workdir={writable / 'work'}"
+        if self._disk is None:
+            _run("mount", "-t", "tmpfs", "-o", f"size={DISK},mode=755", "agentina-vm", str(self._writable))
+        else:
+            _run("mount", "-t", "ext4", "-o", "loop,noatime,noauto_da_alloc", str(self._disk), str(self._writable))
+        upper, work = self._writable / "upper", self._writable / "work"
+        for part in (upper, work):
+            part.mkdir(exist_ok=True)
+        options = f"lowerdir={self.image.rootfs},upperdir={upper},workdir={work}"
         _run("mount", "-t", "overlay", "-o", options, "agentina-vm", str(self._root))
 
     # --- commands --------------------------------------------------------------------------------------------------
@@ -68,9 +115,13 @@ class Container(host.Host):
 
     # --- power -----------------------------------------------------------------------------------------------------
 
-    def boot(self) -> None:
+    def power_on(self) -> None:
         """See :class:`host.Host`."""
         assert self._process is None, "it is on"
+        if not self._root.is_mount():
+            self._mount()
+        if self._disk is not None:
+            (self._root / "etc/boot-id").write_text(f"{uuid.uuid4()}\n")
         _make_bridge()
         # The kernel takes the interface of a host that was cut away when it comes to it.
         link = Path(f"/sys/class/net/vb-av-{self._number}")
@@ -98,9 +149,13 @@ class Container(host.Host):
         nspawn += ["--resolv-conf=off", "--timezone=off", "--link-journal=no"]
         self._process = host.start_process(["bash", "-c", start, *nspawn], self._console)
         self._leader = host.wait_for(self._find_leader, f"{self.name} starts")
+
+    def wait_up(self) -> None:
+        """See :class:`host.Host`."""
         self.wait("test -S /run/dbus/system_bus_socket", "D-Bus is there")
-        # nspawn covers it with a value of its own, which a unit with a /proc of its own does not see.
-        self.try_run("umount /proc/sys/kernel/random/boot_id")
+        if self._disk is None:
+            # nspawn covers it with a value of its own, which a unit with a /proc of its own does not see.
+            self.try_run(f"umount {_BOOT_ID}")
         self.try_run("systemctl is-system-running --wait")
 
     @property
@@ -123,13 +178,38 @@ class Container(host.Host):
         return 0
 
     def cut(self) -> None:
-        """See :class:`host.Host`; what was written stays, synced or not."""
+        """See :class:`host.Host`."""
+        was_on = self._process is not None
         if self._leader:
             leader, self._leader = os.pidfd_open(self._leader), 0
             with contextlib.closing(os.fdopen(leader)), contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(leader, signal.SIGKILL)
+                # PID 1 has gone when all its processes have.
+                select.select([leader], [], [])
+        if was_on and self._disk is not None:
+            self._forget()
         host.end_process(self._process)
         self._process = None
+        # It goes with the container, but when the kernel comes to that.
+        subprocess.run(["ip", "link", "delete", self._cable], capture_output=True, check=False)
+        if was_on and self._disk is not None:
+            self._let_go()
+
+    def _forget(self) -> None:
+        """Lose what was not written to the disk, and write no more."""
+        directory = os.open(self._writable, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(directory, _SHUT_DOWN[0], struct.pack("I", _SHUT_DOWN[1]))
+        finally:
+            os.close(directory)
+
+    def _let_go(self) -> None:
+        """Unmount, and wait until the kernel has let go of the disk: mounted before, it would be as it was left."""
+        _remove_cgroup(_cgroup() / f"agentina-vm-{self._number}")
+        for path in (self._root, self._writable):
+            _run("umount", str(path))
+        listed = ["losetup", "--noheadings", "--associated", str(self._disk)]
+        host.wait_for(lambda: not subprocess.check_output(listed).strip(), f"{self._disk} is let go")
 
     def shut_down(self) -> None:
         """See :class:`host.Host`."""
@@ -146,8 +226,8 @@ class Container(host.Host):
     def close(self) -> None:
         """See :class:`host.Host`."""
         self.cut()
-        for part in ("root", "writable"):
-            subprocess.run(["umount", "--lazy", str(self.directory / part)], capture_output=True, check=False)
+        for path in (self._root, self._writable, *([self.directory] if self._disk is not None else [])):
+            subprocess.run(["umount", "--lazy", str(path)], capture_output=True, check=False)
         _remove_cgroup(_cgroup() / f"agentina-vm-{self._number}")
         self._lock.close()
 
@@ -156,7 +236,12 @@ class Container(host.Host):
     def set_network(self, *, up: bool) -> None:
         """See :class:`host.Host`."""
         # At this end, like a cable: the host keeps its address and route, and nothing answers.
-        _run("ip", "link", "set", f"vb-av-{self._number}", "up" if up else "down")
+        _run("ip", "link", "set", self._cable, "up" if up else "down")
+
+    @property
+    def _cable(self) -> str:
+        """This machine's end of its network, by the name that nspawn gives it."""
+        return f"vb-av-{self._number}"
 
     def set_clock(self, offset: float, *, at_boot: bool = False) -> None:
         """See :class:`host.Host`."""

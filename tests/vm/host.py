@@ -73,7 +73,10 @@ class Host(abc.ABC):
         if user != "root":
             script = f"runuser -u {user} -- bash -c {shlex.quote(script)}"
         raw = text.encode() if isinstance(text, str) else text
-        done = subprocess.run(self.argv(script), input=raw, capture_output=True, timeout=seconds, check=False)
+        # In a session of its own: what it does to its process group it does to itself alone.
+        done = subprocess.run(
+            self.argv(script), input=raw, capture_output=True, timeout=seconds, check=False, start_new_session=True
+        )
         out, err = (stream.decode(errors="surrogateescape") for stream in (done.stdout, done.stderr))
         return subprocess.CompletedProcess(script, done.returncode, out, err)
 
@@ -125,8 +128,17 @@ class Host(abc.ABC):
     # --- power -----------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
+    def power_on(self) -> None:
+        """Power on, and do not wait."""
+
+    @abc.abstractmethod
+    def wait_up(self) -> None:
+        """Wait until commands can be run and all that a boot starts was started."""
+
     def boot(self) -> None:
-        """Power on, and wait until commands can be run."""
+        """Power on, and wait."""
+        self.power_on()
+        self.wait_up()
 
     @abc.abstractmethod
     def cut(self) -> None:

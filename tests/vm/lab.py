@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import hashlib
+import ipaddress
 import json
 import os
 import subprocess
@@ -11,6 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import oid
 
 from tests.acceptance import fleet as fleets
 from tests.vm import host, images, machine
@@ -105,11 +112,29 @@ def _build(directory: Path, version: str) -> None:
 def running(root: Path, package: Path, **options: Any) -> Iterator[Lab]:
     """A lab with a started control plane and no hosts."""
     certificate, key = root / "cert.pem", root / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "9",
-         "-subj", "/CN=agentina test", "-addext", "subjectAltName=IP:127.0.0.1,IP:10.0.2.2",
-         "-keyout", str(key), "-out", str(certificate)],
-        capture_output=True, check=True,
-    )  # fmt: skip
+    _make_certificate(certificate, key)
     with fleets.running(root, certificate=(certificate, key), listen="0.0.0.0", **options) as fleet:
         yield Lab(fleet, certificate, package)
+
+
+def _make_certificate(certificate: Path, key: Path) -> None:
+    """One for a control plane on this machine, which is valid for hosts whose clock is some days off too."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(oid.NameOID.COMMON_NAME, "agentina test")])
+    now = dt.datetime.now(dt.UTC)
+    addresses = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "10.0.2.2")]
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=9))
+        .not_valid_after(now + dt.timedelta(days=9))
+        .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key.write_bytes(private.private_bytes(*form))

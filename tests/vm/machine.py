@@ -70,6 +70,8 @@ class Machine(host.Host):
         self._memory = memory
         self._state = state
         self._resumes = state is not None and resumes
+        #: This start resumed what was saved.
+        self._woke = False
         self._disk = directory / "disk.qcow2"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -99,26 +101,24 @@ class Machine(host.Host):
 
     # --- power -----------------------------------------------------------------------------------------------------
 
-    def boot(self) -> None:
+    def power_on(self) -> None:
         """See :class:`host.Host`; the first start of a saved machine resumes it."""
-        resumed = self.power_on()
+        assert self._process is None, "it is on"
+        self._port, self._ssh_port = _free_ports()
+        self._woke, self._resumes = self._resumes, False
+        self._process = host.start_process(self._command(resumes=self._woke), self.directory / "qemu.log")
+        if self._woke:
+            host.wait_for(self._goes_on, f"{self.name} resumes")
+
+    def wait_up(self) -> None:
+        """See :class:`host.Host`."""
         host.wait_for(self._answers, f"{self.name} boots", pause=0.2)
-        if resumed:
-            # It woke up at the time it was saved.
+        if self._woke:
+            # At the time it was saved.
             self.set_clock(self._clock_offset or 0.0)
         else:
             # Later than sshd: everything that the boot starts. A failed unit is the test's to judge.
             self.try_run("systemctl is-system-running --wait")
-
-    def power_on(self) -> bool:
-        """Power on and do not wait; returns whether it resumed what was saved."""
-        assert self._process is None, "it is on"
-        self._port, self._ssh_port = _free_ports()
-        resumes, self._resumes = self._resumes, False
-        self._process = host.start_process(self._command(resumes=resumes), self.directory / "qemu.log")
-        if resumes:
-            host.wait_for(self._goes_on, f"{self.name} resumes")
-        return resumes
 
     def _command(self, *, resumes: bool) -> list[str]:
         mac = self._identity.hex[:6]
