@@ -13,7 +13,8 @@ ordered        inconclusive, or refused: asked again later, each time twice as l
 ordered        refused because the host skips the version, or an operator went back   pending
                there: left out
 ordered        not heard of for ten heartbeats (and did not say that it leaves)       silent
-updated        it says that the version is bad, or runs another one                   failed
+updated        it says that the version is bad, or runs an older one                  failed
+updated        it runs a newer version: somebody went on                              pending
 updated        not heard of for ten heartbeats                                        silent
 silent         heard of again: as ordered
 rolling-back   heard of since, runs another version, no update under way              rolled-back
@@ -30,7 +31,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from agentina import errors
-from agentina.control.rollouts import model
+from agentina.control.rollouts import model, selection
 from agentina.protocol import windows
 
 _FIRST_PAUSE_MS: Final = 5 * 60_000
@@ -81,6 +82,9 @@ def _on_it(rollout: model.Rollout, member: model.Member, fact: model.Fact, now_m
     report = fact.report
     if report is not None and report.version == rollout.plan.version and report.verdict == "bad":
         return _move(member, model.Standing.FAILED, now_ms, reason=_words(report.reason, report.detail))
+    if selection.is_newer(fact.version, rollout.plan.version):
+        # Somebody went on from here: it has no part any more.
+        return msgspec.structs.replace(_move(member, model.Standing.PENDING, now_ms), stage=0)
     if fact.version != rollout.plan.version:
         return _move(member, model.Standing.FAILED, now_ms, reason=f"it runs {fact.version or 'another version'} again")
     if fact.is_silent and not fact.is_leaving:
@@ -178,6 +182,8 @@ def _lasting(rollout: model.Rollout, member: model.Member, fact: model.Fact) -> 
             return f"{whose} pins it to {pin}"
     if member.skipped:
         return f"skipped: {member.reason}" if member.reason else "skipped"
+    if selection.is_newer(fact.version, rollout.plan.version):
+        return f"it runs {fact.version}, which is newer"
     return "it is in quarantine" if fact.is_quarantined else ""
 
 

@@ -81,10 +81,9 @@ def parse(terms: list[str]) -> Selection:
     return Selection(labels=labels, **fields)
 
 
-def is_for(version: str, running: str) -> bool:
-    """Whether an agent that runs ``running`` has a part in a rollout of ``version``.
+def is_newer(running: str, version: str) -> bool:
+    """Whether an agent that runs ``running`` has no part in a rollout of ``version``, because it is further.
 
-    One that runs something newer has not: hosts refuse to be taken back to what may have known holes. What is no
-    version counts as older.
+    Hosts refuse to be taken back to what may have known holes. What is no version counts as older.
     """
-    return not versions.is_valid(running) or not versions.is_newer(running, version)
+    return versions.is_valid(running) and versions.is_newer(running, version)

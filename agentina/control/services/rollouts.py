@@ -75,7 +75,7 @@ def newcomers(
         for agent in control.fleet.agents.values()
         if agent.id not in known
         and chosen.matches(organization=agent.organization, role=agent.role, channel=agent.channel, labels=agent.labels)
-        and selection.is_for(plan.version, agent.version)
+        and not selection.is_newer(agent.version, plan.version)
     ]
 
 

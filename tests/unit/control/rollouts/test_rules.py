@@ -185,6 +185,18 @@ def test_an_operator_who_went_back_is_not_overruled() -> None:
     assert fleet.hosts[1].acted == ["roll_1.1"]
 
 
+def test_an_agent_that_went_further_by_hand_has_no_part_any_more() -> None:
+    fleet = Fleet(hosts(3), plan())
+    fleet.turns(3)
+    (canary,) = (fleet.hosts[number] for number in fleet.running(NEW))
+    canary.version = "2.0.0"
+    fleet.turns(60)
+    assert fleet.rollout.gate == ""
+    assert fleet.running("2.0.0") == {canary.number}
+    assert len(fleet.running(NEW)) == 2
+    assert fleet.state() is model.State.COMPLETED
+
+
 def test_a_withdrawn_release_is_taken_back_and_not_given_to_anybody_else() -> None:
     fleet = Fleet(hosts(10), plan())
     fleet.turns(13)
