@@ -6,8 +6,9 @@ from agentina.cli import output
 from agentina.protocol import units, wire
 
 
-def render(run: wire.AgentRun) -> None:
+def render(run: wire.AgentRun, *, is_resumed: bool = False) -> None:
     """Print the account of a run, the answer last and as it was written, but for control characters."""
+    since = ", since its session began" if is_resumed and run.tokens_of_session else ""
     output.pairs(
         [
             ("agent", " ".join(filter(None, (output.clean(run.model), output.clean(run.version))))),
@@ -15,8 +16,8 @@ def render(run: wire.AgentRun) -> None:
             ("turns", run.turns),
             ("tool calls", _calls(run)),
             ("model retries", run.retries or ""),
-            ("tokens", _tokens(run)),
-            ("cost", "" if run.cost_usd is None else f"${run.cost_usd:,.4f} by its own account"),
+            ("tokens", _tokens(run, since)),
+            ("cost", "" if run.cost_usd is None else f"${run.cost_usd:,.4f} by its own account{since}"),
             ("context", _context(run)),
             ("error", ": ".join(filter(None, (output.clean(run.error_kind), output.clean(run.error))))),
         ],
@@ -37,14 +38,13 @@ def _calls(run: wire.AgentRun) -> str:
     return ", ".join(parts)
 
 
-def _tokens(run: wire.AgentRun) -> str:
+def _tokens(run: wire.AgentRun, since: str) -> str:
     tokens = run.tokens
     if tokens is None:
         return ""
     parts = [(tokens.input, "in"), (tokens.cached_input, "in from cache"), (tokens.cache_write, "in to cache")]
     shown = [f"{number:,} {words}" for number, words in parts if number]
     reasoning = f" ({tokens.reasoning:,} of it reasoning)" if tokens.reasoning else ""
-    since = ", since its session began" if run.tokens_of_session else ""
     return ", ".join([*shown, f"{tokens.output:,} out{reasoning}"]) + since
 
 

@@ -223,7 +223,7 @@ def render(view: api.JobView) -> None:
     run = next((task.outcome.agent for task in reversed(view.tasks) if task.outcome and task.outcome.agent), None)
     if run is not None:
         output.answer()
-        agent_run.render(run)
+        agent_run.render(run, is_resumed=view.spec.payload.resume is not None)
     if view.artifacts:
         output.answer()
         rows = [(item.name, item.kind, units.show_size(item.size)) for item in view.artifacts]

@@ -375,7 +375,7 @@ class AgentRun(_Message, frozen=True, kw_only=True):
     #: Calls of the model made again.
     retries: Count = 0
     tokens: Tokens | None = None
-    #: The tokens are those of the session from its beginning, earlier runs included.
+    #: Tokens and cost are those of the session from its beginning: with those of earlier runs, if it was resumed.
     tokens_of_session: bool = False
     cost_usd: Annotated[float, msgspec.Meta(ge=0)] | None = None
     #: How much of the model's context was filled last, and how much there is, in tokens.

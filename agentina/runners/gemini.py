@@ -18,17 +18,13 @@ def invoke(wish: agents.Wish) -> agents.Invocation:
     payload = wish.payload
     call = agents.Invocation(
         arguments=[
-            "--output-format", "stream-json", "--skip-trust",
+            "--output-format", "stream-json", "--skip-trust", "--approval-mode", "yolo",
             *agents.option("--model", payload.model),
             *agents.option("--resume", payload.resume),
         ],
         environment=dict(_ENVIRONMENT),
         files={_CONFIG: agents.to_json(_config(payload))},
     )  # fmt: skip
-    if payload.allowed_tools is None:
-        call.arguments += ["--approval-mode", "yolo"]
-    elif payload.allowed_tools:
-        call.arguments.append(f"--allowed-tools={','.join(payload.allowed_tools)}")
     if payload.system_prompt is not None:
         call.files[_INSTRUCTIONS] = payload.system_prompt
     return call
@@ -40,6 +36,9 @@ def _config(payload: jobs.Payload) -> dict[str, Any]:
         "privacy": {"usageStatisticsEnabled": False},
         "general": {"enableAutoUpdate": False},
     }
+    if payload.allowed_tools is not None:
+        # The others do not exist for it. Its --allowed-tools only spares a question, and not always.
+        config["tools"] = {"core": payload.allowed_tools}
     if payload.max_turns is not None:
         config["model"] = {"maxSessionTurns": payload.max_turns}
     if payload.mcp_servers:

@@ -3,8 +3,8 @@
 What it does that one would not expect: a failed call of the model ends in ``"subtype": "success"`` with
 ``"is_error": true``; each content block of an answer is a line of its own with the same message id; ``usage`` in those
 lines is what was known when the answer began (output 1), so only the totals in ``result`` count, and of them
-``modelUsage`` (all calls) rather than ``usage`` (without those of subagents). Several results may come: the last one
-counts.
+``modelUsage`` (all calls) rather than ``usage`` (without those of subagents). They go on from what a resumed session
+had (2.1.330; 2.1.197 began anew). Several results may come: the last one counts.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _result(line: dict[str, Any]) -> Iterator[events.Event]:
     by_model = line.get("modelUsage")
     models = values.objects(list(by_model.values())) if isinstance(by_model, dict) else []
     yield events.Session(id=values.text(line, "session_id"))
-    yield events.Spent(tokens=_tokens(line, models), cost_usd=values.amount(line, "total_cost_usd"))
+    yield events.Spent(tokens=_tokens(line, models), cost_usd=values.amount(line, "total_cost_usd"), is_of_session=True)
     windows = [values.count(usage, "contextWindow") for usage in models]
     yield events.Context(window=max((window for window in windows if window), default=None))
     yield _finished(line)

@@ -132,14 +132,15 @@ def test_opencode_needs_a_provider_before_the_model() -> None:
 def test_gemini_with_everything() -> None:
     made = plan("gemini", {**FULL, "model": "gemini-2.5-flash", "max_turns": 3, "allowed_tools": ["read_file"]})
     assert arguments(made) == [
-        "--output-format", "stream-json", "--skip-trust", "--model", "gemini-2.5-flash", "--resume", "s-1",
-        "--allowed-tools=read_file",
+        "--output-format", "stream-json", "--skip-trust", "--approval-mode", "yolo", "--model", "gemini-2.5-flash",
+        "--resume", "s-1",
     ]  # fmt: skip
     config = json.loads(made.files[".gemini/settings.json"])
+    assert config["tools"] == {"core": ["read_file"]}
     assert config["model"]["maxSessionTurns"] == 3
     assert config["mcpServers"]["web"]["httpUrl"] == "https://mcp.example/x"
     assert made.files[".gemini/GEMINI.md"] == "be brief"
-    assert arguments(plan("gemini", {"prompt": "x"}))[-2:] == ["--approval-mode", "yolo"]
+    assert "tools" not in json.loads(plan("gemini", {"prompt": "x"}).files[".gemini/settings.json"])
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ def test_claude_success() -> None:
     assert run("claude_ok") == wire.AgentRun(
         session_id="473c6de2-ab57-4fa3-8627-cbc3b6176cad", model="claude-opus-4-8[1m]", version="2.1.197",
         turns=2, tool_calls=1, tokens=wire.Tokens(input=200, cached_input=60, cache_write=40, output=47),
-        cost_usd=0.002455, context_tokens=150, context_window=1_000_000, answer="done", finished=True,
+        cost_usd=0.002455, tokens_of_session=True, context_tokens=150, context_window=1_000_000, answer="done",
+        finished=True,
     )  # fmt: skip
 
 
