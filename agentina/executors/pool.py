@@ -246,6 +246,9 @@ class Pool:
     def on_born(self, supervisor: Supervisor) -> None:
         """It is there."""
         supervisor.made_by.ordered -= 1
+        # Not before: where the host takes no more processes the next start tries again, and nothing else does.
+        if self._missing > 0:
+            self._later(_CALM_SECONDS, self._make_spares)
         self._wake()
 
     def on_started(self, run: Run) -> None:
@@ -295,7 +298,7 @@ class Pool:
         return max(1, self._slots - busy) - len(self._free)
 
     def _make_spares(self) -> None:
-        """Make the next one that is missing."""
+        """Make one that is missing; the next follows when it is there."""
         if self._missing <= 0 or self._nursery is None:
             return
         with contextlib.suppress(_NurseryGoneError, errors.AgentinaError):  # the next start tells, should it last
@@ -303,7 +306,6 @@ class Pool:
             spare.free_since = asyncio.get_running_loop().time()
             self._free.insert(0, spare)
             self._wake()
-            self._later(_CALM_SECONDS, self._make_spares)
 
     def _shrink(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -427,6 +427,29 @@ async def test_there_is_one_in_advance_for_each_slot(tmp_path: Path, monkeypatch
         await executor.close()
 
 
+async def test_no_spares_are_tried_over_and_over_where_none_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = process.ProcessExecutor(tmp_path, slots=3)
+    orders = []
+
+    def order(_: object) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.close()
+        ours.settimeout(0)
+        orders.append(ours)
+        return ours
+
+    monkeypatch.setattr(pool._Nursery, "order", order)
+    await executor.open()
+    try:
+        await until(lambda: bool(orders) and not executor._pool._all)
+        await asyncio.sleep(20 * pool._CALM_SECONDS)
+        assert len(orders) == 1
+    finally:
+        await executor.close()
+
+
 async def test_spare_killed_while_it_waits_costs_no_start(executor: process.ProcessExecutor, tmp_path: Path) -> None:
     await until(lambda: len(free_of(executor)) == 1)
     os.kill(free_of(executor)[0], signal.SIGKILL)
