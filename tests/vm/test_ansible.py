@@ -22,7 +22,7 @@ from tests.vm import container, host, images, lab
 
 ROLE: Final = Path(__file__).parents[2] / "packaging/ansible"
 _REQUIREMENTS: Final = Path(__file__).with_name("ansible-requirements.txt")
-PLAY: Final = {"name": "Agents", "hosts": "all", "gather_facts": False, "roles": [{"role": "agentina"}]}
+PLAY: Final = {"name": "Agents", "hosts": "all", "gather_facts": False}
 SMALL: Final = {"memory": "64MiB", "cpu": 0.1}
 SECRET: Final = re.compile(r"a(op|ct)_[A-Za-z0-9_-]{16,}")
 _RECAP: Final = re.compile(r"^(\S+)\s*: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
@@ -54,10 +54,14 @@ class Site:
     hosts: dict[str, container.Container]
     lab: lab.Lab
 
-    def play(self, *options: str, fails: bool = False, **variables: Any) -> dict[str, int]:
-        """Run the role, host by host, with ``variables`` changed; how many tasks changed something, by host."""
+    def play(self, *options: str, fails: bool = False, part: str = "main", **variables: Any) -> dict[str, int]:
+        """Run the role, or a part of it, with ``variables`` changed; how many tasks changed something, by host.
+
+        Where it ``fails``, host by host.
+        """
         (self.directory / "variables.json").write_text(json.dumps(variables))
-        book = [{**PLAY, **({"serial": 1} if fails else {})}]
+        role = {"name": "The role", "ansible.builtin.include_role": {"name": "agentina", "tasks_from": part}}
+        book = [{**PLAY, "tasks": [role], **({"serial": 1} if fails else {})}]
         (self.directory / "play.yml").write_text(json.dumps(book))
         command = [str(self.tools / "ansible-playbook"), "-i", "inventory.json", "play.yml", *options]
         command += ["--extra-vars", "@variables.json"]
@@ -98,6 +102,7 @@ def site(
     directory = tmp_path_factory.mktemp("controller")
     hosts = {name: new_container(name, installed=False) for name in ("one", "two")}
     inventory: dict[str, Any] = {"all": {"hosts": {}, "vars": {"ansible_user": "root"}}}
+    inventory["all"]["vars"]["ansible_python_interpreter"] = "/usr/bin/python3"
     for name, there in hosts.items():
         address, port = there.ssh()
         inventory["all"]["hosts"][name] = {"ansible_host": address, "ansible_port": port}
@@ -168,6 +173,17 @@ def test_policy_changes_in_place(site: Site) -> None:
     assert site.play("--limit", "one", agentina_policy={"max_memory": "1GiB"})["one"] > 0
     assert str(1 << 30) in site.hosts["one"].run("agentina policy show --json")
     assert site.status("one")["pid"] == before, "a policy is read again, without a restart"
+
+
+def test_drained_over_a_restart_of_the_host(site: Site) -> None:
+    """What examples/reboot.yml does; the restart is the harness's."""
+    two = site.hosts["two"]
+    assert site.play("--limit", "two", part="drain") == {"two": 2}
+    two.reboot()
+    site.lab.wait_online(two)
+    assert site.status("two")["state_reason"] == "maintenance by Ansible"
+    assert site.play("--limit", "two", part="resume") == {"two": 2}
+    assert {site.status("two", name)["state"] for name in ("default", "reviewer")} == {"online"}
 
 
 def test_upgrade_leaves_tasks_alone_and_drains_when_asked(site: Site, next_package: Path) -> None:
