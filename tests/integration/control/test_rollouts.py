@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from agentina.protocol.states import Reason, State
 from tests.integration.control import conftest, simulated
 
 OLD, NEW = "1.0.0", "1.1.0"
+#: The process's own duty does not look while a test does.
+UNHURRIED = {"rollout_seconds": 1e9}
 
 
 class Host(simulated.Agent):
@@ -58,11 +60,15 @@ class Fleet:
         self.control = control
         self.operator: simulated.Operator = control.operator
         self.hosts: list[Host] = []
-        self.begin()
+        self.duty = rollout_duty.Rollouts(control.plane)
 
-    def begin(self) -> None:
-        self.duty = rollout_duty.Rollouts(self.control.plane)
-        self.control.clock.boot_offset += 200
+    def look(self) -> None:
+        """Let five seconds pass, after which the duty looks."""
+        self.control.clock.boot_offset += 5
+        self.control.clock.wall_offset_ms += 5000
+        self.duty._next = 0.0
+        self.duty._again.clear()
+        self.control.run(self.duty.keep_going)
 
     def add(self, count: int, **token: Any) -> list[Host]:
         added = []
@@ -86,9 +92,7 @@ class Fleet:
                 if host not in (away or []):
                     host.authenticate(now_ms=self.control.clock.wall_ms())
                     host.turn()
-            self.control.clock.boot_offset += 5
-            self.control.clock.wall_offset_ms += 5000
-            self.control.run(self.duty.keep_going)
+            self.look()
 
     def show(self, rollout: str) -> Any:
         return self.operator.call("GET", f"/v1/rollouts/{rollout}")
@@ -108,8 +112,9 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(control: Any) -> Fleet:
-    return Fleet(control)
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    with conftest.ControlPlane(tmp_path / "data", **UNHURRIED) as control:
+        yield Fleet(control)
 
 
 def refused(call: Callable[[], object]) -> str:
@@ -183,8 +188,7 @@ def test_a_poll_that_waits_brings_the_order_at_once(fleet: Fleet) -> None:
     thread = threading.Thread(target=lambda: answers.append(host.poll(wait=30)))
     thread.start()
     rollout = fleet.start()
-    fleet.control.clock.boot_offset += 5
-    fleet.control.run(fleet.duty.keep_going)
+    fleet.look()
     thread.join(10)
     assert answers[0].directives.update == wire.UpdateOrder(id=f"{rollout}.1", action="upgrade", version=NEW)
 
@@ -216,8 +220,7 @@ def test_pause_resume_and_abort(fleet: Fleet) -> None:
 def test_a_paused_order_is_withheld(fleet: Fleet) -> None:
     (host,) = fleet.add(1)
     rollout = fleet.start()
-    fleet.control.clock.boot_offset += 5
-    fleet.control.run(fleet.duty.keep_going)
+    fleet.look()
     fleet.act(rollout, "pause")
     assert host.beat() is None
     fleet.act(rollout, "resume")
@@ -339,15 +342,14 @@ def test_agents_show_how_far_behind_they_are(fleet: Fleet) -> None:
 
 
 def test_orders_survive_a_restart_with_their_ids(tmp_path: Path) -> None:
-    with conftest.ControlPlane(tmp_path / "data") as control:
+    with conftest.ControlPlane(tmp_path / "data", **UNHURRIED) as control:
         fleet = Fleet(control)
         (host,) = fleet.add(1)
         rollout = fleet.start()
-        control.clock.boot_offset += 5
-        control.run(fleet.duty.keep_going)
+        fleet.look()
         before = host.beat()
         token, port = control.token, control.url.rpartition(":")[2]
-    with conftest.ControlPlane(tmp_path / "data", listen=f"127.0.0.1:{port}") as control:
+    with conftest.ControlPlane(tmp_path / "data", listen=f"127.0.0.1:{port}", **UNHURRIED) as control:
         control.token, control.operator = token, simulated.Operator(control.url, token)
         host.close()
         host.open(version=OLD)
