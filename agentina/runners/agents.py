@@ -48,6 +48,9 @@ class Invocation:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     #: The command line finds the prompt by itself, by its arguments.
     has_prompt: bool = False
+    #: Shell commands that run before it, with it as ``"$@"``: for what is known only inside the task, such as where
+    #: the gateway is (agentina/gateway/forwarder.py).
+    prelude: str = ""
 
     def __repr__(self) -> str:
         return "Invocation()"
@@ -85,7 +88,7 @@ class AgentRunner:
         if not call.has_prompt:
             source = prompt_path(wish)
         return contract.Plan(
-            argv=["/bin/sh", "-c", _WITH_INPUT, source, self.program, *call.arguments],
+            argv=["/bin/sh", "-c", call.prelude + _WITH_INPUT, source, self.program, *call.arguments],
             environment={**call.environment, **self._environment},
             verify=None if job.verify is None else command.command_line(job.verify),
             files=files,

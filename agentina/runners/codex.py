@@ -12,6 +12,13 @@ _CONFIG: Final = ".codex/config.toml"
 _INSTRUCTIONS: Final = ".codex/AGENTS.md"
 #: The variable with the key for the model.
 _KEY: Final = "OPENAI_API_KEY"
+#: Its built-in provider takes no notice of OPENAI_BASE_URL.
+_PRELUDE: Final = """\
+if [ -n "${OPENAI_BASE_URL-}" ]; then
+  program=$1; shift
+  set -- "$program" -c model_provider=agentina -c "model_providers.agentina.base_url=\\"$OPENAI_BASE_URL\\"" "$@"
+fi
+"""
 
 
 def invoke(wish: agents.Wish) -> agents.Invocation:
@@ -27,6 +34,7 @@ def invoke(wish: agents.Wish) -> agents.Invocation:
         ],
         files={_CONFIG: _config(wish)},
         environment={"CODEX_HOME": wish.path(".codex")},
+        prelude=_PRELUDE,
     )  # fmt: skip
     if payload.system_prompt is not None:
         call.files[_INSTRUCTIONS] = payload.system_prompt
@@ -34,28 +42,20 @@ def invoke(wish: agents.Wish) -> agents.Invocation:
 
 
 def _config(wish: agents.Wish) -> str:
-    lines = ["check_for_update_on_startup = false"]
-    base_url = wish.environment.get("OPENAI_BASE_URL")
-    if base_url:
-        # Its built-in provider ignores the variable.
-        lines.append('model_provider = "agentina"')
-    lines += [
+    lines = [
+        "check_for_update_on_startup = false",
         _table("analytics", enabled=False),
         _table("features", plugins=False),
         # Commands that it starts get the job's variables, but not the key.
         _table("shell_environment_policy", inherit="all", exclude=[_KEY, "CODEX_API_KEY"]),
+        _table(
+            "model_providers.agentina",
+            name="agentina",
+            env_key=_KEY,
+            wire_api="responses",
+            supports_websockets=False,
+        ),
     ]
-    if base_url:
-        lines.append(
-            _table(
-                "model_providers.agentina",
-                name="agentina",
-                base_url=base_url,
-                env_key=_KEY,
-                wire_api="responses",
-                supports_websockets=False,
-            )
-        )
     for name, server in wish.payload.mcp_servers.items():
         lines.append(_table(f"mcp_servers.{name}", **_server(server)))
     return "\n".join(lines) + "\n"

@@ -15,8 +15,12 @@ _ENVIRONMENT: Final = {
     "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
     "OPENCODE_DISABLE_MODELS_FETCH": "1",
 }
-#: Variables with the address of a provider's API, and what comes after it. Others are taken to speak as OpenAI does.
-_ADDRESSES: Final = {"anthropic": ("ANTHROPIC_BASE_URL", "/v1"), "openai": ("OPENAI_BASE_URL", "")}
+#: Addresses of the providers' APIs; opencode puts variables into its configuration.
+_ADDRESSES: Final = {"anthropic": "{env:ANTHROPIC_BASE_URL}/v1", "openai": "{env:OPENAI_BASE_URL}"}
+_PRELUDE: Final = """\
+: "${ANTHROPIC_BASE_URL:=https://api.anthropic.com}" "${OPENAI_BASE_URL:=https://api.openai.com/v1}"
+export ANTHROPIC_BASE_URL OPENAI_BASE_URL
+"""
 
 
 def invoke(wish: agents.Wish) -> agents.Invocation:
@@ -31,36 +35,36 @@ def invoke(wish: agents.Wish) -> agents.Invocation:
             *agents.option("--session", payload.resume),
         ],
         environment=dict(_ENVIRONMENT),
-        files={_CONFIG: agents.to_json(_config(wish))},
+        files={_CONFIG: agents.to_json(_config(wish.payload))},
+        prelude=_PRELUDE,
     )  # fmt: skip
     if payload.system_prompt is not None:
         call.files[_INSTRUCTIONS] = payload.system_prompt
     return call
 
 
-def _config(wish: agents.Wish) -> dict[str, Any]:
+def _config(payload: jobs.Payload) -> dict[str, Any]:
     config: dict[str, Any] = {"autoupdate": False, "share": "disabled", "permission": "allow"}
-    model = wish.payload.model
+    model = payload.model
     if model is not None:
         provider, slash, name = model.partition("/")
         if not slash or not name:
             raise agents.refuse("model", f"opencode expects provider/model, not {model!r}")
-        config |= {"model": model, "small_model": model, "provider": {provider: _provider(provider, name, wish)}}
-    if wish.payload.mcp_servers:
-        config["mcp"] = {name: _server(server) for name, server in wish.payload.mcp_servers.items()}
+        config |= {"model": model, "small_model": model, "provider": {provider: _provider(provider, name)}}
+    if payload.mcp_servers:
+        config["mcp"] = {name: _server(server) for name, server in payload.mcp_servers.items()}
     return config
 
 
-def _provider(provider: str, model: str, wish: agents.Wish) -> dict[str, Any]:
-    variable, suffix = _ADDRESSES.get(provider, ("OPENAI_BASE_URL", ""))
-    address = wish.environment.get(variable)
-    described: dict[str, Any] = {"models": {model: {}}}
-    if address:
-        described["options"] = {"baseURL": address.rstrip("/") + suffix}
-    if provider not in _ADDRESSES:
-        described["npm"] = "@ai-sdk/openai-compatible"
-        described.setdefault("options", {})["apiKey"] = "{env:OPENAI_API_KEY}"
-    return described
+def _provider(provider: str, model: str) -> dict[str, Any]:
+    if provider in _ADDRESSES:
+        return {"models": {model: {}}, "options": {"baseURL": _ADDRESSES[provider]}}
+    # Any other is taken to speak as OpenAI does.
+    return {
+        "npm": "@ai-sdk/openai-compatible",
+        "models": {model: {}},
+        "options": {"baseURL": _ADDRESSES["openai"], "apiKey": "{env:OPENAI_API_KEY}"},
+    }
 
 
 def _server(server: jobs.McpServer) -> dict[str, Any]:

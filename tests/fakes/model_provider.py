@@ -100,7 +100,7 @@ class ModelProvider:
         cached = total // 2
         streamed = bool(asked.document.get("stream"))
         kind = asked.path.partition("?")[0].rsplit("/", 1)[-1]
-        events = _EVENTS[kind](total - cached, cached, self.output, asked.document)
+        events = self.events(kind, total - cached, cached, asked.document)
         if not streamed:
             body = json.dumps(events[-1]).encode()
             writer.write(HEAD % b"application/json" + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
@@ -116,6 +116,10 @@ class ModelProvider:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
+
+    def events(self, kind: str, fresh: int, cached: int, asked: dict[str, Any]) -> list[dict[str, Any]]:
+        """The events of an answer, and last the answer of who did not ask for events."""
+        return _EVENTS[kind](fresh, cached, self.output, asked)
 
     async def _trouble(self, writer: asyncio.StreamWriter) -> bool:
         """What happens in mid-stream."""
@@ -193,9 +197,9 @@ _EVENTS: Final = {"messages": _anthropic, "responses": _responses, "completions"
 
 
 @contextlib.asynccontextmanager
-async def running() -> AsyncIterator[ModelProvider]:
+async def running(provider: ModelProvider | None = None) -> AsyncIterator[ModelProvider]:
     """A provider that listens on a free port of loopback."""
-    provider = ModelProvider()
+    provider = provider or ModelProvider()
     connections: set[asyncio.Task[Any]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

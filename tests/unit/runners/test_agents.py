@@ -34,7 +34,8 @@ def plan(runner: str, payload: dict[str, Any], **fields: Any) -> contract.Plan:
 
 def arguments(made: contract.Plan) -> list[str]:
     """The command line's own arguments."""
-    assert made.argv[:3] == ["/bin/sh", "-c", 'exec "$@" <"$0"']
+    assert made.argv[:2] == ["/bin/sh", "-c"]
+    assert made.argv[2].endswith('exec "$@" <"$0"')
     return made.argv[5:]
 
 
@@ -80,8 +81,7 @@ def test_claude_code_without_any_tool() -> None:
 
 
 def test_codex_with_everything() -> None:
-    address = "http://127.0.0.1:1/v1"
-    made = plan("codex", {**FULL, "model": "gpt-6"}, environment={"OPENAI_BASE_URL": address})
+    made = plan("codex", {**FULL, "model": "gpt-6"})
     assert arguments(made) == [
         "exec", "resume", "--json", "--dangerously-bypass-approvals-and-sandbox", "--skip-git-repo-check",
         "-m", "gpt-6", "s-1", "-",
@@ -89,8 +89,7 @@ def test_codex_with_everything() -> None:
     assert made.environment["CODEX_HOME"] == "/t/home/.codex"
     assert made.files[".codex/AGENTS.md"] == "be brief"
     config = tomllib.loads(made.files[".codex/config.toml"])
-    assert config["model_provider"] == "agentina"
-    assert config["model_providers"]["agentina"]["base_url"] == address
+    assert config["model_providers"]["agentina"]["env_key"] == "OPENAI_API_KEY"
     assert config["mcp_servers"] == {
         "files": {
             "command": "mcp-files", "args": ["--root", "."], "env": {"FILES_TOKEN": "sesame-open\x7f", "A": 'q"\\é😀'},
@@ -111,16 +110,43 @@ def test_codex_with_the_least() -> None:
 
 
 def test_opencode_with_everything() -> None:
-    made = plan("opencode", {**FULL, "model": "lab/fake-1"}, environment={"OPENAI_BASE_URL": "http://h/v1"})
+    made = plan("opencode", {**FULL, "model": "lab/fake-1"})
     assert arguments(made) == [
         "run", "--format", "json", "--title", "job", "--model", "lab/fake-1", "--session", "s-1",
     ]  # fmt: skip
     config = json.loads(made.files[".config/opencode/opencode.json"])
     assert config["permission"] == "allow"
-    assert config["provider"]["lab"]["options"]["baseURL"] == "http://h/v1"
+    assert config["provider"]["lab"]["options"]["baseURL"] == "{env:OPENAI_BASE_URL}"
     assert config["mcp"]["files"]["command"] == ["mcp-files", "--root", "."]
     assert config["mcp"]["web"]["type"] == "remote"
     assert made.files[".config/opencode/AGENTS.md"] == "be brief"
+
+
+@pytest.mark.parametrize(
+    ("runner", "variables", "words"),
+    [
+        ("codex", {}, "exec --json"),
+        (
+            "codex", {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"},
+            '-c model_provider=agentina -c model_providers.agentina.base_url="http://127.0.0.1:1/v1" exec --json',
+        ),
+        ("opencode", {}, "https://api.anthropic.com https://api.openai.com/v1"),
+        ("opencode", {"OPENAI_BASE_URL": "http://h/v1"}, "https://api.anthropic.com http://h/v1"),
+        ("claude-code", {"OPENAI_BASE_URL": "http://h/v1"}, "-p --output-format"),
+    ],
+)  # fmt: skip
+def test_address_of_the_model_is_taken_inside_the_task(
+    runner: str, variables: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "program"
+    program.write_text('#!/bin/sh\necho "$@"; echo "$ANTHROPIC_BASE_URL $OPENAI_BASE_URL"\n')
+    program.chmod(0o755)
+    made = registry.make(runner, described.Description(program=str(program))).plan(
+        job(runner, {"prompt_file": "prompt"}), place=contract.Place(workspace=tmp_path, home=tmp_path)
+    )
+    (tmp_path / "prompt").touch()
+    done = subprocess.run(made.argv, capture_output=True, text=True, check=True, env=variables)
+    assert any(line.startswith(words) for line in done.stdout.splitlines()), done.stdout
 
 
 def test_opencode_needs_a_provider_before_the_model() -> None:

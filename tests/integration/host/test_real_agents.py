@@ -1,0 +1,132 @@
+"""The real command lines, where they are installed, fix a bug in a task of a real daemon, through its gateway.
+
+They come with PyPI's ``claude-agent-sdk`` and ``openai-codex-cli-bin``, or from anywhere: REAL_CLAUDE and
+REAL_CODEX name the programs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agentina.gateway import record
+from agentina.protocol.states import Reason, State
+from tests.fakes import coding_model, control, model_provider
+from tests.integration.gateway import gates
+from tests.integration.host.test_daemon import DaemonProcess
+
+BUG = "def add(a, b):\n    return a - b\n"
+TEST = "import calc; assert calc.add(2, 3) == 5\n"
+FIX = "sed -i 's/a - b/a + b/' calc.py && env"
+#: Runner: the variable that names its program, its name in PATH, and the package that brings it.
+PROGRAMS = {
+    "claude-code": ("REAL_CLAUDE", "claude", "claude_agent_sdk", "_bundled/claude"),
+    "codex": ("REAL_CODEX", "codex", "codex_cli_bin", "bin/codex"),
+}
+
+
+def program_of(runner: str) -> str:
+    variable, name, package, path = PROGRAMS[runner]
+    bundled = importlib.util.find_spec(package)
+    places = [os.environ.get(variable), shutil.which(name)]
+    if bundled is not None and bundled.origin is not None:
+        places.append(str(Path(bundled.origin).parent / path))
+    found = next((place for place in places if place and os.access(place, os.X_OK)), None)
+    if found is None:
+        pytest.skip(f"{name} is not installed: {variable} names it, or the package {package} brings it")
+    return found
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[model_provider.ModelProvider]:
+    async with model_provider.running(coding_model.CodingModel(FIX)) as running:
+        yield running
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[control.FakeControl]:
+    async with control.FakeControl() as running:
+        yield running
+
+
+@pytest.fixture
+async def daemon(plane: control.FakeControl, provider: model_provider.ModelProvider) -> AsyncIterator[DaemonProcess]:
+    root = Path(tempfile.mkdtemp(prefix="ag-", dir="/tmp"))
+    gates.load(root, provider.url)
+    plane.install(root, gateway=str(root / "gateway.yaml"), keep_failed_days=1.0)
+    process = DaemonProcess(root)
+    yield process
+    for task in plane.tasks.values():
+        if task.outcome is None:
+            plane.cancel(task)
+    with contextlib.suppress(TimeoutError):
+        await plane.until(lambda: all(task.outcome is not None for task in plane.tasks.values()), 20)
+    if process.process is not None:
+        await process.kill(signal.SIGTERM)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def make_repository(path: Path) -> Path:
+    path.mkdir()
+    (path / "calc.py").write_text(BUG)
+    (path / "test_calc.py").write_text(TEST)
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments], cwd=path, check=True)
+    return path
+
+
+@pytest.mark.parametrize("runner", PROGRAMS)
+async def test_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
+    daemon: DaemonProcess,
+    plane: control.FakeControl,
+    provider: model_provider.ModelProvider,
+    tmp_path: Path,
+    runner: str,
+) -> None:
+    described = daemon.root / "etc/agentina/runners.d"
+    described.mkdir(parents=True)
+    (described / f"{runner}.yaml").write_text(f"program: {program_of(runner)}\n")
+    repository = make_repository(tmp_path / "repository")
+    await daemon.start()
+    task = plane.submit(
+        runner=runner,
+        payload={"prompt": "test_calc.py fails. Fix calc.py.", "system_prompt": "Change as little as you can."},
+        workspace={"git": str(repository)},
+        verify={"argv": ["python3", "test_calc.py"]},
+        resources={"memory": "2GiB"},
+        limits={"timeout": "5m"},
+        budget={"tokens": 1_000_000},
+    )
+    await plane.until(lambda: task.outcome is not None or record.read(daemon.instance.tasks / task.id) is not None, 60)
+    await plane.until_ended(task, seconds=120)
+    outcome = task.outcome
+    assert outcome is not None
+    assert (outcome.state, outcome.reason) == (State.SUCCEEDED, Reason.AGENT_FINISHED), (outcome, bytes(task.output))
+    assert outcome.agent is not None
+    assert (outcome.agent.answer, outcome.agent.tool_calls) == (coding_model.ANSWER, 1)
+    # The patch makes the failing test pass.
+    patch = bytes(task.artifacts["changes.patch"][1])
+    await asyncio.to_thread(subprocess.run, ["git", "apply"], cwd=repository, input=patch, check=True)
+    await asyncio.to_thread(subprocess.run, ["python3", "test_calc.py"], cwd=repository, check=True)
+    # What the command line says it used is what the provider billed.
+    tokens = outcome.agent.tokens
+    assert tokens is not None
+    assert [tokens.input, tokens.cached_input, tokens.output] == provider.billed
+    # The provider's key came nowhere near it; the instructions did.
+    output = bytes(task.output).decode()
+    assert "AGENTINA_JOB_ID=" in output
+    assert gates.KEY not in output
+    assert runner != "codex" or "OPENAI_API_KEY=" not in output
+    assert any(b"Change as little as you can." in asked.body for asked in provider.asked)
+    for asked in provider.asked:
+        assert gates.KEY in asked.headers.get("x-api-key", asked.headers.get("authorization", ""))
