@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Self
 
 from agentina.protocol import api as messages
 from agentina.system import clock
+from benchmarks import gateway as gateways
 from benchmarks import lab as labs
 from benchmarks import measure
 from benchmarks.peers import buildbot, slurm
@@ -277,9 +278,24 @@ def peers() -> None:
         show("times faster than slurm", theirs / ours, "x", goal=1, better="higher")
 
 
+def gateway() -> None:
+    """What the egress gateway adds to a call of a model, and what passes through it."""
+    found = gateways.run()
+    direct, through = (measure.percentile(values, 0.5) for values in (found.direct_ms, found.through_ms))
+    show("call of a model, directly, p50", direct, "ms")
+    show("added by the gateway, p50", through - direct, "ms", goal=1)
+    late = measure.percentile(found.through_ms, 0.99) - measure.percentile(found.direct_ms, 0.99)
+    show("added by the gateway, p99", late, "ms")
+    show("streamed answer, per core of the gateway", found.answer_per_cpu, "MB/s", goal=200, better="higher")
+    show("streamed answer, as seen by the task", found.answer_per_second, "MB/s")
+    show("tunnel, per core of the gateway", found.tunnel_per_cpu, "MB/s", goal=200, better="higher")
+    show("tunnel, as seen by the task", found.tunnel_per_second, "MB/s")
+    show("gateway RSS after 256 MiB", found.resident_mib, "MiB")
+
+
 ALL: dict[str, Callable[[], None]] = {
     function.__name__: function
-    for function in (dispatch, throughput, burst, supervision, idle, cli, output, control, polls, peers)
+    for function in (dispatch, throughput, burst, supervision, idle, cli, output, control, polls, gateway, peers)
 }
 
 

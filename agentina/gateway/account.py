@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ from agentina.system import clock
 
 _log = logging.getLogger(__name__)
 
+#: Up to so many seconds the record is made durable on the event loop: a thread costs as much as a fast disk.
+_FAST: Final = 0.001
 #: Kinds of refusal told to the daemon; more are answered only.
 _MAX_TOLD: Final = 500
 
@@ -44,6 +47,8 @@ class Account:
         self._clock = clocks
         self._tell = tell
         self._record = record.Record(Path(opened.directory))
+        #: What making the record durable took last.
+        self._sync_seconds = 0.0
         self._told: set[tuple[str, str, str]] = set()
         #: Set, and replaced, whenever a call ended or the budget was raised.
         self.changed = asyncio.Event()
@@ -130,9 +135,17 @@ class Account:
     async def sync(self) -> None:
         """Return when what was settled survives a power cut, or cannot be made to."""
         try:
-            await asyncio.to_thread(self._record.sync)
+            if self._sync_seconds < _FAST:
+                self._sync()
+            else:
+                await asyncio.to_thread(self._sync)
         except (errors.AgentinaError, OSError) as error:
             _log.error("the record of task %s is not durable: %s", self.task_id, error)
+
+    def _sync(self) -> None:
+        began = time.monotonic()
+        self._record.sync()
+        self._sync_seconds = time.monotonic() - began
 
     def raise_to(self, limits: budgets.Limits) -> None:
         """Put another budget in force; parked calls go on where it lets them.

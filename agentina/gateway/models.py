@@ -57,10 +57,12 @@ class Answer:
             await self.client.start(200, headers)
         await self.client.send(calls.ping(self._api))
 
-    async def begin(self, head: h11.Response) -> None:
-        """Pass on a good answer's head."""
+    async def begin(self, head: h11.Response, first: bytes) -> None:
+        """Pass on a good answer's head, and what came with it."""
         if not self._begun:
-            await self.client.start(head.status_code, egress.answer_headers(head))
+            await self.client.start(head.status_code, egress.answer_headers(head), first)
+        elif first:
+            await self.client.send(first)
 
     async def reject(self, status: int, body: bytes, headers: streams.Headers) -> None:
         """Pass on an answer that is an error, whole."""
@@ -339,17 +341,20 @@ class _Call:
         ]
         if self._route.method == "POST":
             headers.append((b"content-length", b"%d" % len(body)))
-        await server.send_head(self._route.method, source.prefix + self._path, headers)
-        if body:
-            await server.send(body)
-        await server.finish()
+        await server.send_whole(self._route.method, source.prefix + self._path, headers, body)
         head = await server.head(seconds=self._models.stall_seconds)
         if not isinstance(head, h11.Response):
             raise streams.Gone
         return head
 
     async def _pass(self, head: h11.Response, server: streams.Server, meter: usage.Meter | None) -> calls.End:
-        await self._answer.begin(head)
+        try:
+            first = server.ready()
+        except streams.Gone:
+            return calls.End.CUT
+        if meter is not None:
+            meter.feed(first)
+        await self._answer.begin(head, first)
         client = self._answer.client
         pieces = server.pieces(seconds=self._models.stall_seconds)
         while True:

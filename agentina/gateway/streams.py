@@ -154,14 +154,15 @@ class Client:
             self._rest += piece
         await asyncio.Event().wait()  # it sends ahead without end: nobody can tell when it goes
 
-    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Send an answer's head. Without Content-Length the body goes in chunks."""
+    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]], first: bytes = b"") -> None:
+        """Send an answer's head, and ``first`` of its body. Without Content-Length the body goes in chunks."""
         listed = list(headers)
         if not self.complete:
             listed.append((b"connection", b"close"))
         response = h11.Response(status_code=status, headers=listed)
         self.answered = True
-        await self._write(_sent(self._http, response))
+        data = _sent(self._http, response)
+        await self._write(data + _sent(self._http, h11.Data(data=first)) if first else data)
 
     async def send(self, data: bytes) -> None:
         """Send a piece of the answer's body; returns when there is room for the next."""
@@ -178,9 +179,7 @@ class Client:
                 async with asyncio.timeout(_DRAIN_SECONDS):
                     await self.whole_body(_DRAIN_BYTES)
         headers = [(b"content-type", media), (b"content-length", b"%d" % len(body)), *(extra or [])]
-        await self.start(status, headers)
-        if self._method != "HEAD":
-            await self.send(body)
+        await self.start(status, headers, b"" if self._method == "HEAD" else body)
         await self.finish()
 
     async def switch(self, status: int, headers: Headers) -> None:
@@ -222,10 +221,19 @@ class Server:
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(our_role=h11.CLIENT, max_incomplete_event_size=_MAX_ANSWER_HEAD)
+        #: The answer's end was read.
+        self._over = False
 
     async def send_head(self, method: str, path: str, headers: Headers) -> None:
         """Send a request's head."""
         await self._write(_sent(self._http, h11.Request(method=method, target=path, headers=headers)))
+
+    async def send_whole(self, method: str, path: str, headers: Headers, body: bytes) -> None:
+        """Send a whole request at once."""
+        events: list[h11.Event] = [h11.Request(method=method, target=path, headers=headers)]
+        if body:
+            events.append(h11.Data(data=body))
+        await self._write(b"".join(_sent(self._http, event) for event in (*events, h11.EndOfMessage())))
 
     async def send(self, data: bytes) -> None:
         """Send a piece of its body."""
@@ -265,22 +273,35 @@ class Server:
             elif not isinstance(event, h11.InformationalResponse):
                 raise Gone
 
+    def ready(self) -> bytes:
+        """What of the answer's body came with its head.
+
+        Raises:
+            Gone: It makes no sense.
+
+        """
+        try:
+            data, self._over = _take(self._http)
+        except errors.AgentinaError as error:
+            raise Gone from error
+        return data
+
+    def _is_over(self) -> bool:
+        return self._over
+
     async def pieces(self, *, seconds: float = PIECE_SECONDS) -> AsyncIterator[bytes]:
-        """The answer's body; exhausted when it is whole.
+        """The answer's body, after :meth:`ready`; exhausted when it is whole.
 
         Raises:
             Gone: It broke off.
             TimeoutError: Nothing came for so long.
 
         """
-        while True:
-            try:
-                data, end = _take(self._http)
-            except errors.AgentinaError as error:
-                raise Gone from error
+        while not self._is_over():
+            data = self.ready()
             if data:
                 yield data
-            if end:
+            if self._is_over():
                 return
             self._http.receive_data(await self._read(seconds))
 
@@ -300,6 +321,7 @@ class Server:
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE or self._reader.at_eof():
             return False
         self._http.start_next_cycle()
+        self._over = False
         return not self._http.trailing_data[0]
 
     @property
