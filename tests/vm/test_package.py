@@ -142,8 +142,9 @@ def test_needrestart_leaves_tasks_alone(agent: container.Container) -> None:
         'perl -e \'our %nrconf; do "/etc/needrestart/conf.d/agentina.conf"; die $@ if $@; my $r = $nrconf{override_rc};'
         ' for my $u (@ARGV) { my ($m) = grep { $u =~ /$_/ } keys %$r; print defined $m ? $r->{$m} : 1, "\\n" }\' '
     )
-    said = agent.run(rules + "agentina-task@default:0.service agentina@default.service ssh.service")
-    assert said.split() == ["0", "1", "1"]
+    alone = "agentina-task@default-S1.service agentina-task@a-S-_b-S9999.service agentina-update@default.service "
+    said = agent.run(rules + alone + "agentina-trial@default.service agentina@default.service ssh.service")
+    assert said.split() == ["0", "0", "0", "0", "1", "1"]
 
 
 def test_a_broken_release_does_not_keep_the_command_from_running(agent: container.Container) -> None:
