@@ -276,9 +276,15 @@ class SystemdExecutor:
         """See :meth:`agentina.executors.contract.Executor.read_result`."""
         try:
             content = files.read_bounded(directory / "result.json", limit=_MAX_RESULT)
-            return msgspec.json.decode(content, type=contract.Result)
+            result = msgspec.json.decode(content, type=contract.Result)
         except (OSError, msgspec.MsgspecError, errors.AgentinaError):
             return None
+        if result.stopped is contract.StopReason.CANCELED:
+            # A base older than this release takes an order it does not know for that.
+            finished = contract.StopReason.FINISHED
+            if _one(_read(directory / "stop"), "reason") == finished.value:
+                return msgspec.structs.replace(result, stopped=finished)
+        return result
 
     def end_leftovers(self, directory: Path) -> int:  # noqa: ARG002 - see below
         """See :meth:`agentina.executors.contract.Executor.end_leftovers`.

@@ -136,6 +136,7 @@ class Daemon:
         signer = link.Signer(key=who.key, agent_id=who.agent_id, audience=who.control_plane_id)
         self._link = link.Link(settings.control_plane, signer=signer, ca_file=settings.ca_file, clocks=self._clock)
         self._runners = runners.load(instance.layout.runners_directory)
+        self._programs = {f"runner {name}": path for name, path in runners.programs(self._runners).items()}
         self._lock = asyncio.Lock()
         self._departure = departure.Departure()
         self._session = session.Session(self._link, clocks=self._clock)
@@ -323,7 +324,12 @@ class Daemon:
             fingerprint=fingerprint.read(),
             max_concurrent_tasks=self._settings.max_concurrent_tasks,
             runners=sorted(self._runners),
-            facts={"system": platform.system(), "kernel": platform.release(), "architecture": platform.machine()},
+            facts={
+                "system": platform.system(),
+                "kernel": platform.release(),
+                "architecture": platform.machine(),
+                **self._programs,
+            },
         )
 
     def _opened(self, answer: wire.SessionOpened, sent: float) -> None:

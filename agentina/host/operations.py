@@ -211,7 +211,11 @@ class Operations:
         if result is None or job is None:
             # Nothing is reported lost, and so perhaps run again, while a part of it may still run here.
             await asyncio.to_thread(self._executor.end_leftovers, entry.directory.path)
-            return state.Collected(self._vanished(entry))
+            lost = self._vanished(entry)
+            if job is not None:
+                # Its session may be all that is left of hours of work.
+                lost = msgspec.structs.replace(lost, agent=await self._read_run(entry, job))
+            return state.Collected(lost)
         if result.stopped is contract.StopReason.HOST_SHUTDOWN and result.boot_id == self._boot_id:
             self.on_host_shutdown()
         outcome = outcomes.from_result(result, job, await self._read_run(entry, job))

@@ -28,8 +28,8 @@ from agentina.runners.streams import reading
 
 #: Seconds between looks at the output.
 _PERIOD: Final = 0.25
-#: Bytes read at a time.
-_PIECE: Final = 256 << 10
+#: Bytes read at a time: about 10 ms of work.
+_PIECE: Final = 64 << 10
 
 
 class Run:
@@ -56,7 +56,7 @@ class Run:
             await asyncio.sleep(_PERIOD)
 
     def complete(self) -> None:
-        """Read the rest: nothing is written any more. May take a second for the largest output."""
+        """Read the rest: nothing is written any more. Takes seconds for the largest output."""
         while self._read():
             pass
         self._reader.end()

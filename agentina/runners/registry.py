@@ -11,6 +11,7 @@ from typing import Final
 from agentina import errors
 from agentina.runners import agents, claude_code, codex, command, contract, described, gemini, opencode
 from agentina.runners.streams import formats
+from agentina.system import clock
 
 #: Name of each AI agent we know to its program and how that is called.
 _AGENTS: Final = {
@@ -43,6 +44,19 @@ def load(directory: Path) -> Mapping[str, contract.Runner]:
             )  # fmt: skip
     shell = command.CommandRunner()
     return {shell.name: shell, **runners}
+
+
+def programs(runners: Mapping[str, contract.Runner]) -> dict[str, str]:
+    """Which copy of its program each AI agent's runner starts: the path behind all links, and when it was changed."""
+    found = {}
+    for name, runner in runners.items():
+        path = (
+            shutil.which(runner.program, path=contract.SEARCH_PATH) if isinstance(runner, agents.AgentRunner) else None
+        )
+        if path is not None:
+            real = Path(path).resolve()
+            found[name] = f"{real} of {clock.show_time(int(real.stat().st_mtime * 1000))}"
+    return found
 
 
 def make(name: str, description: described.Description) -> agents.AgentRunner:

@@ -70,4 +70,5 @@ def test_operator_sees_why_it_failed(fleet: fleets.Fleet, repository: Path) -> N
 def test_operator_sees_what_an_agent_can_run(fleet: fleets.Fleet) -> None:
     agent = fleet.client.list_agents().agents[0]
     assert {"claude-code", "codex", "command"} <= set(agent.runners)
-    assert "claude-code" in fleet.answer("agent", "show", agent.id)
+    shown = fleet.answer("agent", "show", agent.id)
+    assert f"runner codex {fleet.root.resolve() / 'bin-codex'} of 20" in " ".join(shown.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import signal
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from agentina.executors import process
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import agent_cli, control
@@ -192,3 +194,17 @@ async def test_runner_that_is_not_here_is_refused(daemon: DaemonProcess, plane: 
     await daemon.start()
     outcome = await outcome_of(plane, submit(plane, "ada"))
     assert (outcome.state, outcome.reason) == (State.REFUSED, Reason.UNSUPPORTED)
+
+
+async def test_session_of_a_task_that_was_lost_is_known(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    agent_cli.install(root, "codex", "sig_codex_KILL", then="sleep 1000")
+    await daemon.start()
+    task = submit(plane, "codex")
+    await plane.until(lambda: b"item.started" in task.output)
+    os.kill(process.read_fence(daemon.instance.tasks / task.id).pid, signal.SIGKILL)
+    outcome = await outcome_of(plane, task)
+    assert (outcome.state, outcome.reason) == (State.LOST, Reason.SUPERVISOR_DIED)
+    assert outcome.agent is not None
+    assert outcome.agent.session_id == "01a1fd2a-2541-7891-8b2a-7b2c434024ed"

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from agentina import errors
-from agentina.executors import fields
+from agentina.executors import contract, fields
 from agentina.executors import systemd as executors
 from agentina.system import clock, systemd
 from tests.fakes import launches
@@ -61,3 +61,26 @@ async def test_start_gives_up_when_the_lease_is_over(tmp_path: Path) -> None:
         await executor.start(launch)
     assert caught.value.code == "SYSTEMD_UNREACHABLE"
     assert list(manager._tickets.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("order", "stopped", "read"),
+    [
+        ("finished", "canceled", contract.StopReason.FINISHED),
+        ("finished", "finished", contract.StopReason.FINISHED),
+        ("finished", "none", contract.StopReason.NONE),
+        ("finished", "time-limit", contract.StopReason.TIME_LIMIT),
+        ("canceled", "canceled", contract.StopReason.CANCELED),
+        ("", "canceled", contract.StopReason.CANCELED),
+    ],
+)
+def test_an_order_that_an_older_base_does_not_know_is_understood(
+    tmp_path: Path, order: str, stopped: str, read: contract.StopReason
+) -> None:
+    executor = executors.SystemdExecutor(tmp_path, manager=cast(systemd.Manager, None))
+    (tmp_path / "result.json").write_text(f'{{"task_id": "t", "stopped": "{stopped}"}}')
+    if order:
+        (tmp_path / "stop").write_bytes(fields.encode([("reason", order)]))
+    result = executor.read_result(tmp_path)
+    assert result is not None
+    assert result.stopped is read

@@ -292,6 +292,11 @@ def test_registry_offers_what_is_there(tmp_path: Path, caplog: pytest.LogCapture
     assert found["command"].stream is None
     made = found["codex"].plan(job("codex", {"prompt": "x"}), place=PLACE)
     assert (made.argv[4], made.environment["A"]) == (str(program), "b")
+    (tmp_path / "link").symlink_to(program)
+    (tmp_path / "codex.yaml").write_text(f"program: {tmp_path / 'link'}\n")
+    shown = registry.programs(registry.load(tmp_path))
+    assert shown["codex"].startswith(f"{program.resolve()} of 20")
+    assert "command" not in shown
     told = [record.getMessage() for record in caplog.records]
     assert {name for name in ("gone", "gemini", "Bad", "broken", "command") if any(name in line for line in told)} == {
         "gone", "gemini", "Bad", "broken", "command",
