@@ -1,11 +1,12 @@
-"""Inside a task: listens on 127.0.0.1 for tools that know no Unix sockets, and passes to the gateway's.
+"""Inside a task: listens on loopback for tools that know no Unix sockets, and passes to the gateway's.
 
-    python3 -I -S forwarder.py DIRECTORY -- COMMAND ARGUMENT…
+    python3 -I -S forwarder.py DIRECTORY ADDRESS -- COMMAND ARGUMENT…
 
-It listens on a free port, leaves a process that passes bytes, and becomes the command, which finds the variables below
-set. So the command keeps its process id, its signals and its exit code; the process beside it ends with the task, by
-whoever ends what a task leaves. While nobody listens at the socket (the host's daemon is being restarted) connections
-wait for a minute. Standard library only, one file: it is run by whatever Python the task's host or slot has.
+It listens, leaves a process that passes bytes, and becomes the command. So the command keeps its process id, its
+signals and its exit code; the process beside it ends with the task, by whoever ends what a task leaves. Tools are told
+by variables (:mod:`agentina.gateway.variables`). While nobody listens at the socket (the host's daemon is being
+restarted) connections wait for a minute. Standard library only, one file: it is run by whatever Python the task's host
+or slot has.
 """
 # contextlib would add to what it costs before each task, and for as long as it runs.
 # ruff: noqa: SIM105
@@ -21,7 +22,7 @@ import sys
 import time
 from typing import Final
 
-VARIABLE: Final = "AGENTINA_GATEWAY_TOKEN"
+PORT: Final = 8377
 NAME: Final = "gateway.sock"
 #: Bytes of one read, and most that wait for a slow reader.
 _PIECE: Final = 65_536
@@ -209,20 +210,6 @@ class Forwarder:
             self._selector.register(self._listener, selectors.EVENT_READ)
 
 
-def variables(port: int, token: str) -> dict[str, str]:
-    """What tools are told: where the way out is, and who the task is."""
-    base = f"http://127.0.0.1:{port}"
-    proxy = f"http://task:{token}@127.0.0.1:{port}"
-    local = "localhost,127.0.0.1,::1"
-    return {
-        "HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "http_proxy": proxy, "https_proxy": proxy,
-        "NO_PROXY": local, "no_proxy": local,
-        "ANTHROPIC_BASE_URL": base + "/anthropic", "ANTHROPIC_API_KEY": token,
-        "OPENAI_BASE_URL": base + "/openai/v1", "OPENAI_API_KEY": token,
-        "AGENTINA_GATEWAY": base,
-    }  # fmt: skip
-
-
 def leave(listener: socket.socket, directory: int) -> None:
     """Leave a process that passes bytes. It is nobody's child who waits for children: its parent ends at once."""
     child = os.fork()
@@ -244,21 +231,22 @@ def leave(listener: socket.socket, directory: int) -> None:
 
 def main(arguments: list[str]) -> int:
     """Become the command."""
-    if len(arguments) < 4 or arguments[2] != "--":  # noqa: PLR2004 - see the docstring
-        sys.stderr.write("usage: forwarder.py DIRECTORY -- COMMAND [ARGUMENT...]\n")
+    if len(arguments) < 5 or arguments[3] != "--":  # noqa: PLR2004 - see the docstring
+        sys.stderr.write("usage: forwarder.py DIRECTORY ADDRESS -- COMMAND [ARGUMENT...]\n")
         return 2
-    command = arguments[3:]
+    command = arguments[4:]
     directory = os.open(arguments[1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    port = listener.getsockname()[1]
-    leave(listener, directory)
-    environment = {**variables(port, os.environ.get(VARIABLE, "")), **os.environ}
-    # What the task was told of a gateway elsewhere is not about this one.
-    environment["AGENTINA_GATEWAY"] = f"http://127.0.0.1:{port}"
+    try:
+        leave(socket.create_server((arguments[2], PORT), backlog=128), directory)
+    except OSError as error:
+        # The task's first command left one that still serves, and this is its second (to verify).
+        if error.errno != errno.EADDRINUSE:
+            sys.stderr.write(f"no way out at {arguments[2]}:{PORT}: {error.strerror}\n")
+            return _NOT_EXECUTABLE
     # Python ignores SIGPIPE; the command begins with all signals as by default.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        os.execvpe(command[0], command, environment)  # noqa: S606 - to become the job's command is the purpose
+        os.execvp(command[0], command)  # noqa: S606 - to become the job's command is the purpose
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error.strerror}\n")
         return _NOT_FOUND if error.errno == errno.ENOENT else _NOT_EXECUTABLE

@@ -37,6 +37,8 @@ class Entry:
     mirror: Path | None = None
     #: Paths of what it left, by artifact name.
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: What it is known by at the host's gateway; empty: it has no way out there.
+    token: str = dataclasses.field(default="", repr=False)
     secrets: list[bytes] = dataclasses.field(default_factory=list)
     #: What it prints, where its runner can read that.
     run: runs.Run | None = None

@@ -47,44 +47,60 @@ class Gates:
         self._keeper: keeper.Keeper | None = None
         self._open: set[str] = set()
 
-    async def admit(self, entry: entries.Entry, launch: contract.Launch) -> contract.Launch:
-        """The launch as it is to be started: with a way out, where the job asks for one and the host has it.
+    def dress(self, entry: entries.Entry) -> jobs.JobSpec:
+        """The task's job, with the variables that tell its tools of the way out, unless it has them itself.
 
         Raises:
             AgentinaError: ``TASK_START_FAILED``: the job asks for what this host cannot hold.
 
         """
         job = entry.job
-        if job is None or not asks(job):
-            return launch
+        assert job is not None
+        if not asks(job):
+            return job
         if not self._settings or self._executor.name != "process":
             if job.budget is None:
-                return launch  # scopes were never more than what the executor can hold
+                return job  # scopes were never more than what the executor can hold
             why = "has no gateway (`gateway` in its configuration)" if not self._settings else (
                 f"has no gateway for the {self._executor.name} executor yet"
             )  # fmt: skip
             raise errors.TASK_START_FAILED(problem=f"the job has a budget, and this host {why}")
-        from agentina.gateway import budgets, channel, forwarder, tokens  # noqa: PLC0415 - see the class
+        from agentina.gateway import tokens, variables  # noqa: PLC0415 - see the class
+
+        entry.token = entry.token or tokens.make()
+        told = variables.tell(entry.task_id, entry.token)
+        return msgspec.structs.replace(job, environment={**told, **job.environment})
+
+    async def admit(self, entry: entries.Entry, launch: contract.Launch) -> contract.Launch:
+        """The launch as it is to be started: with the way out that :meth:`dress` told of, if it did.
+
+        Raises:
+            AgentinaError: ``TASK_START_FAILED``: the gateway does not serve it.
+
+        """
+        job = entry.job
+        if job is None or not entry.token:
+            return launch
+        from agentina.gateway import budgets, channel, forwarder, tokens, variables  # noqa: PLC0415 - see the class
 
         rules = self._rules()
-        token = tokens.make()
         limits = jobs.Budget() if job.budget is None else job.budget
         order = channel.Open(
             task_id=entry.task_id,
             directory=str(entry.directory.path),
-            digest=tokens.digest(token),
+            digest=tokens.digest(entry.token),
             scope=job.scope.hosts,
             policy=[] if rules is None else rules.hosts,
             limits=msgspec.convert(msgspec.to_builtins(limits), budgets.Limits),
         )
         files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(order), durable=False)
         await self._serve(order)
-        command = [sys.executable, "-I", "-S", forwarder.__file__, str(entry.directory.path), "--"]
+        place = [str(entry.directory.path), variables.address(entry.task_id)]
+        command = [sys.executable, "-I", "-S", forwarder.__file__, *place, "--"]
         return msgspec.structs.replace(
             launch,
             argv=[*command, *launch.argv],
             verify=None if launch.verify is None else [*command, *launch.verify],
-            environment={**launch.environment, forwarder.VARIABLE: token},
         )
 
     async def before(self, entry: entries.Entry, operation: state.Do) -> None:

@@ -82,6 +82,8 @@ class Operations:
         job = entry.job
         assert job is not None
         try:
+            if self.gates is not None:
+                job = self.gates.dress(entry)
             runner = self._runner(job)
             if runner.needs_home or leaves_files(job):
                 records.make_empty(entry.directory.home)
@@ -124,6 +126,8 @@ class Operations:
     def _launch(self, entry: entries.Entry, deadline: float) -> contract.Launch:
         job = entry.job
         assert job is not None
+        if self.gates is not None:
+            job = self.gates.dress(entry)
         assert entry.assignment is not None
         workspace = entry.workspace or entry.directory.workspace
         runner = self._runner(job)

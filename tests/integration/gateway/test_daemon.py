@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agentina.gateway import listener
+from agentina.gateway import listener, variables
 from agentina.protocol.states import Reason, State
 from tests.fakes import control, model_provider
 from tests.integration.gateway import gates, test_keeper
@@ -77,7 +77,7 @@ async def test_a_job_with_a_budget_has_a_way_out_and_its_usage_is_told(bed: Bed)
     assert task.outcome.state is State.SUCCEEDED, bytes(task.output)
     output = bytes(task.output).decode()
     assert "message_stop" in output
-    assert "http://127.0.0.1:" in output
+    assert f"http://{variables.address(task.id)}:8377" in output
     fresh, cached, used = bed.provider.billed
     assert f"used 1 calls of models: {fresh + cached + used} tokens, {cached} of them cached" in bed.log
     assert gates.KEY not in output + bed.log
@@ -91,6 +91,14 @@ async def test_a_refused_host_is_told(bed: Bed) -> None:
     await bed.plane.until_ended(task)
     assert b"403" in bytes(task.output)
     assert "may not reach example.org:80: the policy of the host's owner does not name it" in bed.log
+
+
+async def test_a_job_s_own_variables_win(bed: Bed) -> None:
+    own = {"OPENAI_API_KEY": "mine-alone", "NO_PROXY": "*"}
+    task = bed.plane.submit("echo $NO_PROXY; [ $OPENAI_API_KEY = mine-alone ]", budget={}, environment=own)
+    await bed.plane.until_ended(task)
+    assert task.outcome is not None
+    assert (task.outcome.state, bytes(task.output)) == (State.SUCCEEDED, b"*\n")
 
 
 async def test_other_jobs_have_nothing_of_it(bed: Bed) -> None:

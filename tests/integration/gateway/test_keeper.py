@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.gateway import budgets, channel, forwarder, keeper, listener, record, tokens, usage
+from agentina.gateway import budgets, channel, forwarder, keeper, listener, record, tokens, usage, variables
 from tests.fakes import model_provider
 from tests.integration.gateway import gates
 
@@ -25,6 +25,11 @@ request.add_header("x-api-key", os.environ["ANTHROPIC_API_KEY"])
 sys.stdout.write(urllib.request.urlopen(request, timeout=60).read().decode())
 sys.exit(7)
 """
+
+
+def forwarding(directory: Path) -> list[str]:
+    """What stands before a command that has a way out."""
+    return [sys.executable, "-I", "-S", forwarder.__file__, str(directory), variables.address(directory.name), "--"]
 
 
 class Host:
@@ -50,9 +55,9 @@ class Host:
 
     async def run(self, directory: Path, token: str, *command: str) -> tuple[int | None, str]:
         """Run a command as a task with a way out; its exit code and output."""
-        argv = [sys.executable, "-I", "-S", forwarder.__file__, str(directory), "--", *command]
+        argv = [*forwarding(directory), *command]
         process = await asyncio.create_subprocess_exec(
-            *argv, env={"PATH": os.environ["PATH"], forwarder.VARIABLE: token}, start_new_session=True,
+            *argv, env={"PATH": os.environ["PATH"], **variables.tell(directory.name, token)}, start_new_session=True,
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
@@ -160,26 +165,19 @@ async def test_new_keys_are_taken_up(host: Host) -> None:
 )
 async def test_the_command_keeps_its_exit_code(tmp_path: Path, command: list[str], code: int) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", forwarder.__file__, str(tmp_path), "--", *command,
+        *forwarding(tmp_path), *command,
         start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert await process.wait() == code
     os.killpg(process.pid, signal.SIGKILL)
 
 
-async def test_the_job_s_own_variables_win(tmp_path: Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", forwarder.__file__, str(tmp_path), "--", sys.executable, "-c",
-        "import os, json; print(json.dumps(dict(os.environ)))",
-        env={"OPENAI_API_KEY": "mine", forwarder.VARIABLE: "agt_x"},
-        start_new_session=True, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    output, _ = await process.communicate()
-    os.killpg(process.pid, signal.SIGKILL)
-    seen = json.loads(output)
-    assert seen["OPENAI_API_KEY"] == "mine"
-    assert seen["HTTPS_PROXY"].startswith("http://task:agt_x@127.0.0.1:")
-    assert seen["ANTHROPIC_BASE_URL"] == seen["AGENTINA_GATEWAY"] + "/anthropic"
+async def test_a_second_command_uses_the_first_ones_way_out(host: Host) -> None:
+    directory, token = await host.open("task_a")
+    again = " ".join(shlex.quote(word) for word in [*forwarding(directory), sys.executable, "-c", TOOL])
+    code, output = await host.run(directory, token, "/bin/sh", "-c", again)
+    assert code == 7
+    assert "message_stop" in output
 
 
 async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path: Path) -> None:
@@ -204,8 +202,8 @@ async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path
         "[t.start() for t in ts]; [t.join() for t in ts]; print('good')\n"
     )
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", forwarder.__file__, str(tmp_path), "--", sys.executable, "-c", tool,
-        start_new_session=True, stdout=asyncio.subprocess.PIPE,
+        *forwarding(tmp_path), sys.executable, "-c", tool,
+        env=variables.tell(tmp_path.name, "agt_x"), start_new_session=True, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     output, _ = await asyncio.wait_for(process.communicate(), 60)
     os.killpg(process.pid, signal.SIGKILL)
