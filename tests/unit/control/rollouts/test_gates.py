@@ -35,11 +35,31 @@ def test_nothing_to_compare_with_halts_nothing() -> None:
 
 def test_all_three_are_found_and_told_with_figures() -> None:
     before = sample(1000, failed=10)
-    assert halted(sample(1000, failed=200), before) == ["failures"]
-    assert halted(sample(1000, seconds=120.0, failed=10), before) == ["duration"]
-    assert halted(sample(100, failed=1), before) == ["throughput"]
-    (finding,) = gates.judge(updated=sample(1000, failed=200), past=before, others=EMPTY)
-    assert finding.text == "20.0 % of 1000 tasks failed; of the same agents before 1.0 % of 1000 tasks"
+    assert halted(sample(1000, failed=90), before, before) == ["failures"]
+    assert halted(sample(1000, seconds=90.0, failed=10), before, before) == ["duration"]
+    assert halted(sample(100, failed=1), before, before) == ["throughput"]
+    (finding,) = gates.judge(updated=sample(1000, failed=90), past=before, others=before)
+    assert finding.text == (
+        "9.0 % of 1000 tasks failed; of the same agents before 1.0 % of 1000 tasks; "
+        "9.0 % of 1000 tasks failed; of agents not updated 1.0 % of 1000 tasks"
+    )
+
+
+def test_one_comparison_alone_must_find_much_more() -> None:
+    before = sample(1000, failed=10)
+    for pair in ({"past": before}, {"others": before}):
+        assert halted(sample(1000, failed=90), **pair) == []
+        assert halted(sample(1000, failed=300), **pair) == ["failures"]
+        assert halted(sample(1000, seconds=90.0, failed=10), **pair) == []
+        assert halted(sample(1000, seconds=150.0, failed=10), **pair) == ["duration"]
+
+
+def test_less_to_do_is_no_fault_of_the_release() -> None:
+    busy, night = sample(1000), sample(0)
+    assert halted(sample(2), busy) == [], "nobody to compare with"
+    assert halted(sample(2), busy, night) == [], "all have less to do"
+    assert halted(sample(2), night, busy) == [], "these never had much to do"
+    assert halted(sample(2), busy, busy) == ["throughput"]
 
 
 def test_both_comparisons_must_agree() -> None:
@@ -51,9 +71,8 @@ def test_both_comparisons_must_agree() -> None:
 
 @pytest.mark.parametrize("count", [3, 5])
 def test_few_tasks_are_enough_when_all_of_them_fail(count: int) -> None:
-    assert halted(sample(count, failed=count, agent_seconds=1.0), sample(1000, failed=5)) == (
-        ["failures"] if count > 3 else []
-    )
+    usual, updated = sample(1000, failed=5), sample(count, failed=count, agent_seconds=1.0)
+    assert halted(updated, usual, usual) == (["failures"] if count > 3 else [])
 
 
 def test_short_tasks_are_no_evidence_of_slowness() -> None:
@@ -67,6 +86,8 @@ def test_the_same_work_never_halts() -> None:
         count = chance.randrange(1, 300)
         updated = sample(count, failed=sum(chance.random() < 0.05 for _ in range(count)), seed=seed, agent_seconds=1.0)
         past = sample(300, failed=15, seed=-1 - seed, agent_seconds=300 / count)
+        others = sample(300, failed=15, seed=100_000 + seed, agent_seconds=300 / count)
+        assert halted(updated, past, others) == []
         assert halted(updated, past) == []
 
 

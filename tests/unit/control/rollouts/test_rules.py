@@ -317,12 +317,12 @@ def test_zones_take_turns() -> None:
 # --- work ------------------------------------------------------------------------------------------------------------
 
 
-def working_fleet(count: int = 20) -> Fleet:
+def working_fleet(count: int = 20, **changes: Any) -> Fleet:
     members = hosts(count)
     for host in members:
         host.work(200, 60.0, failed=2)
-        host.past = figures.Sample(figures=host.totals, agent_seconds=86_400)
-    return Fleet(members, plan(canary=2, soak_seconds=3600.0))
+        host.past = figures.Sample(figures=host.totals, agent_seconds=6000)
+    return Fleet(members, plan(**{"canary": 2, "soak_seconds": 3600.0, **changes}))
 
 
 def work_on(fleet: Fleet, *, turns: int = 100, seconds: float = 60.0, failed: int = 0, count: int = 1) -> None:
@@ -361,6 +361,17 @@ def test_a_hard_night_for_all_is_not_the_release() -> None:
             host.work(1, 200.0, failed=1)
         fleet.turn(30.0)
     assert fleet.state() is model.State.RUNNING
+
+
+def test_a_quiet_night_is_not_the_release() -> None:
+    """Also at the end, when nobody is left to compare with."""
+    fleet = working_fleet(4, batch_percent=100.0, watch_seconds=9000.0)
+    work_on(fleet, turns=130)
+    assert len(fleet.running(NEW)) == 4
+    fleet.turns(250, 30.0)
+    assert fleet.state() is model.State.RUNNING
+    fleet.turns(100, 30.0)
+    assert fleet.state() is model.State.COMPLETED
 
 
 def test_a_slow_host_stays_a_slow_host() -> None:
