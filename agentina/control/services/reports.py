@@ -27,20 +27,21 @@ async def apply(control: plane.Plane, agent: fleet.Agent, message: wire.Reports)
     sessions.check(agent, message.session)
     agent.last_seen = control.clock.boot()
 
-    def operation(work: changes.Work) -> int:
-        return _Application(work, agent).stream(message)
+    def operation(work: changes.Work) -> tuple[int, set[str]]:
+        application = _Application(work, agent)
+        return application.stream(message), application.complete
 
     # Nobody waits for it but the host's outbox, whose next message is the larger for it.
-    applied = await control.write(operation, is_patient=True)
-    ended = {report.task_id for report in message.reports if report.kind in {"finished", "returned"}}
+    applied, complete = await control.write(operation, is_patient=True)
+    ended = {report.task_id for report in message.reports if report.kind in {"finished", "returned"}} - complete
     forget = control.store.read(lambda tx: _forgettable(tx, control, agent, ended), snapshot=False) if ended else []
-    return wire.ReportsApplied(applied=applied, forget=forget)
+    return wire.ReportsApplied(applied=applied, forget=sorted({*complete, *forget}))
 
 
 def _forgettable(tx: engine.Transaction, control: plane.Plane, agent: fleet.Agent, ended: set[str]) -> list[str]:
     """Also for reports seen before: the answer that said so may have been lost."""
     forget = []
-    for task_id in sorted(ended):
+    for task_id in ended:
         task = _find(tx, agent, task_id)
         if task is None or task.reason is Reason.RETURNED_UNSTARTED or sessions.is_complete(control, task):
             forget.append(task_id)
@@ -67,6 +68,8 @@ class _Application:
         #: The task whose reports are being applied, read once for all of them, and its id.
         self._task: tasks.Task | None = None
         self._task_id = ""
+        #: Tasks whose end is all there is of them: nothing is missing here once this is durable.
+        self.complete: set[str] = set()
 
     def stream(self, message: wire.Reports) -> int:
         """Apply the reports the stream has not seen; the stream's new counter is returned."""
@@ -162,6 +165,8 @@ class _Application:
         if task.outcome is None:
             # What the host said first counts.
             task.outcome = msgspec.json.encode(outcome).decode()
+            if not outcome.output_bytes:
+                self.complete.add(report.task_id)
         if task.state not in FINAL:
             outcomes.end_task(self._work, task, outcome)
             self._task = None
