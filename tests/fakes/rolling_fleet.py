@@ -19,8 +19,8 @@ OLD: Final = "1.0.0"
 NEW: Final = "1.1.0"
 #: good: it works; bad: rolled back by itself; late: promoted, and rolled back at the next turn; inconclusive: the first
 #: time; refused: the first time; deaf: the order is never obeyed; dead: never heard of again; slow: works, after three
-#: turns.
-BEHAVIOURS: Final = ("good", "bad", "late", "inconclusive", "refused", "deaf", "dead", "slow")
+#: turns; lazy: works, but says nothing of it for two turns.
+BEHAVIOURS: Final = ("good", "bad", "late", "inconclusive", "refused", "deaf", "dead", "slow", "lazy")
 
 
 @dataclasses.dataclass
@@ -46,6 +46,9 @@ class Host:
     installs: int = 0
     #: Turns until an update that is under way is done.
     left: int = 0
+    #: An order that is taken and that the journal does not have yet, and the turns until it has.
+    wish: wire.UpdateOrder | None = None
+    unsaid: int = 0
 
     def turn(self, order: wire.UpdateOrder | None, now_ms: int) -> None:
         """A heartbeat with its answer, and what follows from it."""
@@ -55,6 +58,9 @@ class Host:
         if self.behaviour == "late" and self.version == NEW and self.report is not None:
             self._roll_back("bad", "crashed")
         if order is None or order.id in self.acted or self.behaviour == "deaf":
+            self._go_on()
+            return
+        if order.action == "rollback" and not self._is_on(order.version):
             self._go_on()
             return
         self.acted.append(order.id)
@@ -74,12 +80,27 @@ class Host:
             self._roll_back("bad", "crashed")
         elif self.behaviour == "slow":
             self.left = 3
+        elif self.behaviour == "lazy":
+            self.report, self.wish, self.unsaid, self.behaviour = None, order, 2, "slow"
         else:
             self._promote()
         if self.behaviour in {"refused", "inconclusive"}:
             self.behaviour = "good"
 
+    def _is_on(self, version: str) -> bool:
+        """Whether it runs the version, or is on the way to it as far as its journal knows."""
+        report = self.report
+        return self.version == version or (
+            report is not None and report.state == "requested" and report.version == version
+        )
+
     def _go_on(self) -> None:
+        if self.wish is not None:
+            self.unsaid -= 1
+            if not self.unsaid:
+                self._install(self.wish)
+                self.wish = None
+            return
         self.left -= self.left > 0
         if self.report is not None and self.report.state == "requested" and not self.left:
             self._promote()

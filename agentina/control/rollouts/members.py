@@ -18,9 +18,10 @@ updated        it runs a newer version: somebody went on                        
 updated        not heard of for ten heartbeats                                        silent
 silent         heard of again: as ordered
 rolling-back   heard of since, runs another version, no update under way              rolled-back
+rolled-back    acts on the order to upgrade after all: it was under way to it         rolling-back
 =============  =====================================================================  =============
 
-``failed`` and ``rolled-back`` are ends. Nobody is told to upgrade here: only the rollout does that.
+``failed`` is an end. Nobody is told to upgrade here: only the rollout does that.
 """
 
 from __future__ import annotations
@@ -98,12 +99,23 @@ def _returning(rollout: model.Rollout, member: model.Member, fact: model.Fact, n
     return _move(member, model.Standing.RETURNED, now_ms)
 
 
+def _returned(rollout: model.Rollout, member: model.Member, fact: model.Fact, now_ms: int) -> model.Member:
+    report = fact.report
+    is_ours = report is not None and report.id == model.order_id(rollout, member)
+    if not is_ours or not (is_busy(fact) or fact.version == rollout.plan.version):
+        return member
+    # Another attempt names another order: the host may have found nothing to do for the one before.
+    again = msgspec.structs.replace(member, attempt=member.attempt + 1)
+    return _move(again, model.Standing.RETURNING, now_ms)
+
+
 _STEPS: Final = {
     model.Standing.PENDING: _pending,
     model.Standing.CURRENT: _current,
     model.Standing.ORDERED: _ordered,
     model.Standing.UPDATED: _on_it,
     model.Standing.RETURNING: _returning,
+    model.Standing.RETURNED: _returned,
 }
 
 

@@ -305,6 +305,19 @@ def test_an_update_under_way_is_called_back() -> None:
     assert fleet.running(NEW) == set()
 
 
+def test_an_order_that_was_taken_and_not_told_yet_is_called_back() -> None:
+    fleet = Fleet(hosts(1, behaviour="lazy"), plan())
+    fleet.turn()
+    fleet.heartbeats()
+    assert fleet.hosts[1].wish is not None
+    fleet.hosts[1].unsaid = 5
+    fleet.abort()
+    fleet.turns(10)
+    assert fleet.hosts[1].acted == ["roll_1.1", "roll_1.2.back"]
+    assert fleet.running(NEW) == set()
+    assert fleet.state() is model.State.ROLLED_BACK
+
+
 def test_zones_take_turns() -> None:
     members = [Host(number, f"host-{number}", zone="abc"[number % 3]) for number in range(1, 31)]
     fleet = Fleet(members, plan(canary=3, batch_percent=20.0))
