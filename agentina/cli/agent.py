@@ -73,6 +73,8 @@ def render(one: api.AgentView, *, now_ms: int) -> None:
             ("runners", output.clean(", ".join(one.runners))),
             ("channel", f"{one.channel}{f', newest {one.newest}' if one.newest else ''}"),
             ("pinned to", one.pinned),
+            ("pinned by its host to", output.clean(one.host_pinned)),
+            ("update window", output.clean(one.update_window)),
             ("update", _update(one)),
             ("heartbeat", f"{output.ago(one.last_heartbeat_ms, now_ms)}, session {one.session}"),
             ("tasks", f"{len(one.tasks)} of {one.max_concurrent_tasks}: {', '.join(one.tasks) or 'none'}"),

@@ -206,6 +206,9 @@ class AgentView(_Message, frozen=True, kw_only=True):
     behind: bool = False
     #: The only version an operator lets it run; empty: any.
     pinned: str = ""
+    #: The same of its host's owner, and when he lets rollouts change it.
+    host_pinned: str = ""
+    update_window: str = ""
     #: The latest update on its host, as of the last heartbeat.
     update: UpdateReport | None = None
 

@@ -138,7 +138,7 @@ def agent_view(control: plane.Plane, agent: fleet.Agent) -> api.AgentView:
         max_concurrent_tasks=min(agent.max_concurrent_tasks, agent.license_tasks), tasks=sorted(agent.held),
         session=agent.session, created_ms=agent.created_ms, host=agent.host, facts=agent.facts,
         channel=agent.channel, newest=newest, behind=releases.is_behind(agent.version, newest or agentina.__version__),
-        pinned=agent.pinned, update=agent.update,
+        pinned=agent.pinned, host_pinned=agent.host_pinned, update_window=agent.update_window, update=agent.update,
     )  # fmt: skip
 
 

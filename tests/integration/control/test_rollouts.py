@@ -414,7 +414,11 @@ def test_pins_and_skew_by_command(fleet: Fleet, agentina_command: Callable[..., 
     assert f"{OLD}*" in out
     assert "stable" in out
     assert "1 of 1 agent could run a newer version" in err
-    assert f"stable, newest {NEW}" in agentina_command("agent", "show", name)[1]
+    host.window = "02:00-04:00"
+    host.beat()
+    shown = agentina_command("agent", "show", name)[1]
+    assert f"stable, newest {NEW}" in shown
+    assert "02:00-04:00" in shown
     rollout = agentina_command("rollout", "start", NEW)[1].strip()
     assert f"an operator pins it to {OLD}" in agentina_command("rollout", "status", rollout)[1]
     assert "not pinned" in agentina_command("agent", "unpin", name)[1]
