@@ -84,6 +84,8 @@ def test_gemini_success() -> None:
         ("claude_turns", "max-turns", "Reached maximum number of turns (2)"),
         ("claude_usd", "max-budget-usd", "Reached maximum budget ($0.003)"),
         ("sig_claude_INT", "during-execution", "ede_diagnostic"),
+        ("claude_p402_2.1.330", "api-402", "fake server says 402"),
+        ("claude_turns_2.1.330", "max-turns", "Reached maximum number of turns (2)"),
         ("codex_bad", "turn-failed", "budget exceeded for job j1"),
         ("codex_budget", "turn-failed", "unexpected status 403 Forbidden: budget exceeded"),
         ("codex_noretry", "turn-failed", "429 Too Many Requests"),
@@ -113,6 +115,18 @@ def test_a_run_that_still_tries_again_tells_of_it() -> None:
     assert (summary.finished, summary.retries) == (False, 8)
     assert summary.error.startswith("unknown")
     assert run("codex_rate").retries == 5
+
+
+@pytest.mark.parametrize("name", ["claude_{}_2.1.330", "codex_{}_0.163"])
+def test_newer_versions_say_the_same(name: str) -> None:
+    first, again = run(name.format("ok")), run(name.format("resumed"))
+    assert (first.finished, first.failed, first.tool_calls) == (True, False, 1)
+    assert (again.session_id, again.answer) == (first.session_id, "Hello, this is the fake model.")
+    assert first.tokens_of_session
+    assert first.tokens is not None
+    assert again.tokens is not None
+    assert again.tokens.output == first.tokens.output + 42
+    assert (again.cost_usd or 1) > (first.cost_usd or 0)
 
 
 def test_a_resumed_thread_counts_from_its_beginning() -> None:
