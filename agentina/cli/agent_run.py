@@ -14,6 +14,7 @@ def render(run: wire.AgentRun, *, is_resumed: bool = False) -> None:
             ("agent", " ".join(filter(None, (output.clean(run.model), output.clean(run.version))))),
             ("session", output.clean(run.session_id)),
             ("turns", run.turns),
+            ("waits for", output.clean(run.doing)),
             ("tool calls", _calls(run)),
             ("model retries", run.retries or ""),
             ("tokens", _tokens(run, since)),

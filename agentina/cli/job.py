@@ -220,7 +220,8 @@ def render(view: api.JobView) -> None:
             _task_rows(view),
             ends_in_prose=True,
         )
-    run = next((task.outcome.agent for task in reversed(view.tasks) if task.outcome and task.outcome.agent), None)
+    runs = (task.outcome.agent if task.outcome else task.run for task in reversed(view.tasks))
+    run = next(filter(None, runs), None)
     if run is not None:
         output.answer()
         agent_run.render(run, is_resumed=view.spec.payload.resume is not None)

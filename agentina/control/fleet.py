@@ -32,8 +32,8 @@ class Held:
     """A task an agent holds, with its lease."""
 
     __slots__ = (
-        "agent", "deadline", "is_taken", "job", "job_id", "memory_bytes", "poll", "spec", "state", "stop", "stop_poll",
-        "task", "task_id",
+        "agent", "deadline", "is_taken", "job", "job_id", "memory_bytes", "poll", "run", "spec", "state", "stop",
+        "stop_poll", "task", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,8 @@ class Held:
         #: The host is known to have it: it is not sent again.
         self.is_taken = state is not State.ASSIGNED
         self.stop: wire.StopTask | None = None
+        #: How far an AI agent is, as of the last heartbeat.
+        self.run: wire.AgentRun | None = None
         #: The poll whose answer carried the stop; 0: none did yet.
         self.stop_poll = 0
 

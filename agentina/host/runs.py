@@ -30,6 +30,8 @@ from agentina.runners.streams import reading
 _PERIOD: Final = 0.25
 #: Bytes read at a time: about 10 ms of work.
 _PIECE: Final = 64 << 10
+#: Characters of a text while it runs.
+_SHORT: Final = 256
 
 
 class Run:
@@ -70,6 +72,17 @@ class Run:
             known,
             answer=_masked(known.answer, secrets, most=wire.MAX_ANSWER),
             error=_masked(known.error, secrets, most=wire.MAX_DETAIL),
+            doing=_masked(known.doing, secrets, most=_SHORT),
+        )
+
+    def so_far(self, secrets: list[bytes]) -> wire.AgentRun:
+        """What is known, in short."""
+        known = self.summary(secrets)
+        return msgspec.structs.replace(
+            known,
+            answer=known.answer[:_SHORT],
+            answer_truncated=known.answer_truncated or len(known.answer) > _SHORT,
+            error=known.error[:_SHORT],
         )
 
     def _read(self) -> bool:

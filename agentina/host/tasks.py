@@ -106,7 +106,12 @@ class Tasks:
     def held(self) -> list[wire.Held]:
         """What session and heartbeat tell: every task here, and those only unacknowledged reports speak of."""
         listed = [
-            wire.Held(task_id=entry.task_id, state=entry.task.shown, output_bytes=entry.sent or 0)
+            wire.Held(
+                task_id=entry.task_id,
+                state=entry.task.shown,
+                output_bytes=entry.sent or 0,
+                agent=None if entry.run is None else entry.run.so_far(entry.secrets),
+            )
             for entry in self._entries.values()
         ]
         others = self._outbox.tasks_waiting() - self._entries.keys()

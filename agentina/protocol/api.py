@@ -12,7 +12,7 @@ import msgspec
 
 from agentina.protocol import jobs
 from agentina.protocol.states import Reason, State
-from agentina.protocol.wire import ArtifactInfo, HostFacts, Outcome, UpdateReport
+from agentina.protocol.wire import AgentRun, ArtifactInfo, HostFacts, Outcome, UpdateReport
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +65,8 @@ class TaskView(_Message, frozen=True, kw_only=True):
     #: Output bytes the control plane has.
     output_bytes: int = 0
     outcome: Outcome | None = None
+    #: How far an AI agent is, as of its host's last heartbeat; when it has ended see ``outcome``.
+    run: AgentRun | None = None
 
 
 class JobEvent(_Message, frozen=True, kw_only=True):

@@ -118,6 +118,8 @@ class Held(_Message, frozen=True, kw_only=True):
     state: State
     #: Output bytes on disk so far.
     output_bytes: Count = 0
+    #: How far an AI agent is, its texts cut short; in heartbeats only.
+    agent: AgentRun | None = None
 
 
 class SessionOpen(_Message, frozen=True, kw_only=True):
@@ -381,6 +383,8 @@ class AgentRun(_Message, frozen=True, kw_only=True):
     #: How much of the model's context was filled last, and how much there is, in tokens.
     context_tokens: Count | None = None
     context_window: Count | None = None
+    #: The tool it waits for, with the beginning of its arguments; empty: none.
+    doing: Short = ""
     #: What it said last.
     answer: Annotated[str, msgspec.Meta(max_length=MAX_ANSWER)] = ""
     answer_truncated: bool = False

@@ -67,6 +67,19 @@ def test_operator_sees_why_it_failed(fleet: fleets.Fleet, repository: Path) -> N
     assert "budget exceeded for job j1" in fleet.answer("job", "show", job)
 
 
+def test_operator_sees_what_an_agent_does_now(fleet: fleets.Fleet, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    agent_cli.install(
+        fleet.root, "codex", "sig_codex_KILL", then=f"until [ -e {gate} ]; do sleep 0.05; done; exit 1"
+    )  # fmt: skip
+    document = {"name": "waits", "runner": "codex", "payload": {"prompt": "x"}}
+    job = fleet.client.submit_job(document).id
+    fleets.wait_for(lambda: fleet.job(job).tasks and fleet.job(job).tasks[-1].run, "a heartbeat tells of it")
+    assert "  waits for   shell /bin/bash -lc 'sleep 25'\n" in fleet.answer("job", "show", job)
+    gate.touch()
+    assert fleet.wait_final(job).job.reason is Reason.EXIT_NONZERO
+
+
 def test_operator_sees_what_an_agent_can_run(fleet: fleets.Fleet) -> None:
     agent = fleet.client.list_agents().agents[0]
     assert {"claude-code", "codex", "command"} <= set(agent.runners)

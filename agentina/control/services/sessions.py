@@ -163,7 +163,7 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
         # A lease that has run out is not renewed, even if nobody has swept it yet: the task may be given away.
         if held is not None and held.deadline > now:
             held.deadline = now + control.settings.lease_seconds
-            held.is_taken, held.spec = True, None
+            held.is_taken, held.spec, held.run = True, None, listed.agent
             renewed.append(listed.task_id)
         elif held is None:
             unheld_listed.append(listed)

@@ -84,12 +84,14 @@ def _blockers(control: plane.Plane, tx: engine.Transaction, job: jobs.Job) -> li
 def task_view(control: plane.Plane, job: str, row: engine.Row) -> api.TaskView:
     """One task."""
     task_id = f"{job}.{row['number']}"
+    held = control.fleet.held.get(task_id)
     return api.TaskView(
         id=task_id, number=row["number"], agent_id=row["agent"], agent=f"{row['hostname']}/{row['instance']}",
         state=State(row["state"]), reason=Reason(row["reason"]), detail=row["detail"], assigned_ms=row["assigned_ms"],
         started_ms=row["started_ms"], ended_ms=row["ended_ms"], pid=row["pid"],
         output_bytes=control.blobs.output_size(task_id),
         outcome=None if row["outcome"] is None else msgspec.json.decode(row["outcome"], type=wire.Outcome),
+        run=None if held is None else held.run,
     )  # fmt: skip
 
 

@@ -92,7 +92,8 @@ class Account:
         self._has_turns = False
         self._said = ""
         self._is_cut = False
-        self._tools: dict[str, None] = {}
+        #: Open tool calls: what they do.
+        self._tools: dict[str, str] = {}
         self._counts = {"tool_calls": 0, "tool_errors": 0, "denials": 0, "retries": 0}
         self._spent = events.Spent()
         self._context = events.Context()
@@ -121,6 +122,7 @@ class Account:
             cost_usd=self._spent.cost_usd,
             context_tokens=self._context.tokens,
             context_window=self._context.window,
+            doing="" if self.is_finished else next(reversed(self._tools.values()), ""),
             answer=answer[: wire.MAX_ANSWER],
             answer_truncated=len(answer) > wire.MAX_ANSWER or (end.answer is None and self._is_cut),
             finished=self.is_finished,
@@ -158,7 +160,7 @@ class Account:
         if event.id in self._tools:
             return
         self._counts["tool_calls"] += 1
-        self._tools[event.id] = None
+        self._tools[event.id] = f"{event.name} {event.arguments}"[:_SHORT].strip()
         if len(self._tools) > _MOST_OPEN:
             del self._tools[next(iter(self._tools))]
 

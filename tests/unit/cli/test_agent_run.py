@@ -17,8 +17,8 @@ def test_what_is_not_known_is_not_shown(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_everything_is_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
     run = wire.AgentRun(
-        session_id="s", model="m", version="2", turns=3, tool_calls=5, tool_errors=2, denials=1, retries=4,
-        tokens=wire.Tokens(input=1000, output=7, reasoning=5), tokens_of_session=True, cost_usd=1234.5,
+        session_id="s", model="m", version="2", turns=3, doing="Bash ls", tool_calls=5, tool_errors=2, denials=1,
+        retries=4, tokens=wire.Tokens(input=1000, output=7, reasoning=5), tokens_of_session=True, cost_usd=1234.5,
         context_tokens=50, context_window=200, answer="first\nsecond", answer_truncated=True, error_kind="max-turns",
         error="too many",
     )  # fmt: skip
@@ -26,6 +26,7 @@ def test_everything_is_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> No
         "  agent          m 2",
         "  session        s",
         "  turns          3",
+        "  waits for      Bash ls",
         "  tool calls     5, 2 failed, 1 denied",
         "  model retries  4",
         "  tokens         1,000 in, 7 out (5 of it reasoning), since its session began",

@@ -87,6 +87,13 @@ def test_an_output_that_is_gone_or_no_file_says_nothing(tmp_path: Path) -> None:
     assert not whole(tmp_path / "link").summary([]).finished
 
 
+def test_what_is_told_while_it_runs_is_short(tmp_path: Path) -> None:
+    output = tmp_path / "output.log"
+    output.write_bytes(OK.replace(b'"result":"done"', b'"result":"' + b"x" * 10_000 + b'"'))
+    told = whole(output).so_far([])
+    assert (len(told.answer), told.answer_truncated, told.finished) == (256, True, True)
+
+
 def test_secrets_are_masked_in_what_is_kept(tmp_path: Path) -> None:
     output = tmp_path / "output.log"
     output.write_bytes(OK.replace(b'"result":"done"', '"result":"die Tür heißt sesame-open"'.encode()))

@@ -108,6 +108,7 @@ def test_a_killed_run_has_no_end_but_its_session(name: str) -> None:
     assert (summary.finished, summary.failed) == (False, False)
     assert summary.session_id
     assert summary.tool_calls == 1
+    assert "sleep 25" in summary.doing
 
 
 def test_a_run_that_still_tries_again_tells_of_it() -> None:
