@@ -404,6 +404,23 @@ def test_job_gets_no_file_of_the_daemon_by_its_artifacts(stage: Stage) -> None:
     assert kept == {"mine": b"mine\n"}, view.job
 
 
+#: Ways to take 60 MB of the disk that a look at its files does not show.
+HOARDS: Final = {
+    "a file without a name": "exec 9>big; rm big; head -c 60M /dev/zero >&9",
+    "room beyond the output's end": (
+        "python3 -c 'import ctypes; ctypes.CDLL(None).fallocate(1, 1, ctypes.c_long(0), ctypes.c_long(60 << 20))'"
+    ),
+    "files without content": "mkdir many; cd many; seq 15000 | xargs touch",
+    "room beyond a file's end": ": > big; fallocate --keep-size --length 60M big",
+}
+
+
+@pytest.mark.parametrize("way", HOARDS)
+def test_job_hides_no_use_of_the_disk(stage: Stage, way: str) -> None:
+    done = slots.run_one(stage.there, f"{HOARDS[way]}; sleep 1000", disk_bytes=20 << 20, timeout_seconds=60.0)
+    assert done["result"]["stopped"] == "disk-limit", done
+
+
 # --- a taken-over daemon ---------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import _socket
 import ctypes
 import os
+import stat
 import sys
 import time
 
@@ -307,8 +308,10 @@ class Disk:
         self.used = 0
         self._counted = 0
         self._todo: list[str] = []
-        #: Files with several names, counted once.
-        self._linked: set[tuple[int, int]] = set()
+        #: Files with several names, or none: counted once.
+        self._met: set[tuple[int, int]] = set()
+        #: Devices whose files are memory, and counted as such.
+        self._memory = {os.stat("/dev/shm").st_dev, _memory_device()}  # noqa: S108 - the task's own
         self._cost = 0.0
         self._due = _boot() + _DISK_PERIOD
         self._free = _free_bytes()
@@ -322,7 +325,9 @@ class Disk:
             if now < self._due and consumed <= max(1 << 20, (self.limit - self.used) // 2):
                 return False
             self._todo = [f"{slots.TASK}/workspace", f"{slots.TASK}/home", "/tmp", "/var/tmp"]  # noqa: S108 - the task's own
-            self._linked.clear()
+            # Files that were deleted take room as long as somebody has them open. /proc has this user's processes only.
+            self._todo += [f"/proc/{pid}/fd" for pid in os.listdir("/proc") if pid.isdecimal()]
+            self._met.clear()
             # Room can be reserved beyond a file's end (fallocate(2)), so its length does not tell.
             self._counted, self._cost = os.fstat(self._output).st_blocks * _BLOCK, 0.0
         began = time.thread_time()
@@ -331,7 +336,7 @@ class Disk:
         if not self._todo or self._counted > self.used:
             self.used = self._counted
         if not self._todo:
-            self._linked.clear()
+            self._met.clear()
             self._free = _free_bytes()
             self._due = now + max(_DISK_PERIOD, self._cost / _DISK_SHARE)
         return self._counted > self.limit
@@ -348,18 +353,30 @@ class Disk:
                 continue
 
     def _count(self, entry: os.DirEntry[str]) -> None:
+        is_open = entry.path.startswith("/proc/")
         try:
-            status = entry.stat(follow_symlinks=False)
-            if entry.is_dir(follow_symlinks=False):
-                self._todo.append(entry.path)
-            elif status.st_nlink > 1:
-                if (status.st_dev, status.st_ino) in self._linked:
-                    return
-                self._linked.add((status.st_dev, status.st_ino))
-            # An empty file takes an inode, and the host's number of those has an end too.
-            self._counted += max(status.st_blocks * _BLOCK, _SMALLEST)
+            status = entry.stat(follow_symlinks=is_open)
         except OSError:
             return
+        if is_open and (status.st_nlink or not stat.S_ISREG(status.st_mode) or status.st_dev in self._memory):
+            return
+        if stat.S_ISDIR(status.st_mode):
+            self._todo.append(entry.path)
+        elif status.st_nlink != 1:
+            if (status.st_dev, status.st_ino) in self._met:
+                return
+            self._met.add((status.st_dev, status.st_ino))
+        # An empty file takes an inode, and the host's number of those has an end too.
+        self._counted += max(status.st_blocks * _BLOCK, _SMALLEST)
+
+
+def _memory_device() -> int:
+    """The device of files made by memfd_create(2)."""
+    descriptor = os.memfd_create("device", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(descriptor).st_dev
+    finally:
+        os.close(descriptor)
 
 
 def kill_all(*, but: int = 0) -> None:
