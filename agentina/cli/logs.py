@@ -101,6 +101,7 @@ def journal_command(
 ) -> list[str]:
     """The journalctl that shows it (journalctl(1)): a match on a field holds besides the one on the unit."""
     command = ["journalctl", "--no-pager", "--unit", services.unit_of(instance)]
+    command += ["--unit", services.trial_of(instance)]
     # With --follow alone journalctl would begin with the last ten lines.
     command += ["--lines", "all" if lines is None else str(lines)]
     if since is not None:

@@ -298,6 +298,7 @@ class Daemon:
             ("output", self._follower.run),
             ("clean-up", self._janitor.run),
             ("grace", self._keep_grace),
+            ("updates", lambda: self._orders.watch(self._heartbeat.beat_now)),
             ("watchdog", lambda: watchdog.feed(self._outbox)),
             *self._departure_loops(),
         ]

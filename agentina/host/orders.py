@@ -7,7 +7,9 @@ twice on one is what the journal rules out.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final, Literal
 
 import agentina
@@ -19,6 +21,8 @@ from agentina.updates import journal
 
 #: Seconds after which an order that nobody acted on is handed on again.
 _AGAIN_SECONDS: Final = 60.0
+#: Seconds between looks at the journal, another process's file, while something is about to change there.
+_SOON_SECONDS: Final = 1.0
 #: None: it was promoted.
 _VERDICTS: Final[dict[journal.Verdict | None, Literal["good", "bad", "inconclusive"]]] = {
     None: "good", journal.Verdict.BAD: "bad", journal.Verdict.INCONCLUSIVE: "inconclusive",
@@ -58,6 +62,22 @@ class Orders:
     def report(self) -> wire.UpdateReport | None:
         """How far the latest order is; None: there never was one."""
         return report_of(self._current())
+
+    async def watch(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` when what is reported has changed. Runs until canceled."""
+        told = self.report()
+        while True:
+            await asyncio.sleep(_SOON_SECONDS if self._expects_news(told) else _AGAIN_SECONDS)
+            report = self.report()
+            if report != told:
+                told = report
+                tell()
+
+    def _expects_news(self, report: wire.UpdateReport | None) -> bool:
+        if report is not None and not report.verdict:
+            return True
+        handed_on, when = self._handed_on
+        return bool(handed_on) and self._clock.boot() < when + _AGAIN_SECONDS
 
     def problem(self) -> errors.AgentinaError | None:
         """What a person should know of the latest update: that it was bad."""

@@ -99,7 +99,7 @@ def end_update(instance: paths.InstancePaths) -> None:
     for unit in (f"agentina-update@{instance.name}.path", f"agentina-update@{instance.name}.service"):
         unit_states.try_order("stop", unit)
     # Its end brings the stable unit back, which is stopped next.
-    unit_states.try_order("stop", f"agentina-trial@{instance.name}.service")
+    unit_states.try_order("stop", services.trial_of(instance.name))
 
 
 def check_alive(instance: paths.InstancePaths) -> None:

@@ -80,7 +80,7 @@ class SystemdHost:
         self._terms = terms
         self._say = say
         self.stable = services.unit_of(instance.name)
-        self.trial = f"agentina-trial@{instance.name}.service"
+        self.trial = services.trial_of(instance.name)
 
     # --- the steps --------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,11 @@ def unit_of(instance: str) -> str:
     return f"agentina@{instance}.service"
 
 
+def trial_of(instance: str) -> str:
+    """The unit that runs a new release of an instance on trial, in the place of the other."""
+    return f"agentina-trial@{instance}.service"
+
+
 def is_active(instance: str) -> bool:
     """Whether the instance's unit runs."""
     return _systemctl("is-active", "--quiet", unit_of(instance)).returncode == 0

@@ -86,7 +86,8 @@ def test_following_goes_on_after_a_rotation(log: Path, monkeypatch: pytest.Monke
 
 def test_command_for_the_journal() -> None:
     plain = logs.journal_command("a", lines=100, task=None, since=None, follow=False)
-    assert plain == ["journalctl", "--no-pager", "--unit", "agentina@a.service", "--lines", "100"]
+    units = ["--unit", "agentina@a.service", "--unit", "agentina-trial@a.service"]
+    assert plain == ["journalctl", "--no-pager", *units, "--lines", "100"]
     full = logs.journal_command("a", lines=None, task="j.1", since=1_700_000_000.5, follow=True)
     assert full[4:] == ["--lines", "all", "--since", "@1700000000.500000", "--follow", "AGENTINA_TASK=j.1"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from agentina import errors
 from agentina.host import config, orders, updater, wishes
 from agentina.protocol import wire
 from agentina.system import clock, paths
+from agentina.system import tasks as background
 from agentina.updates import journal, releases
 from agentina.updates.journal import Reason, State
 from tests.fakes import release_trees
@@ -197,6 +199,21 @@ def test_order_to_leave_what_is_on_its_way_is_a_wish(bench: Bench) -> None:
     bench.heed()
     bench.orders.obey(order(NEW, "rollback", "roll_1.2"))
     assert wishes.take(bench.instance) is not None
+
+
+async def test_news_are_told_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orders, "_SOON_SECONDS", 0.01)
+    told = asyncio.Event()
+    bench.heed()
+    watch = background.start(bench.orders.watch(told.set), name="watch")
+    try:
+        await asyncio.sleep(0.05)
+        assert not told.is_set(), "nothing new"
+        bench.end(good=False)
+        async with asyncio.timeout(20):
+            await told.wait()
+    finally:
+        await background.cancel(watch)
 
 
 def test_host_without_an_updater_obeys_nothing(tmp_path: Path) -> None:
