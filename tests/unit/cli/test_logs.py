@@ -89,7 +89,7 @@ def test_command_for_the_journal() -> None:
     units = ["--unit", "agentina@a.service", "--unit", "agentina-trial@a.service"]
     assert plain == ["journalctl", "--no-pager", *units, "--lines", "100"]
     full = logs.journal_command("a", lines=None, task="j.1", since=1_700_000_000.5, follow=True)
-    assert full[4:] == ["--lines", "all", "--since", "@1700000000.500000", "--follow", "AGENTINA_TASK=j.1"]
+    assert full[6:] == ["--lines", "all", "--since", "@1700000000.500000", "--follow", "AGENTINA_TASK=j.1"]
 
 
 @pytest.mark.parametrize(
