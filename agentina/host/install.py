@@ -390,8 +390,7 @@ def _stop_daemon(instance: paths.InstancePaths, say: Say, timeout_seconds: float
     """End the daemon, whoever started it. Its tasks are not touched."""
     if service.is_managed(instance.layout):
         say(f"Stopping {services.unit_of(instance.name)} …")
-        service.end_update(instance)
-        services.disable(instance.name)
+        service.stop(instance)
     if not files.is_locked(instance.lock):
         return
     pid = local.ask(instance, "status").get("pid")

@@ -89,17 +89,24 @@ def run(instance: paths.InstancePaths, *, changed: list[str], say: Say) -> None:
     changed.append(f"enabled and started {unit}")
 
 
-def end_update(instance: paths.InstancePaths) -> None:
-    """End an update that is under way, trial included, so that nothing of the instance runs beside its unit.
+def stop(instance: paths.InstancePaths) -> None:
+    """Stop the instance for good, with an update that is under way.
 
     Raises:
         AgentinaError: ``SERVICE_FAILED``.
 
     """
-    for unit in (f"agentina-update@{instance.name}.path", f"agentina-update@{instance.name}.service"):
-        unit_states.try_order("stop", unit)
+    _stop_updater(instance)
     # Its end brings the stable unit back, which is stopped next.
     unit_states.try_order("stop", services.trial_of(instance.name))
+    services.disable(instance.name)
+    # That start may have called the updater again.
+    _stop_updater(instance)
+
+
+def _stop_updater(instance: paths.InstancePaths) -> None:
+    for kind in ("path", "service"):
+        unit_states.try_order("stop", f"agentina-update@{instance.name}.{kind}")
 
 
 def check_alive(instance: paths.InstancePaths) -> None:

@@ -43,6 +43,8 @@ LAUNCH: Final = "/usr/lib/agentina/launch"
 _SMOKE_SECONDS: Final = 60
 #: Seconds between looks at a trial: what PID 1 and another process know has no event here.
 _LOOK_AGAIN: Final = 0.2
+#: Seconds a start may take, with the stop before it (TimeoutStartSec=, TimeoutStopSec=).
+_START_SECONDS: Final = 150.0
 _MAX_NOTE: Final = 64 << 10
 _MAX_LOG: Final = 256 << 10
 _LOG_LINES: Final = 500
@@ -157,12 +159,15 @@ class SystemdHost:
         engine.promote_links(self._store, self._instance.name, update)
         unit_states.try_order("reset-failed", self.stable)
         # The conflict stops the trial first; it has left a result by the time the stable unit is up.
-        is_up = unit_states.try_order("start", self.stable)
+        is_up = unit_states.try_order("start", self.stable, timeout=_START_SECONDS)
         ended = unit_states.show(self.trial)
         if ended.state == "failed" and ended.result == "timeout":
             raise engine.StepFailedError(Reason.NOT_STOPPING, "systemd had to kill it")
         if not is_up:
-            raise engine.StepFailedError(*trials.why_ended(unit_states.show(self.stable)))
+            unit = unit_states.show(self.stable)
+            # PID 1 may have started it again by now.
+            why = trials.why_ended(unit) if unit.result != "success" else (Reason.START_FAILED, "")
+            raise engine.StepFailedError(*why)
         self._end_trial()
 
     def undo(self, update: journal.Update | None) -> None:

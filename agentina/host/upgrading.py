@@ -65,6 +65,10 @@ def begin(instance: paths.InstancePaths, version: str, *, force: bool) -> None:
         AgentinaError: ``STATE_CONFLICT``, ``RELEASE_SKIPPED``, ``SERVICE_FAILED``, ….
 
     """
+    unit = services.unit_of(instance.name)
+    if not unit_states.show(unit).runs and not services.has_failed(instance.name) and not _is_on_trial(instance):
+        # A trial would start what somebody stopped.
+        raise errors.STATE_CONFLICT(what=unit, state="stopped", expected="running: start it first")
     store = releases.Store(instance.layout.software_directory)
     with store.alone():
         updater.want(instance, store, updater.open_journal(instance), version=version, force=force)
@@ -129,6 +133,10 @@ def require(instance: paths.InstancePaths) -> None:
 def _start(instance: paths.InstancePaths) -> None:
     unit_states.try_order("reset-failed", _unit(instance))
     unit_states.order("start", "--no-block", _unit(instance))
+
+
+def _is_on_trial(instance: paths.InstancePaths) -> bool:
+    return unit_states.show(services.trial_of(instance.name)).runs
 
 
 def _unit(instance: paths.InstancePaths) -> str:

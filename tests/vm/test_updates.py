@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -301,6 +303,25 @@ def test_trial_in_all_weathers(site: Site, package: Path) -> None:
     assert site.version() == "9.2.0"
     site.check_untouched()
     site.there.run("agentina rollback --yes")
+
+
+def test_updater_killed_again_and_again(site: Site) -> None:
+    """Wherever it is, the next one goes on; only a trial that was never begun leaves the release undecided."""
+    site.set_times(soak=1)
+    site.publish("9.5.0")
+    choose = random.Random(5)
+    upgrade = site.there.start("agentina upgrade 9.5.0 --yes")
+    for _ in range(8):
+        time.sleep(choose.uniform(0, 0.8))
+        site.there.try_run("systemctl kill --signal=KILL agentina-update@default")
+    upgrade.communicate(timeout=host.PATIENCE)
+    update = site.status()["update"]
+    assert (update["state"], update["verdict"]) in {("promoted", "good"), ("rolled-back", "inconclusive")}
+    site.wait_for_version("9.5.0" if update["state"] == "promoted" else site.packaged)
+    assert site.there.try_run("systemctl is-active agentina-trial@default").stdout.strip() == "inactive"
+    site.check_untouched()
+    site.there.try_run("agentina rollback --yes")
+    site.wait_for_version(site.packaged)
 
 
 def test_control_plane_away_says_nothing_about_the_release(site: Site) -> None:
