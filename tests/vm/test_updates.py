@@ -14,12 +14,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from agentina import errors
-from agentina.protocol import api as messages
 from tests.fakes import release_publisher
 from tests.vm import container, host, lab, variants
 
@@ -46,8 +44,6 @@ while not select.select([sys.stdin], [], [], 0.01)[0]:
 GOOD = "10.0.0"
 #: Versions by fault.
 BAD = {fault: f"9.1.{number}" for number, fault in enumerate(variants.FAULTS)}
-#: Faults of the versions that are rolled out by the control plane.
-ROLLED_OUT = {"10.1.0": "crash", "10.2.0": ""}
 #: Faults that are over before the end of the trial: what is expected, and what makes it quick.
 ON_TRIAL = [
     ("smoke", "smoke check failed", {}),
@@ -181,13 +177,6 @@ def publisher(run_lab: lab.Lab, tmp_path_factory: pytest.TempPathFactory) -> rel
 
 
 @pytest.fixture(scope="module")
-def run_lab(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Lab]:
-    """A control plane that hears of its agents more often than usual."""
-    with lab.running(tmp_path_factory.mktemp("control-plane"), package, heartbeat_seconds=3.0) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def site(
     new_container: Callable[..., container.Container], run_lab: lab.Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
@@ -198,9 +187,6 @@ def site(
     run_lab.activate(there, "default", f"--max-concurrent-tasks {TASKS}")
     there.put(WATCH.encode(), "/root/watch.py")
     made = Site(there, run_lab, publisher, tmp_path_factory.mktemp("variants"))
-    for version, fault in ROLLED_OUT.items():
-        # The control plane looks once a minute for what is published.
-        made.publish(version, fault)
     yield made
     run_lab.fleet.client.close()  # it was idle for long
     for job in made.jobs:
@@ -271,7 +257,7 @@ def test_good_release_stays_and_an_operator_goes_back(site: Site, measured: Call
     site.set_times(soak=1)
     site.publish(GOOD)
     found = json.loads(site.there.try_run("agentina upgrade --check --json").stdout)
-    assert found["available"]["version"] == max(ROLLED_OUT), "the newest"
+    assert found["available"]["version"] == GOOD, "the newest"
     with site.absences() as absences:
         assert site.upgrade(GOOD)[0] == 0
     measured(f"upgrade: the daemon was away for {' and '.join(f'{gap:.2f} s' for gap in absences)} in a container")
@@ -363,48 +349,6 @@ def test_order_of_the_control_plane_is_obeyed_once(site: Site) -> None:
     site.wait_for_report("rolled-back")
     site.wait_for_version(site.packaged)
     site.check_untouched()
-
-
-# --- orders of a control plane -------------------------------------------------------------------------------------
-
-
-def started(site: Site, plan: messages.RolloutStart) -> messages.RolloutView | None:
-    """The rollout; None: the control plane has not seen yet that the release is published."""
-    try:
-        return site.lab.fleet.client.start_rollout(plan)
-    except errors.AgentinaError as error:
-        if error.entry is not errors.RELEASE_UNKNOWN:
-            raise
-    return None
-
-
-def follow(site: Site, rollout: messages.RolloutView) -> messages.RolloutView:
-    """Wait for the end of a rollout."""
-
-    def ended() -> messages.RolloutView | None:
-        view = site.lab.fleet.client.get_rollout(rollout.rollout.id, limit=10)
-        return view if view.rollout.state in {"completed", "rolled-back"} else None
-
-    return cast("messages.RolloutView", host.wait_for(ended, "the rollout comes to its end"))
-
-
-@pytest.mark.parametrize("version", ROLLED_OUT)
-def test_rollout(site: Site, version: str) -> None:
-    fault = ROLLED_OUT[version]
-    state = "rolled-back" if fault else "completed"
-    site.set_times(soak=60 if fault else 1)
-    site.lab.fleet.client.close()  # it was idle for long
-    plan = messages.RolloutStart(version=version, soak_seconds=1, watch_seconds=1)
-    view = follow(site, host.wait_for(lambda: started(site, plan), "the control plane knows the release"))
-    assert view.rollout.state == state, view
-    assert view.rollout.gate == ("rollbacks" if fault else "")
-    site.wait_for_version(site.packaged if fault else version)
-    site.check_untouched()
-    if not fault:
-        site.lab.fleet.client.act_on_rollout(view.rollout.id, "abort")
-        assert follow(site, view).rollout.state == "rolled-back"
-        site.wait_for_version(site.packaged)
-        site.check_untouched()
 
 
 # --- the end: tasks end with the host ------------------------------------------------------------------------------
