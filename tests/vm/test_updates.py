@@ -97,10 +97,10 @@ class Site:
         units = {
             "agentina-update@": f"Environment=SOAK={soak}s PATIENCE={patience}s\nRestartSec=1s\n",
             "agentina-trial@": f"TimeoutStartSec={start}s\nWatchdogSec={watchdog}s\nTimeoutStopSec={stop}s\n",
-            "agentina@": f"RestartSec=100ms\nTimeoutStopSec={stop}s\n",
+            "agentina@": f"RestartSec=100ms\nTimeoutStopSec={stop}s\n[Unit]\nStartLimitBurst=4\n",
         }
         for unit, text in units.items():
-            path = f"/run/systemd/system/{unit}.service.d/times.conf"
+            path = f"/etc/systemd/system/{unit}.service.d/times.conf"
             self.there.put(f"[Service]\n{text}".encode(), path)
         self.there.run("systemctl daemon-reload")
 
@@ -287,6 +287,8 @@ def test_trial_in_all_weathers(site: Site, package: Path) -> None:
         site.there.run(f"apt-get -y --reinstall install /root/{package.name}")
         assert upgrade.wait(host.PATIENCE) == 0, site.log()
     assert site.version() == "9.2.0"
+    site.there.run(f"apt-get -y --reinstall install /root/{package.name}")
+    assert site.version() == "9.2.0", "a host that updated itself is not taken back"
     site.check_untouched()
     site.there.run("agentina rollback --yes")
 
@@ -319,6 +321,22 @@ def test_control_plane_away_says_nothing_about_the_release(site: Site) -> None:
     site.wait_for_version(site.packaged)
     update = site.status()["update"]
     assert (update["verdict"], update["reason"]) == ("inconclusive", "control-plane-away")
+    site.check_untouched()
+
+
+def test_no_room_says_nothing_about_the_release(site: Site) -> None:
+    site.set_times(soak=1)
+    site.publish("9.6.0")
+    # Journals fit, and the archive; not the release.
+    site.there.run("fallocate -l $(( $(stat -f -c '%a*%S' /) - (40 << 20) )) /.filler.update")
+    try:
+        code, document = site.upgrade("9.6.0")
+    finally:
+        site.there.free_disk()
+    assert code == 1, document
+    assert document["error"]["context"]["verdict"] == "inconclusive"
+    assert "no room" in document["error"]["message"]
+    assert site.version() == site.packaged
     site.check_untouched()
 
 
@@ -363,6 +381,28 @@ def test_power_cut_on_trial_boots_what_ran_before(site: Site) -> None:
     site.wait_for_version(site.packaged)
     site.wait_for_report("rolled-back")
     assert site.status()["update"]["reason"] == "interrupted"
+
+
+def test_power_cuts_at_any_time(site: Site) -> None:
+    """Nothing is lost of what was written here; what a cut takes of that is in the journal's own tests."""
+    site.set_times(soak=1)
+    site.publish(GOOD)
+    choose = random.Random(7)
+    for _ in range(3):
+        upgrade = site.there.start(f"agentina upgrade {GOOD} --yes")
+        time.sleep(choose.uniform(0.5, 6))
+        site.there.cut()
+        upgrade.kill()
+        upgrade.communicate()
+        site.there.boot()
+        site.there.wait("! test -e /var/lib/agentina/.updates/default/pending", "the update is over")
+        update = site.status()["update"]
+        if update["state"] == "promoted":
+            site.wait_for_version(GOOD)
+            site.there.run("agentina rollback --yes")
+        else:
+            assert update["verdict"] == "inconclusive", update
+        site.wait_for_version(site.packaged)
 
 
 def test_uninstall_during_a_trial_leaves_nothing_running(site: Site) -> None:
