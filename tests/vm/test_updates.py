@@ -124,12 +124,13 @@ class Site:
             raise AssertionError(f"{done.stdout}\n{done.stderr}\n{self.log()}") from None
 
     @contextlib.contextmanager
-    def upgrading(self, version: str) -> Iterator[subprocess.Popen[bytes]]:
-        """An upgrade that has come to its trial."""
-        self.publish(version)
+    def upgrading(self, version: str, fault: str = "", *, trial: str = "active") -> Iterator[subprocess.Popen[bytes]]:
+        """An upgrade that has come to its trial, whose unit is in the given state."""
+        self.publish(version, fault)
         upgrade = self.there.start(f"agentina upgrade {version} --yes")
         try:
-            self.there.wait("systemctl is-active agentina-trial@default", f"{version} is on trial")
+            state = "$(systemctl show -P ActiveState agentina-trial@default)"
+            self.there.wait(f'test "{state}" = {trial}', f"{version} is on trial")
             yield upgrade
         finally:
             upgrade.kill()
@@ -313,11 +314,14 @@ def test_updater_killed_again_and_again(site: Site) -> None:
 
 
 def test_control_plane_away_says_nothing_about_the_release(site: Site) -> None:
-    site.set_times(soak=6, patience=6)
-    with site.upgrading("9.3.0") as upgrade:
+    site.set_times(soak=1, patience=3)
+    with site.upgrading("9.7.0", "slow", trial="activating") as upgrade:
         site.there.set_network(up=False)
-        assert upgrade.wait(host.PATIENCE) == 1
-    site.there.set_network(up=True)
+        try:
+            code = upgrade.wait(host.PATIENCE)
+        finally:
+            site.there.set_network(up=True)
+    assert code == 1
     site.wait_for_version(site.packaged)
     update = site.status()["update"]
     assert (update["verdict"], update["reason"]) == ("inconclusive", "control-plane-away")

@@ -40,6 +40,8 @@ FAULTS: Final = {
         "        loop.add_signal_handler(number, ending.set)\n",
         "        signal.signal(number, signal.SIG_IGN)\n",
     ),
+    # No fault, but time to pull the network before it reaches the control plane.
+    "slow": ("host/daemon.py", _LOADS, f"    __import__('time').sleep(8)\n{_LOADS}"),
     # Good on trial, and as long as it is the first time that it has the daemon's place.
     "second-start": ("host/daemon.py", _LOADS, f"{_MARK}{_DIES}{_LOADS}"),
     # The same, but it says that it is ready before it crashes.
