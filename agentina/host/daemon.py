@@ -161,6 +161,11 @@ class Daemon:
         self._make_loops()
         await self._local.open()
         self._parts.append(self._local.close)
+        _log.info(
+            "agentina %s is ready: agent %s of %s, executor %s",
+            __version__, self._identity.agent_id, self._settings.control_plane, self._executor.name,
+            extra={"action": "daemon-started"},
+        )  # fmt: skip
         self._start_loops()
 
     async def close(self) -> None:

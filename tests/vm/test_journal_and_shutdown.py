@@ -47,6 +47,9 @@ def test_journal_has_sentences_and_fields(there: container.Container, run_lab: l
     assert (entry["_SYSTEMD_UNIT"], entry["SYSLOG_IDENTIFIER"]) == ("agentina@default.service", "agentina")
     assert entry["CODE_FILE"].endswith("agentina/host/tasks.py")
     assert int(entry["_UID"]) != 0
+    (ready,) = entries(there, "AGENTINA_ACTION=daemon-started")
+    agent = json.loads(there.run("agentina status --json"))
+    assert f"{agent['version']} is ready: agent {agent['agent_id']}" in ready["MESSAGE"]
 
 
 def test_logs_asks_the_journal(there: container.Container, run_lab: lab.Lab) -> None:
