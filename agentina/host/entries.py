@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agentina.host import records, runs, state
+from agentina.host import records, state
 from agentina.protocol import jobs, wire
+
+if TYPE_CHECKING:
+    from agentina.host import runs
 
 
 @dataclasses.dataclass(kw_only=True, slots=True, eq=False)

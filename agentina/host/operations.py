@@ -12,14 +12,14 @@ import msgspec
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host import entries, outcomes, records, runs, state, uploads
+from agentina.host import entries, outcomes, records, state, uploads
 from agentina.protocol import jobs, wire
 from agentina.protocol.states import Reason, State
 from agentina.runners import contract as runner_contract
 from agentina.system import clock, files, tasks
 
 if TYPE_CHECKING:
-    from agentina.host import gates, workspaces
+    from agentina.host import gates, runs, workspaces
 
 #: Errors of this host, not of the job: another host may do better.
 _HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code, errors.SYSTEMD_UNREACHABLE.code}
@@ -178,10 +178,10 @@ class Operations:
 
     async def _watch(self, entry: entries.Entry) -> None:
         runner = None if entry.job is None else self._runners.get(entry.job.runner)
-        if runner is None or runner.stream is None:
+        if runner is None or not runner.stream:
             await self._executor.wait(entry.directory.path)
             return
-        entry.run = runs.Run(runner.stream, entry.directory.output)
+        entry.run = _run_of(entry, runner)
         following = tasks.start(
             entry.run.follow(lambda: self._end_hung(entry), linger=self._agent_linger), name=f"run {entry.task_id}"
         )
@@ -202,10 +202,10 @@ class Operations:
     async def _read_run(self, entry: entries.Entry, job: jobs.JobSpec) -> wire.AgentRun | None:
         """What the whole output says of the run, where that can be read."""
         runner = self._runners.get(job.runner)
-        if runner is None or runner.stream is None:
+        if runner is None or not runner.stream:
             return None
         if entry.run is None:
-            entry.run = runs.Run(runner.stream, entry.directory.output)
+            entry.run = _run_of(entry, runner)
         await asyncio.to_thread(entry.run.complete)
         return entry.run.summary(entry.secrets)
 
@@ -303,6 +303,13 @@ class Operations:
             except errors.AgentinaError as error:
                 trouble = error
         return outcomes.with_collection(outcome, artifacts=sent, commit=outcome.commit, trouble=trouble)
+
+
+def _run_of(entry: entries.Entry, runner: runner_contract.Runner) -> runs.Run:
+    # Only jobs of AI agents pay for the import.
+    from agentina.host import runs as made  # noqa: PLC0415
+
+    return made.Run(runner.stream, entry.directory.output)
 
 
 def _make_files(home: Path, contents: dict[str, str]) -> None:

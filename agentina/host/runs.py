@@ -24,7 +24,7 @@ import msgspec
 
 from agentina.host import output
 from agentina.protocol import wire
-from agentina.runners.streams import reading
+from agentina.runners.streams import formats, reading
 
 #: Seconds between looks at the output.
 _PERIOD: Final = 0.25
@@ -37,8 +37,9 @@ _SHORT: Final = 256
 class Run:
     """One task's output, read as it grows."""
 
-    def __init__(self, translate: reading.Translate, path: Path) -> None:
-        self._reader = reading.Reader(translate)
+    def __init__(self, stream: str, path: Path) -> None:
+        """``stream`` is the format of the output, as its runner names it."""
+        self._reader = reading.Reader(formats.FORMATS[stream])
         self._path = path
 
     async def follow(self, on_hung: Callable[[], None], *, linger: float) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Final
 from agentina import errors
 from agentina.protocol import jobs
 from agentina.runners import command, contract
-from agentina.runners.streams import reading
 
 #: Directory in the home for what is ours.
 OWN: Final = ".agentina"
@@ -67,7 +66,7 @@ class AgentRunner:
         program: str,
         invoke: Callable[[Wish], Invocation],
         *,
-        stream: reading.Translate | None,
+        stream: str,
         environment: dict[str, str] | None = None,
     ) -> None:
         self.name = name

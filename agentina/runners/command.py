@@ -6,7 +6,6 @@ from typing import Final
 
 from agentina.protocol.jobs import Command, JobSpec
 from agentina.runners import contract
-from agentina.runners.streams import reading
 
 #: Characters of a script in one argument: the kernel takes at most 128 KiB each (execve(2)), and UTF-8 makes up to
 #: four bytes of a character. Longer scripts go in parts and are joined by the shell.
@@ -18,7 +17,7 @@ class CommandRunner:
 
     name = "command"
     needs_home = False
-    stream: reading.Translate | None = None
+    stream = ""
 
     def plan(self, job: JobSpec, *, place: contract.Place) -> contract.Plan:  # noqa: ARG002 - the contract's signature
         """See :meth:`contract.Runner.plan`."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from agentina.protocol.jobs import JobSpec
-from agentina.runners.streams import reading
 
 #: Where programs are looked for; what every process gets besides its job's own variables.
 SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -47,8 +46,9 @@ class Runner(Protocol):
     name: str
     #: The task needs a home of its own, apart from the workspace.
     needs_home: bool
-    #: What a line of its output says, where that is a stream that tells how the run went.
-    stream: reading.Translate | None
+    #: The format of its output, of :data:`agentina.runners.streams.formats.FORMATS`, where that is a stream that tells
+    #: how the run went; empty: anything.
+    stream: str
 
     def plan(self, job: JobSpec, *, place: Place) -> Plan:
         """What to start for ``job``.

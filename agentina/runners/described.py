@@ -17,7 +17,6 @@ import msgspec
 from agentina import errors
 from agentina.protocol import inputs, names
 from agentina.runners import agents, claude_code
-from agentina.runners.streams import formats
 from agentina.system import files
 
 _MAX_FILE: Final = 1 << 16
@@ -110,7 +109,7 @@ def make(name: str, description: Description) -> agents.AgentRunner:
         name,
         description.program or name,
         _Call(description),
-        stream=formats.FORMATS.get(description.stream),
+        stream="" if description.stream == "text" else description.stream,
         environment=description.environment,
     )
 

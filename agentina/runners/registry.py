@@ -10,7 +10,6 @@ from typing import Final
 
 from agentina import errors
 from agentina.runners import agents, claude_code, codex, command, contract, described, gemini, opencode
-from agentina.runners.streams import formats
 from agentina.system import clock
 
 #: Name of each AI agent we know to its program and how that is called.
@@ -68,7 +67,7 @@ def make(name: str, description: described.Description) -> agents.AgentRunner:
         name,
         description.program or program,
         invoke,
-        stream=formats.FORMATS[name],
+        stream=name,
         environment=description.environment,
     )
 

@@ -6,13 +6,12 @@ convention: ``input`` is what was neither read from a cache nor written to one, 
 
 from __future__ import annotations
 
-import dataclasses
+import msgspec
 
 from agentina.protocol import wire
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class Session(msgspec.Struct, frozen=True, kw_only=True):
     """A session began or went on. Said again by some, with every turn; empty parts are not known."""
 
     id: str = ""
@@ -21,15 +20,13 @@ class Session:
     version: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """The model answered, or is asked again; ``id`` tells pieces of one answer from the next one."""
 
     id: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class Said(msgspec.Struct, frozen=True, kw_only=True):
     """Text of the model for people. The last one before the end is the answer."""
 
     text: str
@@ -37,8 +34,7 @@ class Said:
     is_more: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCall:
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """The model asked for a tool. Comes once an id, or twice (when it begins and with its result)."""
 
     id: str
@@ -47,8 +43,7 @@ class ToolCall:
     arguments: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ToolResult:
+class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     """A tool ended."""
 
     id: str
@@ -56,29 +51,25 @@ class ToolResult:
     text: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Denied:
+class Denied(msgspec.Struct, frozen=True):
     """The command line did not let the model use a tool."""
 
     tool: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """A call of the model failed and is made again."""
 
     problem: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Warned:
+class Warned(msgspec.Struct, frozen=True, kw_only=True):
     """The command line complains about something that does not end the run."""
 
     problem: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
     """What was used, as the command line counts it."""
 
     tokens: wire.Tokens | None = None
@@ -89,16 +80,14 @@ class Spent:
     is_of_session: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
+class Context(msgspec.Struct, frozen=True, kw_only=True):
     """How much of the model's context is filled; None: not said."""
 
     tokens: int | None = None
     window: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """The command line says that it has finished, well or not. Another one may follow; the last one counts."""
 
     is_error: bool = False

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from agentina.host import runs
-from agentina.runners.streams import formats
 from agentina.system import tasks
 from tests.fakes import agent_cli
 
@@ -14,7 +13,7 @@ OK = (agent_cli.RECORDINGS / "claude_ok.jsonl").read_bytes()
 
 
 def make(path: Path) -> runs.Run:
-    return runs.Run(formats.FORMATS["claude-code"], path)
+    return runs.Run("claude-code", path)
 
 
 def whole(path: Path) -> runs.Run:

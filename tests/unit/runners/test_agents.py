@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import subprocess
 import tomllib
+import typing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentina import errors
 from agentina.protocol import jobs
 from agentina.runners import agents, contract, described, registry
+from agentina.runners.streams import formats
 
 SERVERS = {
     "files": {
@@ -289,7 +292,7 @@ def test_registry_offers_what_is_there(tmp_path: Path, caplog: pytest.LogCapture
     found = registry.load(tmp_path)
     assert {"command", "codex", "ada"} <= found.keys()
     assert not {"gone", "gemini", "Bad", "broken"} & found.keys()
-    assert found["command"].stream is None
+    assert not found["command"].stream
     made = found["codex"].plan(job("codex", {"prompt": "x"}), place=PLACE)
     assert (made.argv[4], made.environment["A"]) == (str(program), "b")
     (tmp_path / "link").symlink_to(program)
@@ -301,6 +304,12 @@ def test_registry_offers_what_is_there(tmp_path: Path, caplog: pytest.LogCapture
     assert {name for name in ("gone", "gemini", "Bad", "broken", "command") if any(name in line for line in told)} == {
         "gone", "gemini", "Bad", "broken", "command",
     }  # fmt: skip
+
+
+def test_every_format_is_known() -> None:
+    (field,) = [field for field in msgspec.structs.fields(described.Description) if field.name == "stream"]
+    assert {"text", *formats.FORMATS} == set(typing.get_args(field.type))
+    assert set(RUNNERS) == set(formats.FORMATS)
 
 
 def test_no_directory_no_trouble(tmp_path: Path) -> None:
