@@ -159,7 +159,11 @@ class SystemdExecutor:
                     break
         finally:
             self._starting.discard(launch.directory)
-        self._pass_on_stop(launch.directory)
+        try:
+            self._pass_on_stop(launch.directory)
+        except errors.AgentinaError as error:
+            _log.warning("the order to stop %s could not be written: %s", launch.task_id, error)
+            self._stop_unit(launch.directory)
         return running
 
     def _claim(self, launch: contract.Launch, nonce: str) -> int:

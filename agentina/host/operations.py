@@ -116,6 +116,11 @@ class Operations:
         except errors.AgentinaError as error:
             if error.code == errors.STATE_CONFLICT.code:
                 return state.StartedBefore()
+            condition, _ = self._executor.adopt(entry.directory.path)
+            if condition in {contract.Condition.RUNNING, contract.Condition.ENDED}:
+                # What went wrong came after the start. Given back, it would run here and elsewhere.
+                _log.warning("%s has started all the same: %s", entry.task_id, error, extra={"code": error.code})
+                return state.StartedBefore()
             if error.code in _HOST_FAULTS:
                 return state.Unable(str(error))
             return state.Failed(outcomes.from_error(error, State.FAILED, Reason.START_FAILED))
