@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from agentina.executors import process
 from agentina.gateway import record
 from agentina.protocol.states import Reason, State
 from tests.fakes import coding_model, control, model_provider
@@ -64,15 +65,15 @@ async def daemon(plane: control.FakeControl, provider: model_provider.ModelProvi
     root = Path(tempfile.mkdtemp(prefix="ag-", dir="/tmp"))
     gates.load(root, provider.url)
     plane.install(root, gateway=str(root / "gateway.yaml"), keep_failed_days=1.0)
-    process = DaemonProcess(root)
-    yield process
+    made = DaemonProcess(root)
+    yield made
     for task in plane.tasks.values():
         if task.outcome is None:
             plane.cancel(task)
     with contextlib.suppress(TimeoutError):
         await plane.until(lambda: all(task.outcome is not None for task in plane.tasks.values()), 20)
-    if process.process is not None:
-        await process.kill(signal.SIGTERM)
+    if made.process is not None:
+        await made.kill(signal.SIGTERM)
     shutil.rmtree(root, ignore_errors=True)
 
 
@@ -85,6 +86,12 @@ def make_repository(path: Path) -> Path:
     return path
 
 
+def install(daemon: DaemonProcess, runner: str) -> None:
+    described = daemon.root / "etc/agentina/runners.d"
+    described.mkdir(parents=True)
+    (described / f"{runner}.yaml").write_text(f"program: {program_of(runner)}\n")
+
+
 @pytest.mark.parametrize("runner", PROGRAMS)
 async def test_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
     daemon: DaemonProcess,
@@ -93,9 +100,7 @@ async def test_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
     tmp_path: Path,
     runner: str,
 ) -> None:
-    described = daemon.root / "etc/agentina/runners.d"
-    described.mkdir(parents=True)
-    (described / f"{runner}.yaml").write_text(f"program: {program_of(runner)}\n")
+    install(daemon, runner)
     repository = make_repository(tmp_path / "repository")
     await daemon.start()
     task = plane.submit(
@@ -130,3 +135,46 @@ async def test_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
     assert any(b"Change as little as you can." in asked.body for asked in provider.asked)
     for asked in provider.asked:
         assert gates.KEY in asked.headers.get("x-api-key", asked.headers.get("authorization", ""))
+
+
+@pytest.mark.parametrize("runner", PROGRAMS)
+@pytest.mark.parametrize("end", ["cancel", "kill"])
+async def test_agent_that_is_ended_in_a_tool_leaves_nothing_but_its_session(  # noqa: PLR0917 - fixtures
+    daemon: DaemonProcess, plane: control.FakeControl, provider: model_provider.ModelProvider, runner: str, end: str
+) -> None:
+    assert isinstance(provider, coding_model.CodingModel)
+    mark = f"1000.{os.getpid()}"
+    provider.command = f"python3 -c 'import time; print(1); time.sleep({mark})'"
+    install(daemon, runner)
+    await daemon.start()
+    task = plane.submit(
+        runner=runner,
+        payload={"prompt": "Wait."},
+        resources={"memory": "2GiB"},
+        limits={"grace": 10},
+        budget={"tokens": 9_999_999},
+    )
+    await plane.until(lambda: bool(running(mark)) and mark.encode() in task.output, 60)
+    if end == "cancel":
+        plane.cancel(task)
+    else:
+        os.kill(process.read_fence(daemon.instance.tasks / task.id).main_pid, signal.SIGKILL)
+    await plane.until_ended(task, seconds=60)
+    outcome = task.outcome
+    assert outcome is not None
+    expected = Reason.CANCELED_BY_OPERATOR if end == "cancel" else Reason.KILLED_BY_SIGNAL
+    assert outcome.reason is expected, (outcome, bytes(task.output))
+    assert not running(mark)
+    assert outcome.agent is not None
+    assert outcome.agent.session_id
+    assert outcome.agent.tool_calls == 1
+
+
+def running(mark: str) -> list[str]:
+    """Processes with ``mark`` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            text = path.read_bytes().decode("utf-8", "replace")
+            found += [text] if f"sleep({mark})" in text and "sh" not in text.split("\0")[0] else []
+    return found
