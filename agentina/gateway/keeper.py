@@ -27,6 +27,8 @@ _OPEN_SECONDS: Final = 30.0
 #: Seconds before a process that died is replaced; doubles while it goes on dying.
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 30.0
+#: Seconds without a task after which it ends: the next one starts in half a second less where it is still there.
+IDLE_SECONDS: Final = 30.0
 #: Seconds it may take to end.
 _END_SECONDS: Final = 5.0
 
@@ -36,14 +38,19 @@ _log = logging.getLogger(__name__)
 class Keeper:
     """Keeps one gateway process while there are tasks for it."""
 
-    def __init__(self, settings: Path, *, hear: Callable[[channel.Word], None]) -> None:
+    def __init__(
+        self, settings: Path, *, hear: Callable[[channel.Word], None], idle_seconds: float = IDLE_SECONDS
+    ) -> None:
         self._settings = settings
         self._hear = hear
+        self._idle_seconds = idle_seconds
         self._orders: dict[str, channel.Open] = {}
         self._answers: dict[str, asyncio.Future[str]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._running: asyncio.Task[None] | None = None
         self._pid = 0
+        #: The process that ended last was told to.
+        self._is_ending = False
 
     @property
     def pid(self) -> int:
@@ -77,10 +84,14 @@ class Keeper:
             raise errors.TASK_START_FAILED(problem=f"the gateway does not serve it: {problem}")
 
     def close(self, task_id: str) -> None:
-        """Let a task go; the last one ends the process."""
+        """Let a task go; some time after the last one the process ends."""
         if self._orders.pop(task_id, None) is None:
             return
         self._send(channel.Close(task_id=task_id))
+        if not self._orders:
+            asyncio.get_running_loop().call_later(self._idle_seconds, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
         if not self._orders and self._writer is not None:
             self._writer.close()
 
@@ -107,6 +118,8 @@ class Keeper:
             served = await self._once()
             if not self._orders:
                 return
+            if self._is_ending:
+                continue  # it was told to end, and a task came meanwhile
             pause = _FIRST_PAUSE if served else min(_LONGEST_PAUSE, 2 * pause)
             _log.error("the gateway ended and is started again", extra={"action": "gateway-ended"})
             await asyncio.sleep(pause)
@@ -126,11 +139,13 @@ class Keeper:
         finally:
             theirs.close()
         self._pid = process.pid
+        self._is_ending = False
         try:
             return await self._listen(ours)
         finally:
             self._pid = 0
             if self._writer is not None:
+                self._is_ending = self._writer.is_closing()
                 self._writer.close()
                 self._writer = None
             await asyncio.shield(_end(process))

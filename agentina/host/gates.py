@@ -154,9 +154,11 @@ class Gates:
         story = record.read(entry.directory.path)
         if story is not None and story.totals.calls:
             used = story.totals
+            unknown = f", not counting {used.unpriced} calls without a price" if used.unpriced else ""
             _log.info(
-                "task %s used %d calls of models: %d tokens, %d of them cached, %.4f US dollars",
-                entry.task_id, used.calls, used.used.counted + used.used.cached, used.used.cached, used.cost_nano / 1e9,
+                "task %s used %d calls of models: %d tokens, %d of them cached, %.4f US dollars%s",
+                entry.task_id, used.calls, used.used.counted + used.used.cached, used.used.cached,
+                used.cost_nano / 1e9, unknown,
                 extra={"action": "task-usage", "task": entry.task_id},
             )  # fmt: skip
 

@@ -40,7 +40,7 @@ class Host:
         self.provider = provider
         self.words: asyncio.Queue[channel.Word] = asyncio.Queue()
         gates.load(root, provider.url)
-        self.keeper = keeper.Keeper(root / "gateway.yaml", hear=self.words.put_nowait)
+        self.keeper = keeper.Keeper(root / "gateway.yaml", hear=self.words.put_nowait, idle_seconds=0)
 
     async def open(self, name: str, *, most: int | None = None) -> tuple[Path, str]:
         directory = self.root / name
