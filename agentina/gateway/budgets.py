@@ -162,7 +162,8 @@ class Ledger:
         if self._held:
             return Wait()
         kind = short[0]
-        return Exhausted(kind=kind, detail=self._sentence(kind, seconds))
+        needs = f", and this call may take {call.input + least}" if kind is Kind.TOKENS else ""
+        return Exhausted(kind=kind, detail=self._sentence(kind, seconds) + needs)
 
     def settle(self, number: int, charge: Charge) -> None:
         """Put what a call used in place of what it held."""
