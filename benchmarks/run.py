@@ -125,7 +125,11 @@ def idle() -> None:
         helpers = [pid for root in lab.helpers() for pid in measure.descendants(root)]
         show("idle daemon RSS, TLS", measure.memory_kib(daemon)["Rss"] / 1024, "MiB", goal=45)
         show("idle daemon private memory", measure.memory_kib(daemon)["Private"] / 1024, "MiB")
-        show("its nursery and spare, PSS", sum(measure.memory_kib(pid)["Pss"] for pid in helpers) / 1024, "MiB")
+        show(
+            "its nursery and a free supervisor for each of 8 slots, PSS",
+            sum(measure.memory_kib(pid)["Pss"] for pid in helpers) / 1024,
+            "MiB",
+        )
         show("idle daemon CPU between heartbeats", 100 * spent / seconds, "%", goal=0.02)
         server = lab.processes["control-plane"].pid
         show("idle control plane RSS", measure.memory_kib(server)["Rss"] / 1024, "MiB", goal=60)
@@ -351,7 +355,8 @@ def table(figures: Sequence[Figure]) -> str:
         unit = f" {figure.unit}" if figure.unit else ""
         sign = "≤" if figure.better == "lower" else "≥"
         goal = "" if figure.goal is None else f"{sign} {figure.goal:g}{unit}"
-        lines.append(f"| {figure.name} | {figure.value:,.2f}{unit} | {goal} | {figure.verdict} |")
+        digits = 2 if figure.value == 0 or abs(figure.value) >= 0.1 else 4
+        lines.append(f"| {figure.name} | {figure.value:,.{digits}f}{unit} | {goal} | {figure.verdict} |")
     return "\n".join(lines)
 
 
