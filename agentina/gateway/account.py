@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 
 #: Up to so many seconds the record is made durable on the event loop: a thread costs as much as a fast disk.
 _FAST: Final = 0.001
+#: Names of one task that are looked up at once.
+RESOLVING: Final = 4
 #: Kinds of refusal told to the daemon; more are answered only.
 _MAX_TOLD: Final = 500
 
@@ -53,6 +55,8 @@ class Account:
         #: Set, and replaced, whenever a call ended or the budget was raised.
         self.changed = asyncio.Event()
         self.closing = asyncio.Event()
+        #: Held while a name of the task's is looked up.
+        self.resolving = asyncio.Semaphore(RESOLVING)
         story = self._record.story
         if story.began_ms is None:
             self._record.write(record.Began(at_ms=clocks.wall_ms()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import functools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
@@ -16,6 +18,9 @@ from agentina.system import tasks
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
+#: Threads that ask the name service, apart from those that make records durable: one that gives no answer holds a
+#: thread for as long as the resolver waits, and most are left to others by the bound for each task.
+_threads: Final = concurrent.futures.ThreadPoolExecutor(32, thread_name_prefix="resolve")
 #: Seconds for the name service.
 _RESOLVE_SECONDS: Final = 10.0
 _SWITCHING: Final = 101
@@ -28,8 +33,9 @@ async def resolve(host: str, port: int) -> list[str]:
         OSError: The name service knows none, or says nothing.
 
     """
+    ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     async with asyncio.timeout(_RESOLVE_SECONDS):
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(_threads, ask)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
@@ -49,7 +55,12 @@ class Egress:
 
         """
         assert request.target is not None
-        reader, writer = await self._open(request.target, task.grants)
+        async with task.resolving:
+            addresses = await self._judge(request.target, task.grants)
+        try:
+            reader, writer = await streams.open_first(addresses, request.target.port)
+        except OSError as error:
+            raise _unreachable(request.target, f"cannot be reached ({_words(error)})") from error
         server = streams.Server(reader, writer)
         try:
             if request.form is requests.Form.TUNNEL:
@@ -60,19 +71,14 @@ class Egress:
         finally:
             server.close()
 
-    async def _open(
-        self, target: rules.Target, grants: rules.Rules
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _judge(self, target: rules.Target, grants: rules.Rules) -> list[str]:
+        """The addresses that may be connected to."""
         grants.check_target(target)
         try:
             found = await self._resolve(target.host, target.port)
         except OSError as error:
             raise _unreachable(target, f"has no address ({_words(error)})") from error
-        addresses = grants.choose_addresses(target, found)
-        try:
-            return await streams.open_first(addresses, target.port)
-        except OSError as error:
-            raise _unreachable(target, f"cannot be reached ({_words(error)})") from error
+        return grants.choose_addresses(target, found)
 
 
 async def _forward(client: streams.Client, request: requests.Request, server: streams.Server) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentina.gateway import listener
+from agentina.gateway import account, listener
 from tests.integration.gateway import gates
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -173,6 +173,29 @@ async def test_the_address_that_was_judged_is_connected_to(tmp_path: Path) -> No
         answer = await gate.raw(connect(gate, f"example.com:{port}") + b"ping")
         assert answer.endswith(b"ping")
         assert asked == ["example.com"]
+
+
+async def test_names_without_an_answer_do_not_take_all_threads(tmp_path: Path) -> None:
+    at_once, most = 0, 0
+    silent, full = asyncio.Event(), asyncio.Event()
+
+    async def slow(host: str, port: int) -> list[str]:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        if at_once == account.RESOLVING:
+            full.set()
+        await silent.wait()
+        at_once -= 1
+        return await names(host, port)
+
+    async with serving(echo) as port, gates.opened(tmp_path, scope=[f"*.example.com:{port}"], resolver=slow) as gate:
+        asking = [gate.raw(connect(gate, f"n{number}.example.com:{port}")) for number in range(12)]
+        answers = asyncio.gather(*asking)
+        await asyncio.wait_for(full.wait(), 20)
+        silent.set()
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in await answers)
+        assert most == account.RESOLVING
 
 
 async def test_an_unreachable_host_is_told_from_a_refused_one(tmp_path: Path) -> None:
