@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,27 +15,25 @@ def there(image: images.Image, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield made
 
 
-def test_power_cut_takes_what_was_not_synced(there: machine.Machine) -> None:
-    there.run("echo kept > /root/kept && sync -f /root/kept")
-    there.run("echo gone > /root/gone")
-    boot = there.get("/proc/sys/kernel/random/boot_id")
-    there.power_cut()
-    assert there.get("/proc/sys/kernel/random/boot_id") != boot
-    assert there.get("/root/kept") == b"kept\n"
-    assert there.run("cat /root/gone 2>/dev/null || true") == ""
-
-
-def test_reboot_keeps_everything(there: machine.Machine) -> None:
-    there.run("echo kept > /root/written")
-    there.reboot()
-    assert there.get("/root/written") == b"kept\n"
+@pytest.mark.parametrize("kind", ["vm", "container"])
+def test_power_cut_takes_what_was_not_synced(
+    kind: str, there: machine.Machine, new_container: Callable[..., container.Container]
+) -> None:
+    made: host.Host = there if kind == "vm" else new_container(installed=False, forgets=True)
+    made.run("echo kept > /root/kept && sync -f /root/kept")
+    made.run("echo gone > /root/gone")
+    boot = made.get("/proc/sys/kernel/random/boot_id")
+    made.power_cut()
+    assert made.get("/proc/sys/kernel/random/boot_id") != boot
+    assert made.get("/root/kept") == b"kept\n"
+    assert made.run("cat /root/gone 2>/dev/null || true") == ""
 
 
 def test_memory_limit_kills(there: machine.Machine) -> None:
     eat = 'python3 -c "x = bytearray(200 << 20)"'
     done = there.try_run(f"systemd-run --wait -q -p MemoryMax=50M -p MemorySwapMax=0 -p OOMPolicy=kill {eat}")
     assert done.returncode != 0
-    assert "oom" in there.run("journalctl -b -q -k --grep 'oom-kill' | head -1")
+    there.wait("journalctl -b -q -k --grep oom-kill | grep -q .", "the kernel says so")
 
 
 @pytest.mark.parametrize("kind", ["vm", "container"])
@@ -60,10 +57,12 @@ def test_network_and_disk_go_and_come(
     made.run(write.format(name="room"))
 
 
-def test_clock(there: machine.Machine, tmp_path: Path) -> None:
+def test_reboot_with_a_wrong_clock(there: machine.Machine) -> None:
+    there.run("echo kept > /root/written")
     before = int(there.run("date +%s"))
     there.set_clock(-86_400, at_boot=True)
     there.reboot()
+    assert there.get("/root/written") == b"kept\n", "an orderly restart loses nothing"
     assert -87_000 < int(there.run("date +%s")) - before < -85_000
     there.set_clock(0)
     assert abs(int(there.run("date +%s")) - before) < 600
