@@ -197,7 +197,10 @@ class Daemon:
             agent_linger=self._settings.agent_linger,
         )
         self._gates = gates.Gates(
-            self._settings.gateway, executor=self._executor, rules=lambda: self._standing.host_policy
+            self._settings.gateway,
+            executor=self._executor,
+            rules=lambda: self._standing.host_policy,
+            note=self._note,
         )
         self._work.gates = self._gates
         self._parts.append(self._gates.stop)
@@ -229,6 +232,9 @@ class Daemon:
             now_ms=self._link.now_ms,
             clocks=self._clock,
         )
+
+    def _note(self, task_id: str, text: str) -> None:
+        self._outbox.report(task_id, "note", detail=text[: wire.MAX_DETAIL])
 
     def _adopt(self) -> None:
         reader = inventory.Reader(

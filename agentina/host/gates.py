@@ -6,6 +6,7 @@ the next daemon opens it again for a task that goes on: ``gateway.json``.
 
 from __future__ import annotations
 
+import collections
 import logging
 import sys
 from collections.abc import Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _NAME: Final = "gateway.json"
 _MAX: Final = 4 << 20
+#: Notes of refusals and warnings in one task's timeline; further ones are in the log and the record only.
+_MAX_NOTES: Final = 30
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +41,26 @@ class Gates:
     """The gateway, as tasks need it. Nothing of it is loaded before one does."""
 
     def __init__(
-        self, settings: str, *, executor: contract.Executor, rules: Callable[[], policy.Policy | None]
+        self,
+        settings: str,
+        *,
+        executor: contract.Executor,
+        rules: Callable[[], policy.Policy | None],
+        note: Callable[[str, str], None],
     ) -> None:
-        """``settings`` is the path of gateway.yaml; empty: this host has no gateway."""
+        """Take collaborators.
+
+        Args:
+            settings: Path of gateway.yaml; empty: this host has no gateway.
+            executor: The one tasks are started with.
+            rules: Gives the owner's rules; None: they cannot be understood.
+            note: Puts a sentence into the timeline of a task, by its id.
+
+        """
         self._settings = settings
+        self._note = note
+        #: Notes of each task that is open.
+        self._notes: collections.Counter[str] = collections.Counter()
         self._executor = executor
         self._rules = rules
         self._keeper: keeper.Keeper | None = None
@@ -126,7 +145,7 @@ class Gates:
         if self._keeper is None:
             from agentina.gateway import keeper as made  # noqa: PLC0415 - see the class
 
-            self._keeper = made.Keeper(Path(self._settings), hear=_hear)
+            self._keeper = made.Keeper(Path(self._settings), hear=self._hear)
         await self._keeper.open(order)
         self._open.add(order.task_id)
 
@@ -148,6 +167,7 @@ class Gates:
         if self._keeper is None or entry.task_id not in self._open:
             return
         self._open.discard(entry.task_id)
+        del self._notes[entry.task_id]
         self._keeper.close(entry.task_id)
         from agentina.gateway import record  # noqa: PLC0415 - see the class
 
@@ -155,21 +175,27 @@ class Gates:
         if story is not None and story.totals.calls:
             used = story.totals
             unknown = f", not counting {used.unpriced} calls without a price" if used.unpriced else ""
-            _log.info(
-                "task %s used %d calls of models: %d tokens, %d of them cached, %.4f US dollars%s",
-                entry.task_id, used.calls, used.used.counted + used.used.cached, used.used.cached,
-                used.cost_nano / 1e9, unknown,
-                extra={"action": "task-usage", "task": entry.task_id},
-            )  # fmt: skip
+            text = (
+                f"used {used.calls} calls of models: {used.used.counted + used.used.cached} tokens, "
+                f"{used.used.cached} of them cached, {used.cost_nano / 1e9:.4f} US dollars{unknown}"
+            )
+            _log.info("task %s %s", entry.task_id, text, extra={"action": "task-usage", "task": entry.task_id})
+            self._note(entry.task_id, text)
 
+    def _hear(self, word: channel.Word) -> None:
+        """Put what the gateway says of a task into its timeline, and into the log; its record has it as well."""
+        from agentina.gateway import channel as said  # noqa: PLC0415 - loaded already: the gateway runs
 
-def _hear(word: channel.Word) -> None:
-    """Put into the log what the gateway says of a task; its record in the task's directory has it as well."""
-    from agentina.gateway import channel as said  # noqa: PLC0415 - loaded already: the gateway runs
+        if isinstance(word, said.Refused):
+            fields = {"action": "gateway-refused", "task": word.task_id, "code": word.code}
+            _log.warning("task %s was refused by the gateway: %s", word.task_id, word.message, extra=fields)
+            self._tell(word.task_id, f"refused by the gateway: {word.message} [{word.code}]")
+        elif isinstance(word, said.Warned):
+            fields = {"action": "budget-near", "task": word.task_id}
+            _log.warning("the budget of task %s is nearly used up: %s", word.task_id, word.text, extra=fields)
+            self._tell(word.task_id, f"the budget is nearly used up: {word.text}")
 
-    if isinstance(word, said.Refused):
-        fields = {"action": "gateway-refused", "task": word.task_id, "code": word.code}
-        _log.warning("task %s was refused by the gateway: %s", word.task_id, word.message, extra=fields)
-    elif isinstance(word, said.Warned):
-        fields = {"action": "budget-near", "task": word.task_id}
-        _log.warning("the budget of task %s is nearly used up: %s", word.task_id, word.text, extra=fields)
+    def _tell(self, task_id: str, text: str) -> None:
+        if task_id in self._open and self._notes[task_id] < _MAX_NOTES:
+            self._notes[task_id] += 1
+            self._note(task_id, text)

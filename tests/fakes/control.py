@@ -43,6 +43,7 @@ class Task:
     output: bytearray = dataclasses.field(default_factory=bytearray)
     artifacts: dict[str, tuple[wire.ArtifactInfo, bytearray]] = dataclasses.field(default_factory=dict)
     kinds: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
     pids: list[int] = dataclasses.field(default_factory=list)
     stop: wire.StopTask | None = None
     lease_until: float = 0.0
@@ -429,6 +430,9 @@ class FakeControl:
         self.reports.append(report)
         task = self.tasks.get(report.task_id)
         if task is None:
+            return
+        if report.kind == "note":
+            task.notes.append(report.detail)
             return
         task.kinds.append(report.kind)
         if report.pid is not None:

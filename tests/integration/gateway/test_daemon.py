@@ -80,6 +80,7 @@ async def test_a_job_with_a_budget_has_a_way_out_and_its_usage_is_told(bed: Bed)
     assert f"http://{variables.address(task.id)}:8377" in output
     fresh, cached, used = bed.provider.billed
     assert f"used 1 calls of models: {fresh + cached + used} tokens, {cached} of them cached" in bed.log
+    assert [note for note in task.notes if note.startswith("used 1 calls of models")]
     assert gates.KEY not in output + bed.log
 
 
@@ -90,7 +91,9 @@ async def test_a_refused_host_is_told(bed: Bed) -> None:
     task = bed.plane.submit(f'{sys.executable} -c "{script}"', scope={"hosts": ["example.org"]})
     await bed.plane.until_ended(task)
     assert b"403" in bytes(task.output)
-    assert "may not reach example.org:80: the policy of the host's owner does not name it" in bed.log
+    told = "may not reach example.org:80: the policy of the host's owner does not name it"
+    assert told in bed.log
+    assert [told in note for note in task.notes] == [True]
 
 
 async def test_a_job_s_own_variables_win(bed: Bed) -> None:
