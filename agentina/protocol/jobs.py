@@ -302,7 +302,11 @@ def schema() -> dict[str, Any]:
             properties[key] = {**number, "default": default, "description": f"a number, or {example}"}
     document["$defs"]["JobSpec"]["allOf"] = [
         {
-            "if": {"properties": {"runner": {"const": runner}}},
+            # A condition on what is absent holds: that is right for the default alone.
+            "if": {
+                "properties": {"runner": {"const": runner}},
+                **({} if runner == "command" else {"required": ["runner"]}),
+            },
             "then": {"properties": {"payload": {"propertyNames": {"enum": list(keys)}}}},
         }
         for runner, keys in PAYLOAD_KEYS.items()

@@ -122,7 +122,8 @@ def scene(server: simulated.Process, description: Any) -> Iterator[Scene]:
                   "rollout": rollout},
             query={"session": agent.session, "offset": 0, "task": task, "organization": "default", "after": 0},
             body={"session": agent.session, "stream": agent.stream, "task_id": task, "protocol": 1,
-                  "payload": {"argv": ["true"]}, "name": "described", "agent": member.activated.agent_id},
+                  "runner": "command", "payload": {"argv": ["true"]}, "name": "described",
+                  "agent": member.activated.agent_id},
         )  # fmt: skip
     for left in (agent.activated.agent_id, bystander):
         with contextlib.suppress(errors.AgentinaError):

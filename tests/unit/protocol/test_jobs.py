@@ -140,6 +140,9 @@ def test_schema_knows_the_keys_of_each_runner() -> None:
     rules = jobs.schema()["$defs"]["JobSpec"]["allOf"]
     keys = {rule["if"]["properties"]["runner"]["const"]: rule["then"]["properties"]["payload"] for rule in rules}
     assert keys["command"] == {"propertyNames": {"enum": ["argv", "script"]}}
+    assert [rule["if"]["properties"]["runner"]["const"] for rule in rules if "required" not in rule["if"]] == [
+        "command"
+    ]
     assert "max_turns" not in keys["codex"]["propertyNames"]["enum"]
 
 
