@@ -59,6 +59,8 @@ class Figures(NamedTuple):
 
     direct_ms: list[float]
     through_ms: list[float]
+    #: The gateway's CPU for one call.
+    call_cpu_ms: float
     #: Megabytes of a streamed answer in a second, and in a second of the gateway's CPU.
     answer_per_second: float
     answer_per_cpu: float
@@ -111,7 +113,9 @@ def _figures(root: Path, port: int, token: str, pid: int) -> Figures:
         for _ in range(20):
             client.ask("small")
     measure.wait_quiet()
+    busy = measure.run_seconds(pid)
     pairs = [(_timed(direct), _timed(through)) for _ in range(_CALLS)]
+    call_cpu = 1000 * (measure.run_seconds(pid) - busy) / _CALLS
     busy, began = measure.run_seconds(pid), time.monotonic()
     size = through.ask("large")
     answer = size / 1e6 / (time.monotonic() - began), size / 1e6 / (measure.run_seconds(pid) - busy)
@@ -120,7 +124,7 @@ def _figures(root: Path, port: int, token: str, pid: int) -> Figures:
     busy, began = measure.run_seconds(pid), time.monotonic()
     size = tunnel.ask("large")
     passed = size / 1e6 / (time.monotonic() - began), size / 1e6 / (measure.run_seconds(pid) - busy)
-    return Figures([one for one, _ in pairs], [other for _, other in pairs], *answer, *passed, resident)
+    return Figures([one for one, _ in pairs], [other for _, other in pairs], call_cpu, *answer, *passed, resident)
 
 
 def _timed(client: _Client) -> float:

@@ -290,6 +290,7 @@ def gateway() -> None:
     show("added by the gateway, p50", through - direct, "ms", goal=1)
     late = measure.percentile(found.through_ms, 0.99) - measure.percentile(found.direct_ms, 0.99)
     show("added by the gateway, p99", late, "ms")
+    show("CPU of the gateway for one call", found.call_cpu_ms, "ms")
     show("streamed answer, per core of the gateway", found.answer_per_cpu, "MB/s", goal=200, better="higher")
     show("streamed answer, as seen by the task", found.answer_per_second, "MB/s")
     show("tunnel, per core of the gateway", found.tunnel_per_cpu, "MB/s", goal=200, better="higher")

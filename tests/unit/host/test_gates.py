@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentina import errors
+from agentina.host import entries, gates, records, state
+from agentina.protocol import jobs, wire
+from tests.fakes import executor
+
+TOLD = {"AGENTINA_GATEWAY", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "HTTPS_PROXY", "NO_PROXY", "OPENAI_BASE_URL"}
+
+
+def entry_of(tmp_path: Path, **fields: Any) -> entries.Entry:
+    job = jobs.parse_job({"name": "x", "payload": {"argv": ["true"]}, **fields})
+    assignment = wire.Assignment(
+        task_id="job_1.1", job_id="job_1", epoch=1, agent_id="a", session=1, poll=1, organization="o", issued_ms=0,
+        lease_seconds=60, job=job,
+    )  # fmt: skip
+    return entries.Entry(
+        task_id="job_1.1", directory=records.TaskDirectory(tmp_path), record=b"", assignment=assignment,
+        task=state.Task(state.Phase.PREPARING),
+    )  # fmt: skip
+
+
+def gates_of(name: str, *, settings: str = "/x/gateway.yaml") -> gates.Gates:
+    made = executor.FakeExecutor(executor.FakeKernel({}))
+    made.name = name
+    return gates.Gates(settings, executor=made, rules=lambda: None, note=lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, False), ({"budget": {}}, True), ({"budget": {"cost": 1}}, True), ({"scope": {"hosts": ["x"]}}, True),
+     ({"scope": {"paths": ["x"]}}, False)],
+)  # fmt: skip
+def test_a_budget_or_hosts_ask_for_it(tmp_path: Path, fields: dict[str, Any], *, expected: bool) -> None:
+    job = entry_of(tmp_path, **fields).job
+    assert job is not None
+    assert gates.asks(job) is expected
+
+
+def test_a_job_that_asks_is_told_of_the_way_out_and_keeps_its_own_words(tmp_path: Path) -> None:
+    entry = entry_of(tmp_path, budget={}, environment={"NO_PROXY": "mine"})
+    dressed = jobs.environment_values(gates_of("process").dress(entry))
+    assert dressed.keys() >= TOLD
+    assert (dressed["NO_PROXY"], dressed["ANTHROPIC_API_KEY"]) == ("mine", entry.token)
+    assert entry.token not in repr(entry)
+    again = jobs.environment_values(gates_of("process").dress(entry))
+    assert again == dressed, "what was written into files at the preparation still holds at the start"
+
+
+def test_a_job_that_does_not_ask_is_left_as_it_is(tmp_path: Path) -> None:
+    entry = entry_of(tmp_path)
+    assert gates_of("process").dress(entry) is entry.job
+    assert not entry.token
+
+
+@pytest.mark.parametrize(("name", "settings"), [("process", ""), ("systemd", "/x/gateway.yaml")])
+def test_a_budget_nobody_holds_is_refused_and_a_scope_is_as_before(tmp_path: Path, name: str, settings: str) -> None:
+    ours = gates_of(name, settings=settings)
+    with pytest.raises(errors.AgentinaError) as caught:
+        ours.dress(entry_of(tmp_path, budget={"tokens": 1}))
+    assert caught.value.code == "TASK_START_FAILED"
+    scoped = entry_of(tmp_path, scope={"hosts": ["example.com"]})
+    assert ours.dress(scoped) is scoped.job
+
+
+def test_a_daemon_without_such_jobs_loads_nothing_of_it() -> None:
+    look = (
+        "import sys, agentina.host.daemon; print([name for name in sys.modules if name.startswith('agentina.gateway')])"
+    )
+    found = subprocess.run([sys.executable, "-c", look], stdout=subprocess.PIPE, text=True, check=True)
+    assert found.stdout == "[]\n"
