@@ -107,7 +107,8 @@ async def test_a_limited_provider_is_left_alone_and_then_asked_again(tmp_path: P
         await gate.message()
         for _ in range(20):
             status, headers, _ = await gate.message()
-            assert (status, headers["retry-after"]) == (429, "7")
+            assert status == 429
+            assert 1 <= int(headers["retry-after"]) <= 7
         assert len(gate.provider.asked) == 1
         gate.clock.ahead += 8
         gate.provider.scenario = "text"
@@ -144,7 +145,7 @@ async def test_a_stream_that_breaks_off_breaks_off_for_the_task(tmp_path: Path) 
 
 
 async def test_a_stream_that_stalls_is_ended(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path, stall_seconds=0.2) as gate:
+    async with gates.opened(tmp_path, stall_seconds=1.5) as gate:
         gate.provider.scenario = "held"
         with pytest.raises(streams.Gone):
             await gate.message()
@@ -223,9 +224,9 @@ async def test_a_slow_reader_slows_the_provider_down_and_memory_stays_flat(tmp_p
         await server.finish()
         await server.head(seconds=20)
         written = -1
-        while written != gate.provider.written:  # until nothing moves any more
+        while written <= 0 or written != gate.provider.written:  # until nothing moves any more
             written = gate.provider.written
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.5)
         assert 0 < written < 20 << 20
         tracemalloc.start()
         size = 0
@@ -305,7 +306,7 @@ async def test_a_parked_call_goes_on_when_the_budget_is_raised(tmp_path: Path, m
     async with gates.opened(tmp_path, limits=budgets.Limits(tokens=50, on_exhausted="park")) as gate:
         asking = asyncio.get_running_loop().create_task(gate.message())
         await gate.wait_until_refused()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1)  # some pings
         assert not asking.done()
         gate.account.raise_to(budgets.Limits(tokens=50_000))
         status, _, body = await asking
@@ -320,7 +321,7 @@ async def test_a_parked_call_meets_an_error_within_its_stream(tmp_path: Path, mo
         gate.provider.scenario = "500"
         asking = asyncio.get_running_loop().create_task(gate.message())
         await gate.wait_until_refused()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1)  # some pings
         gate.account.raise_to(budgets.Limits(tokens=50_000))
         status, _, body = await asking
         assert status == 200
