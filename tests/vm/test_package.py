@@ -215,11 +215,12 @@ def test_other_systems(suite: str, run_lab: lab.Lab, package: Path, tmp_path: Pa
         lab.install_package(there, package)
         run_lab.activate(there, "default", "--role", suite)
         assert json.loads(there.run("agentina status --json"))["executor"] == "systemd"
-        job = run_lab.fleet.submit_script("python3 --version; id -u", role=suite)
+        job = run_lab.fleet.submit_script("python3 --version; id -un", role=suite)
         view = run_lab.fleet.wait_final(job)
         output = run_lab.fleet.output(job).decode()
         assert view.job.state is State.SUCCEEDED, (view.job, output)
         assert {"trixie": "Python 3.13", "noble": "Python 3.12"}[suite] in output
+        assert output.endswith("\n_default-S1\n"), output
         there.run("agentina uninstall --purge")
 
 
