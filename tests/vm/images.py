@@ -58,6 +58,7 @@ KERNELS: Final = {"bookworm": "linux-image-cloud-amd64", "trixie": "linux-image-
 #: Suites of another distribution: the suite that brings the keys of its archive, and what to give to mmdebstrap.
 _FOREIGN: Final = {"noble": ("trixie", "usr/share/keyrings/ubuntu-archive-keyring.gpg", "--components=main,universe")}
 _KEYS: Final = {"trixie": ("ubuntu-keyring",)}
+SUITES: Final = sorted([*KERNELS, *_FOREIGN])
 #: What the first stage loads, with what each depends on; newer kernels have some of them built in.
 MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net")
 #: Units that only cost time on a machine that lives for minutes.

@@ -16,7 +16,7 @@ def main() -> int:
     """Boot, do what was asked, take it down; the exit code is the command's."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm.shell", description=__doc__)
     parser.add_argument("--kind", choices=("container", "vm"), default="container")
-    parser.add_argument("--suite", default="bookworm", choices=sorted(images.KERNELS))
+    parser.add_argument("--suite", default="bookworm", choices=images.SUITES)
     parser.add_argument("--boot", action="store_true", help="boot the machine instead of resuming a saved one")
     parser.add_argument(
         "--put", action="append", default=[], metavar="HERE:THERE", help="copy a file or directory first"
