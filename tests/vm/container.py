@@ -142,9 +142,6 @@ class Container(host.Host):
         ]
         # The name of its interface here is made of the machine's: short, and no other's.
         nspawn += [f"--machine=av-{self._number}"]
-        # The kernel takes the interface of the one before away a little later than its last process.
-        link = Path(f"/sys/class/net/vb-av-{self._number}")
-        host.wait_for(lambda: not link.exists(), f"{link} is gone")
         nspawn += [f"--directory={self._root}", f"--network-bridge={_BRIDGE}", "--console=read-only"]
         nspawn += ["--resolv-conf=off", "--timezone=off", "--link-journal=no"]
         self._process = host.start_process(["bash", "-c", start, *nspawn], self._console)

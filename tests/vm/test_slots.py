@@ -460,7 +460,8 @@ def test_processor_time_is_limited(limited: machine.Machine) -> None:
     assert quota == "25000 100000"
     stat = dict(line.split() for line in counted.splitlines())
     assert int(stat["nr_throttled"]) > 20, done
-    assert int(stat["usage_usec"]) < 7_000_000, done
+    # By the kernel's own periods, of which a machine that is short of time has more than ten seconds' worth.
+    assert int(stat["usage_usec"]) < (int(stat["nr_periods"]) + 1) * 25_000 * 1.2, done
 
 
 def test_disk_filler_is_ended(limited: machine.Machine) -> None:
