@@ -118,8 +118,13 @@ class SystemdHost:
         path, _ = self._archive(update)
         release = self._store.unpack(path, update.version, architecture=offers.architecture())
         for directory in (release / "lib", release / f"lib-{releases.python_tag()}"):
-            # Without it every start compiles everything; the launcher writes none.
-            compileall.compile_dir(directory, quiet=2)
+            # Without it every start compiles everything; the launcher writes none. Anew, for a power cut may have left
+            # some that only look whole.
+            compileall.compile_dir(directory, quiet=2, force=True)
+            for path in directory.rglob("__pycache__"):
+                for each in path.iterdir():
+                    files.sync_file(each)
+                files.sync_directory(path)
 
     def smoke_check(self, update: journal.Update) -> None:
         """See :class:`engine.Host`."""

@@ -81,7 +81,7 @@ class Container(host.Host):
         nspawn's own is a file without a name, which cannot be mounted elsewhere.
         """
         units = self._root / "usr/local/lib/systemd/system"
-        for unit in ("agentina@", "agentina-task@"):
+        for unit in ("agentina@", "agentina-trial@", "agentina-task@"):
             drop_in = units / f"{unit}.service.d/boot-id.conf"
             drop_in.parent.mkdir(parents=True)
             drop_in.write_text(f"[Service]\nBindReadOnlyPaths=/etc/boot-id:{_BOOT_ID}\n")
