@@ -184,7 +184,7 @@ def site(
     publisher = release_publisher.Publisher(
         tmp_path_factory.mktemp("publisher"), place=run_lab.fleet.data / "releases"
     )  # fmt: skip
-    there = new_container("updated", forgets=True)
+    there = new_container("updated")
     run_lab.activate(there, "default", f"--max-concurrent-tasks {TASKS}")
     there.put(WATCH.encode(), "/root/watch.py")
     made = Site(there, run_lab, publisher, tmp_path_factory.mktemp("variants"))
@@ -388,7 +388,7 @@ def test_power_cut_on_trial_boots_what_ran_before(site: Site) -> None:
 
 
 def test_power_cuts_at_any_time(site: Site) -> None:
-    """What was not synced is lost each time."""
+    """Nothing is lost of what was written here; what a cut takes of that is in the tests of the journal."""
     site.set_times(soak=1)
     site.publish(GOOD)
     choose = random.Random(7)
