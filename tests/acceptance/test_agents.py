@@ -74,7 +74,12 @@ def test_operator_sees_what_an_agent_does_now(fleet: fleets.Fleet, tmp_path: Pat
     )  # fmt: skip
     document = {"name": "waits", "runner": "codex", "payload": {"prompt": "x"}}
     job = fleet.client.submit_job(document).id
-    fleets.wait_for(lambda: fleet.job(job).tasks and fleet.job(job).tasks[-1].run, "a heartbeat tells of it")
+
+    def tells() -> bool:
+        run = next((task.run for task in fleet.job(job).tasks), None)
+        return run is not None and bool(run.doing)
+
+    fleets.wait_for(tells, "a heartbeat tells what it does")
     assert "  waits for   shell /bin/bash -lc 'sleep 25'\n" in fleet.answer("job", "show", job)
     gate.touch()
     assert fleet.wait_final(job).job.reason is Reason.EXIT_NONZERO
