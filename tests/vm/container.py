@@ -41,6 +41,8 @@ ExecStart=sh -c 'umount {_BOOT_ID}; mount --bind /etc/boot-id {_BOOT_ID}'
 _CGROUPS: Final = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 #: ``EXT4_IOC_SHUTDOWN`` and ``EXT4_GOING_FLAGS_NOLOGFLUSH`` (Linux, fs/ext4/ext4.h).
 _SHUT_DOWN: Final = (0x8004587D, 2)
+#: Which numbers are taken: on the whole machine, for a checkout may have a cache of its own.
+_NUMBERS_TAKEN: Final = Path("/run/lock/agentina-vm")
 #: Last parts of the containers' addresses.
 _NUMBERS: Final = range(16, 250)
 
@@ -265,10 +267,9 @@ def _remove_cgroup(group: Path) -> None:
 
 def _take_number() -> tuple[IO[str], int]:
     """A number that no other container of this machine has, and the lock that keeps it."""
-    directory = images.cache() / "containers"
-    directory.mkdir(exist_ok=True)
+    _NUMBERS_TAKEN.mkdir(parents=True, exist_ok=True)
     for number in _NUMBERS:
-        lock = (directory / f"{number}.lock").open("w")
+        lock = (_NUMBERS_TAKEN / f"{number}.lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
