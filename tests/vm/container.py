@@ -43,6 +43,7 @@ _CGROUPS: Final = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 _SHUT_DOWN: Final = (0x8004587D, 2)
 #: Which numbers are taken: on the whole machine, for a checkout may have a cache of its own.
 _NUMBERS_TAKEN: Final = Path("/run/lock/agentina-vm")
+_LOOK_SECONDS: Final = 0.2
 #: Last parts of the containers' addresses.
 _NUMBERS: Final = range(16, 250)
 
@@ -180,11 +181,13 @@ class Container(host.Host):
         """See :class:`host.Host`."""
         was_on = self._process is not None
         if self._leader:
-            leader, self._leader = os.pidfd_open(self._leader), 0
+            number, self._leader = self._leader, 0
+            leader = os.pidfd_open(number)
             with contextlib.closing(os.fdopen(leader)), contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(leader, signal.SIGKILL)
                 # PID 1 has gone when all its processes have.
-                select.select([leader], [], [])
+                while not select.select([leader], [], [], _LOOK_SECONDS)[0]:
+                    _wake_entered(number)
         if was_on and self._disk is not None:
             self._forget()
         host.end_process(self._process)
@@ -214,10 +217,14 @@ class Container(host.Host):
         """See :class:`host.Host`."""
         assert self._process is not None
         self.try_run("systemctl poweroff --no-block")
+        process, leader = self._process, self._leader
+
+        def ended() -> bool:
+            _wake_entered(leader)
+            return process.poll() is not None
+
         try:
-            self._process.wait(host.PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} does not shut down: {self.console()[-3000:]}") from None
+            host.wait_for(ended, f"{self.name} shuts down: {self.console()[-3000:]}")
         finally:
             self._leader = 0
             self.cut()
@@ -245,6 +252,19 @@ class Container(host.Host):
     def set_clock(self, offset: float, *, at_boot: bool = False) -> None:
         """See :class:`host.Host`."""
         raise NotImplementedError("a container has the machine's clock")
+
+
+def _wake_entered(leader: int) -> None:
+    """Let commands in a host that ends be collected.
+
+    Its last act is to stop every process. nsenter(1) then stops itself as its child was, and never sees it killed; and
+    a PID 1 is gone only when all its processes have been collected.
+    """
+    beginning = f"nsenter\0-t\0{leader}\0".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(beginning):
+                os.kill(int(path.parent.name), signal.SIGCONT)
 
 
 def _cgroup() -> Path:

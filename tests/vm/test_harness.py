@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -66,3 +67,11 @@ def test_reboot_with_a_wrong_clock(there: machine.Machine) -> None:
     assert -87_000 < int(there.run("date +%s")) - before < -85_000
     there.set_clock(0)
     assert abs(int(there.run("date +%s")) - before) < 600
+
+
+def test_a_host_shuts_down_around_commands(new_container: Callable[..., container.Container]) -> None:
+    there = new_container("around", installed=False)
+    inside = [subprocess.Popen(there.argv("exec sleep 1000"), start_new_session=True) for _ in range(20)]
+    there.wait('test "$(pgrep -xc sleep)" = 20', "they run")
+    there.shut_down()
+    assert all(process.wait(10) != 0 for process in inside)
