@@ -12,6 +12,7 @@ from typing import Final
 from agentina import errors
 from agentina.client import backoff, link
 from agentina.host import entries, output, session, state, tasks, uploads
+from agentina.protocol import wire
 from agentina.system import tasks as background
 
 _BUSY_SECONDS: Final = 0.1
@@ -60,12 +61,15 @@ class Follower:
         return True
 
     async def _send(self, entry: entries.Entry) -> None:
-        """Send everything there is now, piece by piece."""
+        """Send everything there is now, piece by piece; nothing over the limit, to which the executor cuts the file."""
+        assert entry.job is not None
+        limit = entry.job.limits.output
         try:
             if entry.sent is None:
                 entry.sent = await self._uploads.ask_output_offset(entry.task_id)
             while entry.task.phase is state.Phase.RUNNING:
-                piece = output.read_piece(entry.directory.output, entry.sent, entry.secrets, final=False)
+                most = min(wire.MAX_PIECE, max(0, limit - entry.sent))
+                piece = output.read_piece(entry.directory.output, entry.sent, entry.secrets, final=False, most=most)
                 if not piece.data:
                     break
                 entry.sent = await self._uploads.send_output_once(entry.task_id, piece)

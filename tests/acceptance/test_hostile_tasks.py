@@ -44,6 +44,7 @@ def test_flood_of_output_ends_at_the_limit(fleet: fleets.Fleet) -> None:
     outcome = view.tasks[0].outcome
     assert outcome is not None
     assert outcome.output_truncated
+    assert outcome.output_bytes == 1 << 20
     assert fleet.output(job) == (b"flood\n" * 200_000)[: 1 << 20]
     fleets.wait_for(lambda: not (fleet.status() or {"tasks": 1})["tasks"], "the host lets go of it")
 

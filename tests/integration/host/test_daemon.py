@@ -128,6 +128,20 @@ async def test_job_runs_and_is_forgotten(daemon: DaemonProcess, plane: control.F
     assert "sesame-open" not in daemon.log.read_text()
 
 
+async def test_live_output_stops_at_the_limit(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    task = plane.submit("kill -STOP $PPID; head -c 100000 /dev/zero; echo > ready; sleep 1000", limits={"output": 1000})
+    await plane.until(lambda: len(task.output) >= 1000)
+    await plane.until((daemon.instance.tasks / task.id / "workspace/ready").exists)
+    # Its supervisor, which would cut the file, is stopped.
+    assert (daemon.instance.tasks / task.id / "output.log").stat().st_size == 100_000
+    beats = len(plane.heartbeats)
+    await plane.until(lambda: len(plane.heartbeats) > beats + 1)
+    assert len(task.output) == 1000
+    os.kill(process.read_fence(daemon.instance.tasks / task.id).pid, signal.SIGCONT)
+    await plane.until_ended(task)
+    assert len(task.output) == 1000
+
+
 async def test_output_arrives_while_the_job_runs(daemon: DaemonProcess, plane: control.FakeControl) -> None:
     task = plane.submit("echo first; sleep 20")
     await plane.until(lambda: "running" in task.kinds)
