@@ -147,6 +147,16 @@ def test_needrestart_leaves_tasks_alone(agent: container.Container) -> None:
     assert said.split() == ["0", "0", "0", "0", "1", "1"]
 
 
+def test_configuration_of_needrestart_that_a_power_cut_emptied_comes_back(
+    agent: container.Container, package: Path
+) -> None:
+    place = "/etc/needrestart/conf.d/agentina.conf"
+    whole = agent.get(place)
+    agent.run(f": > {place}")
+    apt(agent, "--reinstall", "install", package)
+    assert agent.get(place) == whole
+
+
 def test_a_broken_release_does_not_keep_the_command_from_running(agent: container.Container) -> None:
     agent.run(
         "mkdir -p /opt/agentina/releases/98.0/lib/agentina && ln -s ../releases/98.0 /opt/agentina/instances/default"
