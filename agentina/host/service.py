@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 from agentina import errors
-from agentina.system import files, paths, services, unit_states, users
+from agentina.system import files, paths, services, users
 
 Say = Callable[[str], None]
 #: Directories of further links to releases, besides the one in force (agentina/updates/releases.py).
@@ -98,7 +98,7 @@ def stop(instance: paths.InstancePaths) -> None:
     """
     _stop_updater(instance)
     # Its end brings the stable unit back, which is stopped next.
-    unit_states.try_order("stop", services.trial_of(instance.name))
+    services.try_order("stop", services.trial_of(instance.name))
     services.disable(instance.name)
     # That start may have called the updater again.
     _stop_updater(instance)
@@ -106,7 +106,7 @@ def stop(instance: paths.InstancePaths) -> None:
 
 def _stop_updater(instance: paths.InstancePaths) -> None:
     for kind in ("path", "service"):
-        unit_states.try_order("stop", f"agentina-update@{instance.name}.{kind}")
+        services.try_order("stop", f"agentina-update@{instance.name}.{kind}")
 
 
 def check_alive(instance: paths.InstancePaths) -> None:

@@ -146,8 +146,8 @@ class SystemdHost:
     def begin_trial(self, update: journal.Update) -> None:
         """See :class:`engine.Host`."""
         self._store.link_trial(self._instance.name, update.version)
-        unit_states.try_order("reset-failed", self.trial)
-        unit_states.order("start", "--no-block", self.trial)
+        services.try_order("reset-failed", self.trial)
+        services.order("start", "--no-block", self.trial)
 
     def watch(self, update: journal.Update) -> None:
         """See :class:`engine.Host`."""
@@ -162,9 +162,9 @@ class SystemdHost:
     def promote(self, update: journal.Update) -> None:
         """See :class:`engine.Host`."""
         engine.promote_links(self._store, self._instance.name, update)
-        unit_states.try_order("reset-failed", self.stable)
+        services.try_order("reset-failed", self.stable)
         # The conflict stops the trial first; it has left a result by the time the stable unit is up.
-        is_up = unit_states.try_order("start", self.stable, timeout=_START_SECONDS)
+        is_up = services.try_order("start", self.stable, timeout=_START_SECONDS)
         ended = unit_states.show(self.trial)
         if ended.state == "failed" and ended.result == "timeout":
             raise engine.StepFailedError(Reason.NOT_STOPPING, "systemd had to kill it")
@@ -183,13 +183,13 @@ class SystemdHost:
         if update is not None:
             self._keep_log(update, self.stable if was_stable else self.trial)
             engine.undo_links(self._store, self._instance.name, update)
-        unit_states.try_order("stop", self.trial)
+        services.try_order("stop", self.trial)
         self._end_trial()
-        unit_states.try_order("reset-failed", self.stable)
+        services.try_order("reset-failed", self.stable)
         if was_stable:
-            unit_states.try_order("restart", "--no-block", self.stable)
+            services.try_order("restart", "--no-block", self.stable)
         elif services.is_enabled(self._instance.name):
-            unit_states.try_order("start", "--no-block", self.stable)
+            services.try_order("start", "--no-block", self.stable)
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class SystemdHost:
         return True
 
     def _end_trial(self) -> None:
-        unit_states.try_order("reset-failed", self.trial)
+        services.try_order("reset-failed", self.trial)
         self._store.link_trial(self._instance.name, None)
 
     def _keep_log(self, update: journal.Update, unit: str) -> None:

@@ -84,7 +84,7 @@ def go_back(instance: paths.InstancePaths) -> None:
     """
     require(instance)
     # It holds the lock as long as it works; the journal says where it was, and the trial has its own end.
-    unit_states.order("stop", _unit(instance))
+    services.order("stop", _unit(instance))
     store = releases.Store(instance.layout.software_directory)
     with store.alone():
         file = updater.open_journal(instance)
@@ -131,8 +131,8 @@ def require(instance: paths.InstancePaths) -> None:
 
 
 def _start(instance: paths.InstancePaths) -> None:
-    unit_states.try_order("reset-failed", _unit(instance))
-    unit_states.order("start", "--no-block", _unit(instance))
+    services.try_order("reset-failed", _unit(instance))
+    services.order("start", "--no-block", _unit(instance))
 
 
 def _is_on_trial(instance: paths.InstancePaths) -> bool:

@@ -44,7 +44,7 @@ def has_rule(root: Path = Path("/")) -> bool | None:
 
 def version() -> int:
     """Number of the systemd that is installed; 0 when it does not tell."""
-    match = re.match(r"systemd (\d+)", _systemctl("--version").stdout)
+    match = re.match(r"systemd (\d+)", call("--version").stdout)
     return int(match[1]) if match else 0
 
 
@@ -53,7 +53,7 @@ def is_stopping() -> bool:
     if not runs_here():
         return False
     try:
-        return _systemctl("is-system-running", timeout=1.0).stdout.strip() == "stopping"
+        return call("is-system-running", timeout=1.0).stdout.strip() == "stopping"
     except errors.AgentinaError:
         return False
 
@@ -70,17 +70,17 @@ def trial_of(instance: str) -> str:
 
 def is_active(instance: str) -> bool:
     """Whether the instance's unit runs."""
-    return _systemctl("is-active", "--quiet", unit_of(instance)).returncode == 0
+    return try_order("is-active", "--quiet", unit_of(instance))
 
 
 def is_enabled(instance: str) -> bool:
     """Whether the instance's unit starts at boot."""
-    return _systemctl("is-enabled", "--quiet", unit_of(instance)).returncode == 0
+    return try_order("is-enabled", "--quiet", unit_of(instance))
 
 
 def state_of(instance: str) -> str:
     """The unit's state in systemd's words, such as ``active (running)`` or ``activating (auto-restart)``."""
-    said = _systemctl("show", "--property=ActiveState,SubState,Result", unit_of(instance)).stdout
+    said = call("show", "--property=ActiveState,SubState,Result", unit_of(instance)).stdout
     found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
     result = found.get("Result", "success")
     reason = "" if result in {"", "success"} else f", result {result}"
@@ -89,7 +89,7 @@ def state_of(instance: str) -> str:
 
 def has_failed(instance: str) -> bool:
     """Whether the instance's unit ended and will not be started again."""
-    return _systemctl("is-failed", "--quiet", unit_of(instance)).returncode == 0
+    return try_order("is-failed", "--quiet", unit_of(instance))
 
 
 def enable(instance: str) -> None:
@@ -99,7 +99,7 @@ def enable(instance: str) -> None:
         AgentinaError: ``SERVICE_FAILED``.
 
     """
-    _checked("enable", "--quiet", unit_of(instance))
+    order("enable", "--quiet", unit_of(instance))
 
 
 def start(instance: str) -> None:
@@ -109,7 +109,7 @@ def start(instance: str) -> None:
         AgentinaError: ``SERVICE_FAILED``.
 
     """
-    _checked("start", unit_of(instance))
+    order("start", unit_of(instance))
 
 
 def restart(instance: str) -> None:
@@ -119,7 +119,7 @@ def restart(instance: str) -> None:
         AgentinaError: ``SERVICE_FAILED``.
 
     """
-    _checked("restart", unit_of(instance))
+    order("restart", unit_of(instance))
 
 
 def disable(instance: str) -> None:
@@ -129,13 +129,13 @@ def disable(instance: str) -> None:
         AgentinaError: ``SERVICE_FAILED``.
 
     """
-    _checked("disable", "--quiet", "--now", unit_of(instance))
+    order("disable", "--quiet", "--now", unit_of(instance))
 
 
 def task_units(instance: str) -> list[str]:
     """Units of tasks of an instance that run, or are on their way to or from it."""
     pattern = f"agentina-task*@{instance}-S*.service"
-    said = _systemctl("list-units", "--plain", "--no-legend", _RUNS, pattern).stdout
+    said = call("list-units", "--plain", "--no-legend", _RUNS, pattern).stdout
     return sorted(line.split()[0] for line in said.splitlines() if line.strip())
 
 
@@ -148,17 +148,34 @@ def stop_tasks(instance: str) -> None:
     """
     units = task_units(instance)
     if units:
-        _checked("stop", *units, timeout=_STOP_TIMEOUT)
+        order("stop", *units, timeout=_STOP_TIMEOUT)
 
 
-def _checked(*arguments: str, timeout: float = _TIMEOUT) -> None:
-    done = _systemctl(*arguments, timeout=timeout)
+def order(*arguments: str, timeout: float = _TIMEOUT) -> None:
+    """Have systemctl do something.
+
+    Raises:
+        AgentinaError: ``SERVICE_FAILED``.
+
+    """
+    done = call(*arguments, timeout=timeout)
     if done.returncode:
         said = " ".join(done.stderr.split())[:_QUOTED].rstrip(".") or f"systemctl ended with {done.returncode}"
         raise errors.SERVICE_FAILED(what=" ".join(arguments), unit=arguments[-1], problem=said)
 
 
-def _systemctl(*arguments: str, timeout: float = _TIMEOUT) -> subprocess.CompletedProcess[str]:
+def try_order(*arguments: str, timeout: float = _TIMEOUT) -> bool:
+    """The same; whether it worked. Raises only when systemctl cannot be run or does not come back."""
+    return call(*arguments, timeout=timeout).returncode == 0
+
+
+def call(*arguments: str, timeout: float = _TIMEOUT) -> subprocess.CompletedProcess[str]:
+    """What systemctl answers, whatever its exit code.
+
+    Raises:
+        AgentinaError: ``SERVICE_FAILED``: it cannot be run, or does not come back.
+
+    """
     command = ["systemctl", "--no-ask-password", "--no-pager", *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)

@@ -1,4 +1,4 @@
-"""What PID 1 says of a unit (``systemctl show``), and orders to it: for root's programs, which wait for little.
+"""What PID 1 says of a unit (``systemctl show``), for root's programs.
 
 Daemons speak with PID 1 over D-Bus (:mod:`agentina.system.systemd`).
 """
@@ -6,13 +6,12 @@ Daemons speak with PID 1 over D-Bus (:mod:`agentina.system.systemd`).
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 from collections.abc import Mapping
 from typing import Final
 
 from agentina import errors
+from agentina.system import services
 
-_TIMEOUT: Final = 90.0
 _QUOTED: Final = 300
 _PROPERTIES: Final = (
     "Id", "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "MainPID", "Job",
@@ -66,24 +65,6 @@ def show_all(pattern: str) -> list[Unit]:
     return parse(_shown(pattern))
 
 
-def order(*arguments: str, timeout: float = _TIMEOUT) -> None:
-    """Have systemctl do something.
-
-    Raises:
-        AgentinaError: ``SERVICE_FAILED``.
-
-    """
-    done = _systemctl(arguments, timeout)
-    if done.returncode:
-        said = " ".join(done.stderr.split())[:_QUOTED].rstrip(".") or f"systemctl ended with {done.returncode}"
-        raise errors.SERVICE_FAILED(what=" ".join(arguments), unit=arguments[-1], problem=said)
-
-
-def try_order(*arguments: str, timeout: float = _TIMEOUT) -> bool:
-    """The same; whether it worked. Raises only when systemctl cannot be run or does not come back."""
-    return _systemctl(arguments, timeout).returncode == 0
-
-
 def parse(text: str) -> list[Unit]:
     """The units in what ``systemctl show`` printed: blocks of ``KEY=VALUE``, with an empty line between."""
     blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")]
@@ -110,15 +91,7 @@ def _number(text: str) -> int:
 
 
 def _shown(name: str) -> str:
-    done = _systemctl(("show", f"--property={','.join(_PROPERTIES)}", name), _TIMEOUT)
+    done = services.call("show", f"--property={','.join(_PROPERTIES)}", name)
     if done.returncode:
         raise errors.SERVICE_FAILED(what=f"show {name}", unit=name, problem=done.stderr.strip()[:_QUOTED])
     return done.stdout
-
-
-def _systemctl(arguments: tuple[str, ...], timeout: float) -> subprocess.CompletedProcess[str]:
-    command = ["systemctl", "--no-ask-password", "--no-pager", *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise errors.SERVICE_FAILED(what=" ".join(arguments), unit=arguments[-1], problem=str(error)) from error
