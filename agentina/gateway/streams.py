@@ -162,15 +162,15 @@ class Client:
         response = h11.Response(status_code=status, headers=listed)
         self.answered = True
         data = _sent(self._http, response)
-        await self._write(data + _sent(self._http, h11.Data(data=first)) if first else data)
+        await _write(self._writer, data + _sent(self._http, h11.Data(data=first)) if first else data)
 
     async def send(self, data: bytes) -> None:
         """Send a piece of the answer's body; returns when there is room for the next."""
-        await self._write(_sent(self._http, h11.Data(data=data)))
+        await _write(self._writer, _sent(self._http, h11.Data(data=data)))
 
     async def finish(self) -> None:
         """The answer is whole."""
-        await self._write(_sent(self._http, h11.EndOfMessage()))
+        await _write(self._writer, _sent(self._http, h11.EndOfMessage()))
 
     async def answer(self, status: int, body: bytes, *, media: bytes, extra: Headers | None = None) -> None:
         """Send a whole answer."""
@@ -186,15 +186,7 @@ class Client:
         """Leave HTTP: the answer to CONNECT, or 101."""
         kind = h11.InformationalResponse if status == 101 else h11.Response  # noqa: PLR2004 - Switching Protocols
         self.answered = True
-        await self._write(_sent(self._http, kind(status_code=status, headers=headers)))
-
-    async def _write(self, data: bytes) -> None:
-        try:
-            self._writer.write(data)
-            async with asyncio.timeout(PIECE_SECONDS):
-                await self._writer.drain()
-        except (OSError, TimeoutError) as error:
-            raise Gone from error
+        await _write(self._writer, _sent(self._http, kind(status_code=status, headers=headers)))
 
     @property
     def reusable(self) -> bool:
@@ -226,30 +218,22 @@ class Server:
 
     async def send_head(self, method: str, path: str, headers: Headers) -> None:
         """Send a request's head."""
-        await self._write(_sent(self._http, h11.Request(method=method, target=path, headers=headers)))
+        await _write(self._writer, _sent(self._http, h11.Request(method=method, target=path, headers=headers)))
 
     async def send_whole(self, method: str, path: str, headers: Headers, body: bytes) -> None:
         """Send a whole request at once."""
         events: list[h11.Event] = [h11.Request(method=method, target=path, headers=headers)]
         if body:
             events.append(h11.Data(data=body))
-        await self._write(b"".join(_sent(self._http, event) for event in (*events, h11.EndOfMessage())))
+        await _write(self._writer, b"".join(_sent(self._http, event) for event in (*events, h11.EndOfMessage())))
 
     async def send(self, data: bytes) -> None:
         """Send a piece of its body."""
-        await self._write(_sent(self._http, h11.Data(data=data)))
+        await _write(self._writer, _sent(self._http, h11.Data(data=data)))
 
     async def finish(self) -> None:
         """The request is whole."""
-        await self._write(_sent(self._http, h11.EndOfMessage()))
-
-    async def _write(self, data: bytes) -> None:
-        try:
-            self._writer.write(data)
-            async with asyncio.timeout(PIECE_SECONDS):
-                await self._writer.drain()
-        except (OSError, TimeoutError) as error:
-            raise Gone from error
+        await _write(self._writer, _sent(self._http, h11.EndOfMessage()))
 
     async def head(self, *, seconds: float = PIECE_SECONDS) -> h11.Response | h11.InformationalResponse:
         """The head of the answer; informational only where it is 101.
@@ -403,6 +387,16 @@ def _take(http: h11.Connection) -> tuple[bytes, bool]:
             return b"".join(pieces), False
         else:
             raise errors.GATEWAY_REQUEST_INVALID(problem="the body broke off")
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Write a piece; returns when there is room for the next."""
+    try:
+        writer.write(data)
+        async with asyncio.timeout(PIECE_SECONDS):
+            await writer.drain()
+    except (OSError, TimeoutError) as error:
+        raise Gone from error
 
 
 def _sent(http: h11.Connection, event: h11.Event) -> bytes:
