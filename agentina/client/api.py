@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import secrets
+import select
 import ssl
 import time
 import urllib.parse
@@ -35,6 +36,9 @@ MAX_PIECE: Final = 4 << 20
 _MAX_RETRY_AFTER: Final = 30.0
 #: Bytes copied at a time.
 _COPY: Final = 1 << 20
+#: Seconds after which an idle connection is not used again: servers and proxies close theirs after a minute or more,
+#: and what is sent at that very moment may have arrived or not.
+_IDLE: Final = 30.0
 _BUSY: Final = frozenset({429, 500, 502, 503, 504})
 
 Query = Mapping[str, str | int | float | None]
@@ -96,6 +100,8 @@ class Client:
         self._timeout = timeout_seconds
         self._pause = pause
         self._connection: http.client.HTTPConnection | None = None
+        #: When the kept connection had its last answer, on the monotonic clock.
+        self._idle_since = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -296,6 +302,7 @@ class Client:
         content = None if body is None else msgspec.json.encode(body)
         pauses = backoff.Backoff(first=self.patience.first, most=self.patience.most)
         while True:
+            self._drop_stale()
             reused = self._connection is not None
             retry_after: float | None = None
             try:
@@ -313,7 +320,7 @@ class Client:
                 self.close()
                 failure = self._unreachable(error)
                 again = repeatable or isinstance(error, ConnectionRefusedError)
-                if again and reused and isinstance(error, ConnectionError):
+                if again and reused and isinstance(error, _CLOSED):
                     continue  # the server closed an idle connection; a fresh one tells whether it is there
             if not again or pauses.failures + 1 >= self.patience.attempts:
                 raise failure
@@ -326,6 +333,20 @@ class Client:
 
     def _act(self, path: str, body: object, kind: type[T]) -> T:
         return _decode(self.request("POST", path, body=body), kind)
+
+    def _drop_stale(self) -> None:
+        """Close the kept connection if the other side closed it, or may do so now.
+
+        A request sent into a closed connection fails as one does that arrived and broke later, so that only what is
+        repeatable could be tried again. Of an idle connection nothing is to be read but its end (RFC 9112, 9.5).
+        """
+        kept = None if self._connection is None else self._connection.sock
+        if kept is None:
+            return
+        ready = select.poll()
+        ready.register(kept, select.POLLIN)
+        if ready.poll(0) or time.monotonic() - self._idle_since > _IDLE:
+            self.close()
 
     def _send(
         self, method: str, target: str, *, content: bytes | None, headers: Mapping[str, str], timeout: float
@@ -364,6 +385,7 @@ class Client:
         if response.length:
             # read(n) of a body that ends early returns what there was; http.client tells only here.
             raise http.client.IncompleteRead(body, response.length)
+        self._idle_since = time.monotonic()
         return body
 
     def _unreachable(self, error: Exception) -> errors.AgentinaError:
@@ -376,6 +398,8 @@ class Client:
 
 #: What http.client, ssl and sockets raise (http.client.HTTPException is no OSError).
 _FOREIGN: Final = (OSError, http.client.HTTPException)
+#: What says that the other side closed the connection.
+_CLOSED: Final = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 def tls_context(ca_file: str) -> ssl.SSLContext:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,7 +44,8 @@ def refusal(code: str, *, status: int, **context: Any) -> bytes:
 class ScriptedServer:
     """Answers requests in the order of its script; the last entry is repeated."""
 
-    def __init__(self, *script: Script) -> None:
+    def __init__(self, *script: Script, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.script = list(script)
         self.asked: list[Asked] = []
         self.connections = 0
@@ -54,7 +56,13 @@ class ScriptedServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def wait_closed(self) -> None:
+        """Wait until every connection accepted so far was closed by a :class:`Cut`."""
+        for _, thread in self._serving:
+            thread.join()
 
     def close(self) -> None:
         # shutdown wakes a blocked accept; close alone does not
@@ -78,6 +86,8 @@ class ScriptedServer:
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True)
         reader = connection.makefile("rb")
         try:
             while True:

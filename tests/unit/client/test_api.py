@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ Serve = Callable[..., scripted_server.ScriptedServer]
 def serve() -> Iterator[Serve]:
     started: list[scripted_server.ScriptedServer] = []
 
-    def start(*script: scripted_server.Script) -> scripted_server.ScriptedServer:
-        started.append(scripted_server.ScriptedServer(*script))
+    def start(*script: scripted_server.Script, tls: ssl.SSLContext | None = None) -> scripted_server.ScriptedServer:
+        started.append(scripted_server.ScriptedServer(*script, tls=tls))
         return started[-1]
 
     yield start
@@ -63,6 +64,34 @@ def test_idle_connection_closed_by_server_is_replaced_without_a_pause(serve: Ser
         client.whoami()
         assert client.whoami().operator == "ann"
     assert pauses == []
+
+
+TOKENS = {"tokens": [{"id": "tok_1", "token": "act_x", "expires_ms": 1}]}
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_what_must_not_be_repeated_survives_the_end_of_an_idle_connection(
+    serve: Serve, pauses: list[float], certificate: Path, *, tls: bool
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.with_name("both.pem"))
+    server = serve(scripted_server.Cut(answer(TOKENS)), answer(TOKENS), tls=context if tls else None)
+    with client_of(server, pauses, ca_file=str(certificate)) as client:
+        client.create_tokens(messages.TokenCreate())
+        server.wait_closed()
+        client.create_tokens(messages.TokenCreate())
+    assert (len(server.asked), server.connections, pauses) == (2, 2, [])
+
+
+def test_connection_that_was_idle_for_long_is_not_used_again(
+    serve: Serve, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(answer(TOKENS))
+    with client_of(server, pauses) as client:
+        client.create_tokens(messages.TokenCreate())
+        monkeypatch.setattr(api, "_IDLE", -1.0)
+        client.create_tokens(messages.TokenCreate())
+    assert server.connections == 2
 
 
 @pytest.mark.parametrize(

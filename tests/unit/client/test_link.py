@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -178,20 +177,6 @@ def test_assertion_is_renewed_before_its_end_and_when_time_went_back() -> None:
     assert signer.header(1_000_000 + 239_999) == first
     assert signer.header(1_000_000 + 240_000) != first
     assert signer.header(5) != first
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A self-signed certificate for localhost, with its key in the same file."""
-    path = tmp_path / "server.pem"
-    key = tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(path)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    (tmp_path / "both.pem").write_bytes(key.read_bytes() + path.read_bytes())
-    return path
 
 
 async def test_tls_trusts_the_named_ca_and_nothing_else(certificate: Path) -> None:
