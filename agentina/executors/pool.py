@@ -11,6 +11,8 @@ it had then is over or lost, and only the disk says which. Rules:
 - Those free for ten seconds beyond one are let go when they had tasks, for what their memory may still hold, or when
   there are enough without them; so is one after a thousand tasks, and all that an ended nursery made: nobody would end
   what they leave.
+- One that is stopped (SIGSTOP, by its task: they are of one user) holds no limit and reads no order. It is ended, which
+  ends its task.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ _MAX_ORDERED: Final = 64
 #: processor.
 _CALM_SECONDS: Final = 0.002
 _FREE_SECONDS: Final = 10.0
+#: Seconds between looks whether those that have tasks were stopped.
+_LOOK_SECONDS: Final = 2.0
 #: Most that are free; a new one has 0.8 MiB of its own, one that had tasks twice that.
 _MAX_FREE: Final = 128
 #: Tasks after which a supervisor is let go, so that no leak can grow.
@@ -97,6 +101,7 @@ class Supervisor:
         self.pid = 0
         self.tasks = 0
         self.free_since = 0.0
+        self._standstill = processes.Standstill()
         self._loop.add_reader(channel.fileno(), self._on_message)
 
     async def start(self, directory: Path, request: bytes) -> Word:
@@ -110,11 +115,21 @@ class Supervisor:
         self._send(request)
         self.tasks += 1
         self._run = run = Run(directory, self._loop.create_future())
+        self._pool.on_asked()
         doubt = self._loop.call_later(_ANSWER_SECONDS, self._doubt, run)
         try:
             return await run.answer
         finally:
             doubt.cancel()
+
+    def look(self) -> bool:
+        """End it if it was stopped; returns whether it has a task."""
+        if self._run is None:
+            return False
+        if self.pid and self._standstill.lasts(self.pid):
+            _log.warning("supervisor %d was stopped; it is ended, with its task %s", self.pid, self._run.directory.name)
+            _kill(self.pid, self._channel)
+        return True
 
     def let_go(self) -> None:
         """Want no more of it: it ends when its task has, at once without one."""
@@ -251,6 +266,10 @@ class Pool:
             self._later(_CALM_SECONDS, self._make_spares)
         self._wake()
 
+    def on_asked(self) -> None:
+        """One of them gets a task."""
+        self._later(_LOOK_SECONDS, self._look)
+
     def on_started(self, run: Run) -> None:
         """Its task runs."""
         self._runs[run.directory] = run
@@ -316,6 +335,11 @@ class Pool:
         if self._missing < 0 or any(supervisor.tasks for supervisor in self._free[:-1]):
             self._later(_FREE_SECONDS, self._shrink)
         self._make_spares()
+
+    def _look(self) -> None:
+        have_tasks = [supervisor.look() for supervisor in list(self._all)]
+        if any(have_tasks):
+            self._later(_LOOK_SECONDS, self._look)
 
     def _later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do it once after some time, however often it is asked for until then."""

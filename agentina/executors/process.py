@@ -141,6 +141,7 @@ class ProcessExecutor:
             await run.over.wait()
             if run.ended:
                 return
+        standstill = processes.Standstill()
         while files.is_locked(directory / "supervisor"):
             watch = self._watch(directory)
             if watch is None:
@@ -153,6 +154,10 @@ class ProcessExecutor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_AGAIN):
                     await watch.wait()
+            if standstill.lasts(read_fence(directory).pid):
+                # As the pool does with its own: stopped, it holds no limit and reads no order.
+                _log.warning("the supervisor of %s was stopped; it is ended, and the task with it", directory.name)
+                watch.send(signal.SIGKILL)
         self._unwatch(directory)
 
     def read_result(self, directory: Path) -> contract.Result | None:

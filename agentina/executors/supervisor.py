@@ -89,8 +89,10 @@ class Supervisor:
 
     def run(self) -> None:
         """Run the command, then ``verify``; end everything; write the result."""
+        # Known before anything runs that could stop or kill this process, and before the look for an order: who gives
+        # one from now on finds whom to wake.
+        self._know(0)
         if self._stop_asked():
-            self._know(0)
             self._announce(0, self._started_ms)
             self._note("it was stopped before it was started")
             self._finish({"phase": "start"})
@@ -137,7 +139,6 @@ class Supervisor:
         if not pid:
             return {"phase": "start", "start_error": problem}
         self._children.watch(pid)
-        self._stop_asked()  # by who did not find our process id in the fence, and so woke nobody
         self._wait(pid)
         self._children.kill()
         os.close(tether)

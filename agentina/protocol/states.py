@@ -153,7 +153,7 @@ REASONS: Final[dict[Reason, str]] = {
     Reason.UNSUPPORTED: "the host has no such runner or executor",
     Reason.LEASE_EXPIRED: "its agent was not heard of until the lease ran out",
     Reason.HOST_RESTARTED: "its host restarted while it ran",
-    Reason.SUPERVISOR_DIED: "its supervisor process was killed",
+    Reason.SUPERVISOR_DIED: "its supervisor process was killed or stopped",
     Reason.RECORD_DAMAGED: "its record on the host is damaged",
     Reason.AGENT_REMOVED: "its agent was removed",
     Reason.CHECKPOINT: "was packed to go on elsewhere",

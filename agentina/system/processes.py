@@ -25,6 +25,7 @@ _MAX_ENVIRONMENT: Final = 4 << 20
 _PASSES: Final = 200
 _PASS_SECONDS: Final = 0.02
 _SHOWN: Final = 500
+_STANDSTILL_SECONDS: Final = 5.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +138,31 @@ def start_ticks(pid: int) -> int:
         return int(fields[19])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the process was stopped by a signal (state ``T``, field 3 of /proc/PID/stat) and is not being traced."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
+class Standstill:
+    """Tells a process that was stopped, and is left so, from one that is stopped for a moment."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def lasts(self, pid: int) -> bool:
+        """Look again: whether it was found stopped at every look of the last five seconds."""
+        now = time.monotonic()
+        if not is_stopped(pid):
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        return now - self._since >= _STANDSTILL_SECONDS
 
 
 def _environment_holds(pid: int, wanted: bytes) -> bool:

@@ -478,10 +478,9 @@ async def test_supervisor_killed_between_fence_and_start_is_no_second_start(
     launch = shell(tmp_path, "echo ran > ../ran")
     os.mkfifo(launch.directory / "stop")  # looked at before the command is started: opening it blocks
     starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
-    await until(lambda: files.is_locked(launch.directory / "supervisor"))
+    await until(lambda: process.read_fence(launch.directory).pid)
     assert executor.adopt(launch.directory)[0] is Condition.RUNNING
-    (busy,) = set(supervisors_of(executor)) - set(free_of(executor))
-    os.kill(busy, signal.SIGKILL)
+    os.kill(process.read_fence(launch.directory).pid, signal.SIGKILL)
     await starting
     await executor.wait(launch.directory)
     assert executor.adopt(launch.directory)[0] is Condition.VANISHED
@@ -489,6 +488,60 @@ async def test_supervisor_killed_between_fence_and_start_is_no_second_start(
         await executor.start(launch)
     assert raised.value.code == errors.STATE_CONFLICT.code
     assert not (launch.directory / "ran").exists()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is found stopped at two looks is not left so."""
+    monkeypatch.setattr(processes, "_STANDSTILL_SECONDS", 0.01)
+    monkeypatch.setattr(pool, "_LOOK_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_supervisor_that_its_task_stops_is_ended_and_others_go_on(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    other = shell(tmp_path, "read line < ../go", name="other")
+    os.mkfifo(other.directory / "go")
+    await executor.start(other)
+    launch = shell(tmp_path, "kill -STOP $PPID; setsid sleep 1000 & sleep 1000", timeout_seconds=1.0)
+    await executor.start(launch)
+    async with asyncio.timeout(60):
+        await executor.wait(launch.directory)
+    assert executor.adopt(launch.directory)[0] is Condition.VANISHED
+    assert executor.adopt(other.directory)[0] is Condition.RUNNING
+    await asyncio.to_thread((other.directory / "go").write_text, "\n")
+    assert (await ended(executor, other.directory)).exit_code == 0
+    await until(lambda: of_task(launch) == [])
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_supervisor_stopped_before_it_told_the_start_is_ended(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    launch = shell(tmp_path, "true")
+    os.mkfifo(launch.directory / "stop")  # looked at before the command is started: opening it blocks
+    starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
+    await until(lambda: process.read_fence(launch.directory).pid)
+    os.kill(process.read_fence(launch.directory).pid, signal.SIGSTOP)
+    async with asyncio.timeout(60):
+        await starting
+        await executor.wait(launch.directory)
+    assert executor.adopt(launch.directory)[0] is Condition.VANISHED
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_stopped_supervisor_of_an_earlier_daemon_is_ended(tmp_path: Path) -> None:
+    launch = shell(tmp_path, "kill -STOP $PPID; sleep 1000", timeout_seconds=1.0)
+    daemon = daemon_runs(tmp_path, launch)
+    await until(lambda: processes.is_stopped(process.read_fence(launch.directory).pid))
+    kill(daemon)
+    executor = process.ProcessExecutor(tmp_path)
+    async with asyncio.timeout(60):
+        await executor.wait(launch.directory)
+    assert executor.adopt(launch.directory)[0] is Condition.VANISHED
+    await until(lambda: of_task(launch) == [])
+    await executor.close()
 
 
 async def test_free_supervisor_told_to_end_takes_no_task_along(

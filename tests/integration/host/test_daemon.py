@@ -212,6 +212,21 @@ async def test_nothing_runs_any_more_when_a_task_is_reported_lost(
     assert (task.outcome.state, task.outcome.reason) == (State.LOST, Reason.SUPERVISOR_DIED)
 
 
+async def test_task_that_stops_its_supervisor_is_lost_and_its_slot_free(
+    daemon: DaemonProcess, plane: control.FakeControl
+) -> None:
+    """At once, so that in most runs its start was not told yet."""
+    tasks = [plane.submit("kill -STOP $PPID; sleep 1000", limits={"timeout": 1}) for _ in range(4)]
+    await plane.until_ended(*tasks, seconds=90)
+    outcomes = [task.outcome for task in tasks]
+    assert {outcome and (outcome.state, outcome.reason) for outcome in outcomes} == {
+        (State.LOST, Reason.SUPERVISOR_DIED)
+    }
+    after = plane.submit("echo on")
+    await plane.until_ended(after)
+    assert bytes(after.output) == b"on\n"
+
+
 async def test_home_and_temporary_files_are_apart_from_the_work(
     daemon: DaemonProcess, plane: control.FakeControl
 ) -> None:

@@ -44,6 +44,31 @@ def test_no_pidfd_of_nobody() -> None:
     assert processes.start_ticks(os.getpid()) > 0
 
 
+def test_standstill_lasts_while_no_look_finds_it_going(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = {100.0: True, 104.0: True, 106.0: False, 107.0: True, 112.0: True}
+    times, states = iter(looks), iter(looks.values())
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(processes, "is_stopped", lambda _: next(states))
+    standstill = processes.Standstill()
+    assert [standstill.lasts(7) for _ in looks] == [False, False, False, False, True]
+
+
+def test_stopped_is_what_a_signal_stopped() -> None:
+    child = subprocess.Popen(["sleep", "1000"])
+    try:
+        assert not processes.is_stopped(child.pid)
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        assert processes.is_stopped(child.pid)
+        child.send_signal(signal.SIGCONT)
+        os.waitid(os.P_PID, child.pid, os.WCONTINUED)
+        assert not processes.is_stopped(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    assert not processes.is_stopped(child.pid)
+
+
 def test_processes_are_found_by_their_whole_variable() -> None:
     value = secrets.token_hex(8)
     child = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"], env={**ENVIRONMENT, "MARK": value})
