@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# .ci/run has its own: it runs a failed test once more.
+PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help demo test check test-slow test-vm format docs bench deb release lock clean
 help:  ## show this list
@@ -25,13 +27,13 @@ check: $(STAMP)  ## lint, format check, types
 	$(BIN)/mypy
 
 test: $(STAMP)  ## everything but the slow suites
-	$(BIN)/python -m pytest -m 'not slow and not vm'
+	$(PYTEST) -m 'not slow and not vm'
 
 test-slow: $(STAMP)  ## the long fault-injection runs
-	$(BIN)/python -m pytest -m 'slow and not vm'
+	$(PYTEST) -m 'slow and not vm'
 
 test-vm: $(STAMP)  ## install the packages on real hosts (as root; virtual machines and containers) and be hard on them
-	$(BIN)/python -m pytest -m vm tests/vm
+	$(PYTEST) -m vm tests/vm
 
 format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix

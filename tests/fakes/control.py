@@ -24,6 +24,7 @@ from agentina.host import config, identity
 from agentina.protocol import jobs, signing, states, wire
 from agentina.protocol.states import FINAL, Reason, State
 from agentina.system import paths
+from tests.fakes import deadlines
 
 AGENT = "3c6f4f0e-0000-4000-8000-000000000001"
 CONTROL = "control-plane-1"
@@ -145,7 +146,7 @@ class FakeControl:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = deadlines.HANG) -> None:
         """Wait until something holds that follows from requests."""
         async with asyncio.timeout(seconds):
             while not condition():
@@ -155,7 +156,7 @@ class FakeControl:
                 except TimeoutError:
                     pass
 
-    async def until_ended(self, *tasks: Task, seconds: float = 15.0) -> None:
+    async def until_ended(self, *tasks: Task, seconds: float = deadlines.HANG) -> None:
         await self.until(lambda: all(task.outcome is not None for task in tasks), seconds)
 
     def install(self, root: Path, name: str = "default", **settings: Any) -> paths.InstancePaths:
