@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from agentina import errors
-from agentina.cli import agent_run, connection, following, job_submit, lazy, options, output
+from agentina.cli import agent_run, connection, following, job_submit, lazy, options, output, report
 from agentina.client import api as api_client
-from agentina.protocol import api, names, states, units, wire
+from agentina.protocol import api, budgets, names, states, units, wire
 
 
 @click.group(cls=lazy.NounGroup)
@@ -225,6 +225,11 @@ def render(view: api.JobView) -> None:
     if run is not None:
         output.answer()
         agent_run.render(run, is_resumed=view.spec.payload.resume is not None)
+    if view.usage:
+        output.answer()
+        report.table(view.usage, headers=("MODEL", ""), total=budgets.add(view.usage))
+        for remark in report.remarks(budgets.add(view.usage)):
+            output.answer(f"  {remark}")
     if view.artifacts:
         output.answer()
         rows = [(item.name, item.kind, units.show_size(item.size)) for item in view.artifacts]

@@ -42,6 +42,7 @@ SECTIONS = (
             "token": lazy.Lazy(_COMMANDS + "token:token", "Make and manage activation tokens."),
             "organization": lazy.Lazy(_COMMANDS + "organization:organization", "See and set a tenant's limits."),
             "audit": lazy.Lazy(_COMMANDS + "audit:audit", "Read and verify the record of what was done."),
+            "report": lazy.Lazy(_COMMANDS + "report:report", "See what the fleet used, and what that cost."),
             "rollout": lazy.Lazy(
                 _COMMANDS + "rollout:rollout",
                 "Bring a release to hosts by stages, and take it back when they do worse.",

@@ -118,6 +118,12 @@ class Client:
             self._connection.close()
             self._connection = None
 
+    # --- usage ---
+
+    def get_usage(self, query: Query) -> api.UsageReport:
+        """What models were used for."""
+        return self._get("/v1/usage", api.UsageReport, query)
+
     # --- jobs ---
 
     def submit_job(self, document: object, *, key: str | None = None) -> api.JobCreated:

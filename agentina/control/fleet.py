@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from agentina.control.rollouts import figures
-from agentina.protocol import signing, wire
+from agentina.protocol import budgets, signing, wire
 from agentina.protocol.states import State
 
 #: An agent not heard of for this many heartbeats is offline.
@@ -32,8 +32,8 @@ class Held:
     """A task an agent holds, with its lease."""
 
     __slots__ = (
-        "agent", "deadline", "is_taken", "job", "job_id", "memory_bytes", "poll", "run", "spec", "state", "stop",
-        "stop_poll", "task", "task_id",
+        "agent", "deadline", "is_taken", "job", "job_id", "memory_bytes", "models", "poll", "run", "spec", "state",
+        "stop", "stop_poll", "task", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +58,8 @@ class Held:
         self.stop: wire.StopTask | None = None
         #: How far an AI agent is, as of the last heartbeat.
         self.run: wire.AgentRun | None = None
+        #: What it used of models, likewise.
+        self.models: list[budgets.ModelUsage] = []
         #: The poll whose answer carried the stop; 0: none did yet.
         self.stop_poll = 0
 

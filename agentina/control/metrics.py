@@ -7,7 +7,11 @@ from typing import Final
 import prometheus_client
 from prometheus_client import registry
 
+from agentina.protocol import budgets
+
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600, 3600, 14_400)
+#: Most models with labels of their own.
+_MAX_MODELS: Final = 200
 _BYTES: Final = tuple(float(1 << shift) for shift in range(22, 38, 2))
 
 
@@ -34,6 +38,19 @@ class Metrics:
             "task_memory_peak_bytes", "Highest memory use of a task.", ["role"],
             buckets=_BYTES, registry=self.registry,
         )  # fmt: skip
+        self.tokens = prometheus_client.Counter(
+            "agent_tokens_consumed", "Tokens of calls of models, cached ones included.", ["role", "model"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.cost = prometheus_client.Counter(
+            "agent_cost_dollars", "US dollars of calls of models that have a price.", ["role", "model"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.unpriced = prometheus_client.Counter(
+            "agent_calls_unpriced", "Calls of models without a price: what they cost is not known.",
+            ["role", "model"], registry=self.registry,
+        )  # fmt: skip
+        self._models: set[str] = set()
         self.pending = prometheus_client.Gauge(
             "queue_pending", "Jobs ready to run that no agent has taken.", ["organization", "role"],
             registry=self.registry,
@@ -57,6 +74,15 @@ class Metrics:
             "rollouts_halted", "Rollouts that a gate halted and rolled back.", ["gate"], registry=self.registry
         )
         self.held_polls = prometheus_client.Gauge("agent_polls_held", "Long polls open now.", registry=self.registry)
+
+    def count_use(self, role: str, model: str, used: budgets.Amounts) -> None:
+        """Calls of a model were reported. A task can name any: beyond some hundred they share one label."""
+        if model not in self._models and len(self._models) >= _MAX_MODELS:
+            model = budgets.OTHER
+        self._models.add(model)
+        self.tokens.labels(role, model).inc(used.tokens)
+        self.cost.labels(role, model).inc(used.cost_nano / budgets.DOLLAR)
+        self.unpriced.labels(role, model).inc(used.unpriced)
 
     def render(self) -> bytes:
         """The text exposition."""

@@ -16,7 +16,7 @@ from agentina.control import bells, blobs, config, fleet, keys, metrics
 from agentina.control.rollouts import figures
 from agentina.control.services import changes
 from agentina.control.store import agents, engine, jobs, registry, tasks
-from agentina.protocol import signing, wire
+from agentina.protocol import budgets, signing, wire
 from agentina.protocol.states import Reason
 from agentina.system import clock as clocks
 
@@ -56,6 +56,8 @@ class Plane:
         self.is_stopping = False
         #: Jobs in backoff: (boot clock seconds, row id), a heap.
         self.backoffs: list[tuple[float, int]] = []
+        #: What heartbeats told of the use of models and is not stored yet, by the row id of the task.
+        self.usage_told: dict[int, list[budgets.ModelUsage]] = {}
         #: Version and title of the newest release by channel and architecture; the duty for releases fills it.
         self.offers: dict[tuple[str, str], tuple[str, str]] = {}
         #: All versions in any channel; None: there is no repository, or nobody looked yet.
@@ -185,6 +187,8 @@ class Plane:
                 self.metrics.memory_peak.labels(ended.role).observe(ended.memory_peak_bytes)
         for state in effects.ended_jobs:
             self.metrics.jobs.labels(state.value).inc()
+        for role, model, used in effects.used:
+            self.metrics.count_use(role, model, used)
         for seconds in effects.start_latencies:
             self.metrics.start_latency.observe(seconds)
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from agentina import errors
 from agentina.gateway import budgets, calls, channel, record, rules, tokens
+from agentina.protocol import budgets as protocol_budgets
 from agentina.system import clock
 
 _log = logging.getLogger(__name__)
@@ -112,8 +113,10 @@ class Account:
         """
         decision = self.ledger.ask(call, seconds=self.seconds)
         if isinstance(decision, budgets.Admitted):
+            day = protocol_budgets.day_of(self._clock.wall_ms())
+            asked = record.Asked(number=decision.number, model=model, reserved=decision.reserved, day=day)
             try:
-                self._record.write(record.Asked(number=decision.number, model=model, reserved=decision.reserved))
+                self._record.write(asked)
             except errors.AgentinaError:
                 self.ledger.release(decision.number)
                 raise
@@ -131,7 +134,7 @@ class Account:
             self.ledger.release(number)
         else:
             self.ledger.settle(number, charge)
-        self._tell(channel.Used(task_id=self.task_id, totals=self.ledger.totals))
+        self._tell(channel.Used(task_id=self.task_id, usage=self._record.story.usage()))
         for text in self.ledger.new_warnings(self.seconds):
             self._tell(channel.Warned(task_id=self.task_id, text=text))
         self._wake()

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from agentina.gateway import budgets
+from agentina.protocol import budgets as protocol_budgets
 
 #: Longest line, in bytes: a task's lists of hosts.
 MAX_LINE: Final = 4 << 20
@@ -72,7 +73,8 @@ class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used", tag_field="ver
     """What a task used by now."""
 
     task_id: str
-    totals: budgets.Totals
+    #: By day and model.
+    usage: list[protocol_budgets.ModelUsage]
 
 
 Order = Open | Close | Raise | Reload

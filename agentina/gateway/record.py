@@ -17,6 +17,7 @@ import msgspec
 
 from agentina import errors
 from agentina.gateway import budgets
+from agentina.protocol import budgets as protocol_budgets
 from agentina.system import files
 
 NAME: Final = "gateway.log"
@@ -38,6 +39,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, tag="ask", tag_field="kin
     number: int
     model: str
     reserved: budgets.Charge
+    #: The day (UTC) whose budgets it is charged to; empty in records of older releases: that of its end.
+    day: str = ""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="kind"):
@@ -76,6 +79,8 @@ class Story(msgspec.Struct, kw_only=True):
 
     began_ms: int | None = None
     totals: budgets.Totals = budgets.Totals()
+    #: The same by day and model.
+    spent: dict[tuple[str, str], budgets.Totals] = {}
     limits: budgets.Limits | None = None
     #: Calls that were sent and have no end.
     open: dict[int, Asked] = {}
@@ -94,11 +99,33 @@ class Story(msgspec.Struct, kw_only=True):
         elif isinstance(entry, Ended):
             asked = self.open.pop(entry.number, None)
             if asked is not None and entry.charge is not None:
-                self.totals = self.totals.plus(entry.charge)
+                self._count(asked, entry.charge, entry.at_ms)
         elif isinstance(entry, Refusal):
             self.refusals.append(entry)
         else:
             self.limits = entry.limits
+
+    def usage(self) -> list[protocol_budgets.ModelUsage]:
+        """What was used, by day and model."""
+        return [
+            protocol_budgets.ModelUsage(
+                day=day, model=model, calls=total.calls, estimated=total.estimated, unpriced=total.unpriced,
+                cost_nano=total.cost_nano, tool_calls=total.tool_calls, **msgspec.structs.asdict(total.used),
+            )
+            for (day, model), total in self.spent.items()
+        ]  # fmt: skip
+
+    def conclude(self) -> None:
+        """Nothing of the task runs any more: calls that a killed gateway left are charged in full."""
+        for number, asked in list(self.open.items()):
+            self.take(Ended(number=number, end="interrupted", charge=asked.reserved))
+
+    def _count(self, asked: Asked, charge: budgets.Charge, at_ms: int) -> None:
+        self.totals = self.totals.plus(charge)
+        key = (asked.day or protocol_budgets.day_of(at_ms), asked.model)
+        if key not in self.spent and len(self.spent) >= protocol_budgets.MAX_ROWS:
+            key = (key[0], protocol_budgets.OTHER)
+        self.spent[key] = self.spent.get(key, budgets.Totals()).plus(charge)
 
 
 def parse(content: bytes) -> Story:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentina.host import records, state
-from agentina.protocol import jobs, wire
+from agentina.protocol import budgets, jobs, wire
 
 if TYPE_CHECKING:
     from agentina.host import runs
@@ -43,6 +43,8 @@ class Entry:
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
     #: What it is known by at the host's gateway; empty: it has no way out there.
     token: str = dataclasses.field(default="", repr=False)
+    #: What it used of models so far, by day and model, as the gateway said it last.
+    models: list[budgets.ModelUsage] = dataclasses.field(default_factory=list)
     secrets: list[bytes] = dataclasses.field(default_factory=list)
     #: What it prints, where its runner can read that.
     run: runs.Run | None = None

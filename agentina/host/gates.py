@@ -18,7 +18,7 @@ import msgspec
 from agentina import errors
 from agentina.executors import contract
 from agentina.host import entries, policy, state
-from agentina.protocol import jobs
+from agentina.protocol import budgets, jobs, units
 from agentina.system import files
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Gates:
         self._executor = executor
         self._rules = rules
         self._keeper: keeper.Keeper | None = None
-        self._open: set[str] = set()
+        self._open: dict[str, entries.Entry] = {}
 
     def dress(self, entry: entries.Entry) -> jobs.JobSpec:
         """The task's job, with the variables that tell its tools of the way out, unless it has them itself.
@@ -100,7 +100,8 @@ class Gates:
         job = entry.job
         if job is None or not entry.token:
             return launch
-        from agentina.gateway import budgets, channel, forwarder, tokens, variables  # noqa: PLC0415 - see the class
+        from agentina.gateway import budgets as rules_of_budgets  # noqa: PLC0415 - see the class
+        from agentina.gateway import channel, forwarder, tokens, variables  # noqa: PLC0415 - see the class
 
         rules = self._rules()
         limits = jobs.Budget() if job.budget is None else job.budget
@@ -110,10 +111,10 @@ class Gates:
             digest=tokens.digest(entry.token),
             scope=job.scope.hosts,
             policy=[] if rules is None else rules.hosts,
-            limits=msgspec.convert(msgspec.to_builtins(limits), budgets.Limits),
+            limits=msgspec.convert(msgspec.to_builtins(limits), rules_of_budgets.Limits),
         )
         files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(order), durable=False)
-        await self._serve(order)
+        await self._serve(entry, order)
         place = [str(entry.directory.path), variables.address(entry.task_id)]
         command = [sys.executable, "-I", "-S", forwarder.__file__, *place, "--"]
         return msgspec.structs.replace(
@@ -130,6 +131,8 @@ class Gates:
             await self._reopen(entry)
         elif operation is state.Do.COLLECT:
             self._close(entry)
+        elif operation is state.Do.UPLOAD and not entry.models:
+            self._read_usage(entry)  # one whose end the daemon found out from what is on disk
 
     async def stop(self) -> None:
         """Let the gateway end; tasks go on, and the next daemon opens it again."""
@@ -141,20 +144,20 @@ class Gates:
         if self._keeper is not None:
             self._keeper.reload()
 
-    async def _serve(self, order: channel.Open) -> None:
+    async def _serve(self, entry: entries.Entry, order: channel.Open) -> None:
         if self._keeper is None:
             from agentina.gateway import keeper as made  # noqa: PLC0415 - see the class
 
             self._keeper = made.Keeper(Path(self._settings), hear=self._hear)
         await self._keeper.open(order)
-        self._open.add(order.task_id)
+        self._open[entry.task_id] = entry
 
     async def _reopen(self, entry: entries.Entry) -> None:
         from agentina.gateway import channel  # noqa: PLC0415 - see the class
 
         try:
             content = files.read_bounded(entry.directory.path / _NAME, limit=_MAX)
-            await self._serve(msgspec.json.decode(content, type=channel.Open))
+            await self._serve(entry, msgspec.json.decode(content, type=channel.Open))
         except FileNotFoundError:
             return  # it runs without: the host has no gateway
         except (OSError, msgspec.MsgspecError, errors.AgentinaError) as error:
@@ -164,23 +167,28 @@ class Gates:
             )  # fmt: skip
 
     def _close(self, entry: entries.Entry) -> None:
-        if self._keeper is None or entry.task_id not in self._open:
-            return
-        self._open.discard(entry.task_id)
-        del self._notes[entry.task_id]
-        self._keeper.close(entry.task_id)
-        from agentina.gateway import record  # noqa: PLC0415 - see the class
-
-        story = record.read(entry.directory.path)
-        if story is not None and story.totals.calls:
-            used = story.totals
+        if self._keeper is not None and self._open.pop(entry.task_id, None) is not None:
+            del self._notes[entry.task_id]
+            self._keeper.close(entry.task_id)
+        self._read_usage(entry)
+        used = budgets.add(entry.models)
+        if used.calls:
             unknown = f", not counting {used.unpriced} calls without a price" if used.unpriced else ""
             text = (
-                f"used {used.calls} calls of models: {used.used.counted + used.used.cached} tokens, "
-                f"{used.used.cached} of them cached, {used.cost_nano / 1e9:.4f} US dollars{unknown}"
+                f"used {units.show_count(used.calls, 'call')} of models: {used.tokens} tokens, "
+                f"{used.cached} of them cached, {budgets.show_money(used.cost_nano)}{unknown}"
             )
             _log.info("task %s %s", entry.task_id, text, extra={"action": "task-usage", "task": entry.task_id})
             self._note(entry.task_id, text)
+
+    def _read_usage(self, entry: entries.Entry) -> None:
+        """Find out what a task that has ended used: its record tells, whoever was killed meanwhile."""
+        from agentina.gateway import record  # noqa: PLC0415 - see the class
+
+        story = record.read(entry.directory.path)
+        if story is not None:
+            story.conclude()
+            entry.models = story.usage()
 
     def _hear(self, word: channel.Word) -> None:
         """Put what the gateway says of a task into its timeline, and into the log; its record has it as well."""
@@ -194,6 +202,8 @@ class Gates:
             fields = {"action": "budget-near", "task": word.task_id}
             _log.warning("the budget of task %s is nearly used up: %s", word.task_id, word.text, extra=fields)
             self._tell(word.task_id, f"the budget is nearly used up: {word.text}")
+        elif isinstance(word, said.Used) and word.task_id in self._open:
+            self._open[word.task_id].models = word.usage
 
     def _tell(self, task_id: str, text: str) -> None:
         if task_id in self._open and self._notes[task_id] < _MAX_NOTES:

@@ -268,8 +268,8 @@ class Operations:
         return outcomes.lost(Reason.HOST_RESTARTED if restarted else Reason.SUPERVISOR_DIED)
 
     async def _upload(self, entry: entries.Entry) -> state.Event:
-        outcome = entry.task.outcome
-        assert outcome is not None
+        assert entry.task.outcome is not None
+        outcome = msgspec.structs.replace(entry.task.outcome, models=entry.models)
         try:
             size = await self._upload_output(entry)
             outcome = msgspec.structs.replace(outcome, output_bytes=size)

@@ -111,6 +111,7 @@ class Tasks:
                 state=entry.task.shown,
                 output_bytes=entry.sent or 0,
                 agent=None if entry.run is None else entry.run.so_far(entry.secrets),
+                models=entry.models,
             )
             for entry in self._entries.values()
         ]

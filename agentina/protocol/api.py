@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from agentina.protocol import jobs
+from agentina.protocol import budgets, jobs
 from agentina.protocol.states import Reason, State
 from agentina.protocol.wire import AgentRun, ArtifactInfo, HostFacts, Outcome, UpdateReport
 
@@ -67,6 +67,8 @@ class TaskView(_Message, frozen=True, kw_only=True):
     outcome: Outcome | None = None
     #: How far an AI agent is, as of its host's last heartbeat; when it has ended see ``outcome``.
     run: AgentRun | None = None
+    #: What a running task used of models, likewise.
+    models: list[budgets.ModelUsage] = []
 
 
 class JobEvent(_Message, frozen=True, kw_only=True):
@@ -92,6 +94,8 @@ class JobView(_Message, frozen=True, kw_only=True):
     blockers: list[str] = []
     #: Ended without success and out of attempts: a dead letter, kept until retried or removed.
     dead_letter: bool = False
+    #: What its tasks used of models, by model; those that run as of some seconds ago.
+    usage: list[UsageRow] = []
 
 
 class JobList(_Message, frozen=True, kw_only=True):
@@ -344,6 +348,30 @@ class RolloutList(_Message, frozen=True, kw_only=True):
     """``GET /v1/rollouts``: the newest first."""
 
     rollouts: list[RolloutSummary]
+
+
+# --- what models were used for ---------------------------------------------------------------------------------------
+
+
+class UsageRow(budgets.Amounts, frozen=True, kw_only=True):
+    """What calls of models used together."""
+
+    #: Id of a job or agent, name of an organization or model, or a day.
+    key: str
+    #: What people call it, where that is something else.
+    name: str = ""
+
+
+class UsageReport(_Message, frozen=True, kw_only=True):
+    """``GET /v1/usage``: the days are of UTC, both included. What runs is as of half a minute ago."""
+
+    by: str
+    since: str
+    until: str
+    rows: list[UsageRow]
+    #: All of it together, also what is in no row because there are more than was asked for.
+    total: budgets.Amounts
+    is_cut: bool = False
 
 
 # --- the rest ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from agentina.protocol import jobs, signing
+from agentina.protocol import budgets, jobs, signing
 from agentina.protocol.states import Reason, State
 
 #: Most reports in one request.
@@ -34,6 +34,7 @@ Short = Annotated[str, msgspec.Meta(max_length=256)]
 Detail = Annotated[str, msgspec.Meta(max_length=MAX_DETAIL)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
 Labels = Annotated[dict[str, str], msgspec.Meta(max_length=64)]
+ModelRows = Annotated[list[budgets.ModelUsage], msgspec.Meta(max_length=2 * budgets.MAX_ROWS)]
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -120,6 +121,8 @@ class Held(_Message, frozen=True, kw_only=True):
     output_bytes: Count = 0
     #: How far an AI agent is, its texts cut short; in heartbeats only.
     agent: AgentRun | None = None
+    #: What it used of models so far; in heartbeats only.
+    models: ModelRows = []
 
 
 class SessionOpen(_Message, frozen=True, kw_only=True):
@@ -422,6 +425,8 @@ class Outcome(_Message, frozen=True, kw_only=True):
     error_context: dict[str, Any] = {}
     #: Of tasks whose runner reads what an AI agent prints.
     agent: AgentRun | None = None
+    #: What it used of models, as its host's gateway counted it.
+    models: ModelRows = []
 
 
 class Report(_Message, frozen=True, kw_only=True):

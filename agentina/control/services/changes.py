@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from agentina.control.store import engine
-from agentina.protocol import wire
+from agentina.protocol import budgets, wire
 from agentina.protocol.states import State
 
 
@@ -44,6 +44,8 @@ class Changes:
     stops: list[wire.StopTask] = dataclasses.field(default_factory=list)
     #: Seconds from runnable to started.
     start_latencies: list[float] = dataclasses.field(default_factory=list)
+    #: Role and model, and by how much what was used of it grew.
+    used: list[tuple[str, str, budgets.Amounts]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

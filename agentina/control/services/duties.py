@@ -12,7 +12,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, plane
-from agentina.control.services import changes, outcomes, releases, rollout_duty
+from agentina.control.services import changes, outcomes, releases, rollout_duty, usage
 from agentina.control.store import agents, engine, jobs, tasks
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
@@ -121,6 +121,7 @@ class Duties:
 
     async def flush_heartbeats(self) -> None:
         """Write what heartbeats said since the last time."""
+        await usage.flush(self._control)
         fleet_now = self._control.fleet.agents.values()
         changed = [agent for agent in fleet_now if agent.is_changed or agent.is_work_counted]
         for start in range(0, len(changed), _CHUNK):

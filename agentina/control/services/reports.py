@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from agentina.control import fleet, ids, plane
-from agentina.control.services import changes, outcomes, sessions
+from agentina.control.services import changes, outcomes, sessions, usage
 from agentina.control.store import agents, engine, tasks
 from agentina.protocol import names, wire
 from agentina.protocol.states import FINAL, REASONS, Reason, State, may_follow
@@ -161,6 +161,7 @@ class _Application:
             outcome = wire.Outcome(
                 state=State.LOST, reason=Reason.RECORD_DAMAGED, detail="its host reported an end without a final state"
             )
+        usage.keep(self._work, task, outcome.models)
         is_first, task.host_ended = not task.host_ended, True
         if task.outcome is None:
             # What the host said first counts.

@@ -164,6 +164,8 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
         if held is not None and held.deadline > now:
             held.deadline = now + control.settings.lease_seconds
             held.is_taken, held.spec, held.run = True, None, listed.agent
+            if listed.models and listed.models != held.models:
+                held.models = control.usage_told[held.task] = listed.models
             renewed.append(listed.task_id)
         elif held is None:
             unheld_listed.append(listed)

@@ -9,7 +9,7 @@ import msgspec
 import agentina
 from agentina import errors
 from agentina.control import fleet, plane
-from agentina.control.services import blockers, releases
+from agentina.control.services import blockers, releases, usage
 from agentina.control.store import engine, jobs, tasks
 from agentina.protocol import api, wire
 from agentina.protocol import jobs as protocol_jobs
@@ -51,6 +51,7 @@ def job_view(control: plane.Plane, public_id: str) -> api.JobView:
             artifacts=[artifact(row) for row in tasks.artifacts_of_job(tx, job.id)],
             blockers=_blockers(control, tx, job) if job.state is State.QUEUED else [],
             dead_letter=bool(job.dead_letter),
+            usage=usage.of_job(tx, job.id),
         )
 
     return control.store.read(read)
@@ -92,6 +93,7 @@ def task_view(control: plane.Plane, job: str, row: engine.Row) -> api.TaskView:
         output_bytes=control.blobs.output_size(task_id),
         outcome=None if row["outcome"] is None else msgspec.json.decode(row["outcome"], type=wire.Outcome),
         run=None if held is None else held.run,
+        models=[] if held is None else held.models,
     )  # fmt: skip
 
 

@@ -79,8 +79,11 @@ async def test_a_job_with_a_budget_has_a_way_out_and_its_usage_is_told(bed: Bed)
     assert "message_stop" in output
     assert f"http://{variables.address(task.id)}:8377" in output
     fresh, cached, used = bed.provider.billed
-    assert f"used 1 calls of models: {fresh + cached + used} tokens, {cached} of them cached" in bed.log
-    assert [note for note in task.notes if note.startswith("used 1 calls of models")]
+    assert f"used 1 call of models: {fresh + cached + used} tokens, {cached} of them cached" in bed.log
+    assert [note for note in task.notes if note.startswith("used 1 call of models")]
+    (row,) = task.outcome.models
+    assert (row.input, row.cached, row.output, row.calls) == (fresh, cached, used, 1)
+    assert row.cost_nano > 0
     assert gates.KEY not in output + bed.log
 
 

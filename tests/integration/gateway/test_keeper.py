@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.gateway import budgets, channel, forwarder, keeper, listener, record, tokens, usage, variables
+from agentina.gateway import budgets, channel, forwarder, keeper, listener, record, tokens, variables
 from tests.fakes import model_provider
 from tests.integration.gateway import gates
 
@@ -83,7 +83,8 @@ async def test_a_tool_in_a_task_calls_a_model(host: Host) -> None:
     word = await asyncio.wait_for(host.words.get(), 20)
     fresh, cached, used = host.provider.billed
     assert isinstance(word, channel.Used)
-    assert word.totals.used == usage.Usage(input=fresh, cached=cached, output=used)
+    (row,) = word.usage
+    assert (row.input, row.cached, row.output, row.calls) == (fresh, cached, used, 1)
     assert host.provider.asked[0].headers["x-api-key"] == gates.KEY
 
 

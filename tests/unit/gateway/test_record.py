@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import zlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from agentina import errors
 from agentina.gateway import budgets, record, usage
+from agentina.protocol import budgets as protocol_budgets
 
 CHARGE = budgets.Charge(used=usage.Usage(input=5, output=7), cost_nano=99, tool_calls=1)
 ENTRIES: list[record.Entry] = [
@@ -97,3 +99,36 @@ def test_refusals_are_bounded(tmp_path: Path) -> None:
         written.write(record.Refusal(code="EGRESS_REFUSED", reason="scope", host=f"{number}.example.com"))
     assert len(written.story.refusals) == 200
     written.close()
+
+
+def test_usage_is_told_by_day_and_model_and_open_calls_in_full(tmp_path: Path) -> None:
+    written = record.Record(tmp_path)
+    day, late = "2026-11-21", "2026-11-22"
+    for number, (model, when) in enumerate([("a", day), ("b", day), ("a", day), ("a", late)], 1):
+        written.write(record.Asked(number=number, model=model, reserved=CHARGE, day=when))
+        if number < 4:
+            written.write(record.Ended(number=number, end="completed", charge=CHARGE, at_ms=0))
+    written.close()
+    story = record.read(tmp_path)
+    assert story is not None
+    assert {(row.day, row.model): row.calls for row in story.usage()} == {(day, "a"): 2, (day, "b"): 1}
+    story.conclude()
+    assert {(row.day, row.model): row.calls for row in story.usage()} == {(day, "a"): 2, (day, "b"): 1, (late, "a"): 1}
+    assert sum(row.cost_nano for row in story.usage()) == story.totals.cost_nano == 4 * 99
+
+
+def test_a_record_without_days_counts_on_the_day_of_the_end() -> None:
+    asked = b'{"kind":"ask","number":1,"model":"m","reserved":{}}'
+    line = b"%08x %s\n" % (zlib.crc32(asked), asked)
+    story = record.parse(line + record.encode(record.Ended(number=1, end="completed", charge=CHARGE, at_ms=86_400_000)))
+    assert [row.day for row in story.usage()] == ["1970-01-02"]
+
+
+def test_a_task_that_names_model_after_model_has_few_rows() -> None:
+    story = record.Story()
+    for number in range(200):
+        story.take(record.Asked(number=number, model=f"m{number}", reserved=CHARGE, day="2026-11-21"))
+        story.take(record.Ended(number=number, end="completed", charge=CHARGE))
+    rows = story.usage()
+    assert len(rows) == protocol_budgets.MAX_ROWS + 1
+    assert sum(row.calls for row in rows) == 200
