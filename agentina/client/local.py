@@ -20,7 +20,7 @@ _PIECE: Final = 65_536
 
 
 def ask(instance: paths.InstancePaths, verb: str, *, reason: str = "", timeout_seconds: float = 5.0) -> dict[str, Any]:
-    """Carry out ``verb`` (``status``, ``drain``, ``resume``, ``refresh``) and return the status afterwards.
+    """Carry out ``verb`` (``status``, ``drain``, ``resume``, ``refresh``, ``probe``) and return the status afterwards.
 
     Raises:
         AgentinaError: ``DAEMON_NOT_RUNNING`` when nobody listens or it does not answer in time, ``LOCAL_FORBIDDEN``

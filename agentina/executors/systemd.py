@@ -22,7 +22,7 @@ import msgspec
 
 from agentina import errors
 from agentina.executors import contract, fields
-from agentina.system import clock, files, systemd, tasks
+from agentina.system import cgroups, clock, files, systemd, tasks
 
 TEMPLATE: Final = "agentina-task"
 #: Where the task sees its own directory.
@@ -88,7 +88,7 @@ class SystemdExecutor:
 
     def guarantees(self) -> dict[str, str]:
         """See :meth:`agentina.executors.contract.Executor.guarantees`."""
-        controllers = _controllers()
+        controllers = cgroups.controllers()
         by_kernel = "enforced by the kernel (a control group of its own)"
         without = "not enforced: the host's control groups have no {} controller"
         return {
@@ -408,13 +408,6 @@ def _one(found: dict[str, list[str]], name: str) -> str:
 def _integer(found: dict[str, list[str]], name: str) -> int:
     text = _one(found, name)
     return int(text) if text.isdecimal() else 0
-
-
-def _controllers() -> frozenset[str]:
-    try:
-        return frozenset(Path("/sys/fs/cgroup/cgroup.controllers").read_text("ascii").split())
-    except OSError:
-        return frozenset()
 
 
 def _started_before(task_id: str) -> errors.AgentinaError:

@@ -40,6 +40,7 @@ from agentina.host import (
     outbox,
     poll,
     preemption,
+    probe,
     reports,
     session,
     shutdown,
@@ -217,6 +218,10 @@ class Daemon:
             self._instance, keep_days=self._settings.keep_failed_days, disk_reserve=self._settings.disk_reserve
         )
         self._tasks.on_remove = self._janitor.remove
+        self._probe = probe.Probe(
+            self._instance.tasks, executor=self._executor, remove=self._janitor.remove, clocks=self._clock
+        )
+        self._parts.append(self._probe.close)
         self._follower = follow.Follower(self._tasks, transfers, self._session)
         self._grace = grace.Grace(self._instance.state / "grace", boot_id=self._boot_id, clocks=self._clock)
         self._standing = standing.Standing(
@@ -246,7 +251,7 @@ class Daemon:
         )
         found = reader.read(self._outbox.held, outbox_fresh=self._outbox.fresh)
         self._standing.damage.extend(found.damage)
-        for path in found.leftovers:
+        for path in (*found.leftovers, *self._probe.leftovers()):
             self._janitor.remove(path, keep=False)
         for adoption in found.adoptions:
             if not adoption.held:
@@ -289,6 +294,7 @@ class Daemon:
             beats=self._heartbeat,
             executor=self._executor,
             updates=self._orders,
+            probing=self._probe,
             clocks=self._clock,
         )
         self._local = localapi.LocalApi(self._instance.socket, status=view.build, act=self._act_locally)
@@ -416,6 +422,9 @@ class Daemon:
             self._standing.drain(request.reason)
         elif request.verb == "resume":
             self._standing.resume()
+        elif request.verb == "probe":
+            self._probe.begin()
+            return
         _log.info("asked locally: %s", request.verb, extra={"action": f"local-{request.verb}"})
         self._heartbeat.beat_now()
         self._reconsider()

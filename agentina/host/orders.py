@@ -130,6 +130,11 @@ def report_of(known: journal.Journal) -> wire.UpdateReport | None:
         state=update.state.value,
         verdict=_VERDICTS[update.verdict] if update.is_over else "",
         reason=update.reason.value if update.reason else "",
-        detail=update.detail[: wire.MAX_DETAIL],
+        detail=(update.detail or _remark(update))[: wire.MAX_DETAIL],
         at_ms=update.moments[-1].at_ms if update.moments else 0,
     )
+
+
+def _remark(update: journal.Update) -> str:
+    """What a trial could not look at; nothing is held against the release for it."""
+    return f"not provable here: {update.unproved}" if update.unproved else ""

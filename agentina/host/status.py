@@ -7,7 +7,7 @@ from typing import Literal
 
 from agentina import __version__
 from agentina.executors import contract
-from agentina.host import config, entries, heartbeat, identity, orders, outbox, session, standing, state, tasks
+from agentina.host import config, entries, heartbeat, identity, orders, outbox, probe, session, standing, state, tasks
 from agentina.protocol import local, wire
 from agentina.protocol.states import Reason, State
 from agentina.system import clock, paths
@@ -36,6 +36,7 @@ class StatusView:
         beats: heartbeat.Heartbeat,
         executor: contract.Executor,
         updates: orders.Orders,
+        probing: probe.Probe,
         clocks: clock.Clock,
     ) -> None:
         self._instance = instance
@@ -48,6 +49,7 @@ class StatusView:
         self._heartbeat = beats
         self._executor = executor
         self._updates = updates
+        self._probe = probing
         self._clock = clocks
         self._started_ms = clocks.wall_ms()
 
@@ -79,6 +81,7 @@ class StatusView:
             update_available=self._session.directives.update_available,
             update_title=self._session.directives.update_title,
             update=self._updates.report(),
+            probe=self._probe.seen,
             tasks=[self._task(entry) for entry in self._tasks.all],
             max_concurrent_tasks=self._settings.max_concurrent_tasks,
             slots_free=offer.slots,

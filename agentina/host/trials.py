@@ -11,11 +11,16 @@ as many running tasks as there are units that ran before     ``tasks-lost``
 the control plane answered it: session and heartbeat         ``no-heartbeat``; ``control-plane-away`` where
                                                              the updater does not reach it either, or it said
                                                              that it is overloaded
+a task of its own (:mod:`agentina.host.probe`) that takes    ``limits-not-held``, at once; where it cannot be
+more memory than it may is ended for that, at its limit      run, at the end of the patience; ``disk-full``
 ==========================================================  ================================================
 
 All of it has to hold at one look, after the release was up for the whole soak time: longer than the watchdog's
 interval, so that a release that stops feeding it is seen. Tasks are found before a daemon says that it is ready, so
 little patience is needed with a release that does not know them, and none with their leases, which end meanwhile.
+
+Where the kernel cannot hold a memory limit (:attr:`Seen.can_limit`), or the release is older than the probe, nothing
+is held against it: :func:`unproved` says what nobody could look at, and the journal keeps that.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import enum
 from typing import Any, Final
 
 from agentina import errors
+from agentina.protocol.states import State
 from agentina.system import unit_states
 from agentina.updates.journal import Reason
 
@@ -33,6 +39,10 @@ _STARTED: Final = frozenset({"running", "finishing"})
 _BUSY: Final = frozenset({errors.OVERLOADED.code, errors.STORAGE_FULL.code, errors.SHUTTING_DOWN.code})
 #: Seconds after which a release knows the tasks that run, or never will.
 _ADOPTION_SECONDS: Final = 10.0
+#: The executor whose tasks are units, which the kernel holds to their limits.
+_BY_KERNEL: Final = "systemd"
+#: The kernel counts in batches.
+_SLACK: Final = 1.05
 _RESULTS: Final = {
     "watchdog": Reason.WATCHDOG,
     "oom-kill": Reason.OUT_OF_MEMORY,
@@ -70,6 +80,8 @@ class Seen:
     older_tasks: int
     #: CLOCK_MONOTONIC.
     now: float
+    #: Whether the kernel can hold a service to a memory limit here.
+    can_limit: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,8 +105,31 @@ def judge(seen: Seen, *, version: str, terms: Terms) -> Judgement:
     missing = _missing(seen, version)
     if missing is None:
         return Judgement(Verdict.GOOD if age >= terms.soak else Verdict.WAIT)
-    patience = min(terms.patience, _ADOPTION_SECONDS) if missing[0] is Reason.TASKS_LOST else terms.patience
+    patience = terms.patience
+    if missing[0] is Reason.TASKS_LOST:
+        patience = min(patience, _ADOPTION_SECONDS)
+    elif missing[0] is Reason.LIMITS_NOT_HELD and ((seen.status or {}).get("probe") or {}).get("outcome"):
+        patience = 0.0  # nothing is missing: it was seen
     return Judgement(Verdict.BAD, *missing) if age >= patience else Judgement(Verdict.WAIT)
+
+
+def wants_probe(seen: Seen) -> bool:
+    """Whether the daemon is to be asked for a task over its memory limit."""
+    if seen.status is None or unproved(seen):
+        return False
+    probe = seen.status["probe"]
+    return probe is None or not (probe["running"] or probe["outcome"])
+
+
+def unproved(seen: Seen) -> str:
+    """What cannot be looked at on this host, or with this release; empty: everything can."""
+    if not seen.can_limit:
+        return "memory limits: the host's control groups have no memory controller"
+    if seen.status is not None and "probe" not in seen.status:
+        return "memory limits: the release is older than the task that would show them"
+    if seen.status is not None and seen.status.get("executor") != _BY_KERNEL:
+        return "memory limits: this host's tasks are not contained by the kernel"
+    return ""
 
 
 def why_ended(unit: unit_states.Unit) -> tuple[Reason, str]:
@@ -126,4 +161,20 @@ def _missing(seen: Seen, version: str) -> tuple[Reason, str] | None:
     if status.get("state") == "offline" or status.get("last_heartbeat_ms") is None:
         said = status.get("state_reason") or status.get("last_error") or ""
         return Reason.NO_HEARTBEAT, str(said)[:500]
-    return None
+    return None if unproved(seen) else _overstepped(status["probe"])
+
+
+def _overstepped(probe: dict[str, Any] | None) -> tuple[Reason, str] | None:
+    """What is wrong with the end of a task over its memory limit; None: it was held to it."""
+    if probe is None or probe["running"]:
+        return Reason.LIMITS_NOT_HELD, "its task over a memory limit did not come to an end"
+    outcome, limit = probe["outcome"], probe["limit_bytes"]
+    if outcome is None:
+        reason = Reason.DISK_FULL if probe["error_code"] == errors.DISK_FULL.code else Reason.LIMITS_NOT_HELD
+        return reason, f"its task over a memory limit could not be run: {probe['detail']}"[:500]
+    # Kernels before 5.19 do not tell the peak (memory.peak); that they ended it has to do.
+    peak = (outcome.get("usage") or {}).get("memory_peak_bytes") or 0
+    if outcome["state"] == State.OUT_OF_MEMORY.value and peak <= limit * _SLACK:
+        return None
+    said = f"a task limited to {limit >> 20} MiB took {peak >> 20} MiB and ended as {outcome['state']}"
+    return Reason.LIMITS_NOT_HELD, f"{said}: {outcome.get('detail', '')}"[:500]

@@ -33,8 +33,8 @@ import msgspec
 
 from agentina import errors
 from agentina.client import api, local
-from agentina.host import config, offers, trials
-from agentina.system import clock, files, paths, services, unit_states
+from agentina.host import config, offers, trials, wishes
+from agentina.system import cgroups, clock, files, paths, services, unit_states
 from agentina.updates import engine, journal, releases
 from agentina.updates.journal import Reason
 
@@ -43,6 +43,8 @@ LAUNCH: Final = "/usr/lib/agentina/launch"
 _SMOKE_SECONDS: Final = 60
 #: Seconds between looks at a trial: what PID 1 and another process know has no event here.
 _LOOK_AGAIN: Final = 0.2
+#: Seconds after which a task over its memory limit that could not be run is asked for again.
+_PROBE_AGAIN: Final = 5.0
 #: Seconds a start may take, with the stop before it (TimeoutStartSec=, TimeoutStopSec=).
 _START_SECONDS: Final = 150.0
 _MAX_NOTE: Final = 64 << 10
@@ -96,7 +98,7 @@ class SystemdHost:
             failure, detail = trials.why_ended(unit)
         return journal.Facts(
             linked=self._store.linked(self._instance.name), boot_id=clock.boot_id(), trial=state, failure=failure,
-            detail=detail,
+            detail=detail, recalled=wishes.recalled(self._instance),
         )  # fmt: skip
 
     def fetch(self, update: journal.Update) -> None:
@@ -149,14 +151,22 @@ class SystemdHost:
         services.try_order("reset-failed", self.trial)
         services.order("start", "--no-block", self.trial)
 
-    def watch(self, update: journal.Update) -> None:
+    def watch(self, update: journal.Update) -> str:
         """See :class:`engine.Host`."""
+        asked_again = 0.0
         while True:
-            judgement = trials.judge(self._look(), version=update.version, terms=self._terms)
+            seen = self._look()
+            judgement = trials.judge(seen, version=update.version, terms=self._terms)
             if judgement.verdict is trials.Verdict.GOOD:
-                return
+                return trials.unproved(seen)
             if judgement.reason is not None:
                 raise self._failed(judgement)
+            if wishes.recalled(self._instance) == update.version:
+                raise engine.StepFailedError(Reason.ROLLOUT)
+            if trials.wants_probe(seen) and seen.now >= asked_again:
+                asked_again = seen.now + _PROBE_AGAIN
+                with contextlib.suppress(errors.AgentinaError):
+                    local.ask(self._instance, "probe")
             time.sleep(_LOOK_AGAIN)
 
     def promote(self, update: journal.Update) -> None:
@@ -215,7 +225,8 @@ class SystemdHost:
                 status = local.ask(self._instance, "status")
         tasks = unit_states.show_all(f"agentina-task@{self._instance.name}-S*.service")
         older = sum(1 for task in tasks if task.state == "active" and 0 < task.up < unit.began)
-        return trials.Seen(unit=unit, status=status, older_tasks=older, now=time.monotonic())
+        can_limit = "memory" in cgroups.controllers()
+        return trials.Seen(unit=unit, status=status, older_tasks=older, now=time.monotonic(), can_limit=can_limit)
 
     def _failed(self, judgement: trials.Judgement) -> engine.StepFailedError:
         reason, detail = judgement.reason, judgement.detail

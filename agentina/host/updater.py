@@ -91,6 +91,8 @@ def heed(instance: paths.InstancePaths, store: releases.Store, file: journal.Fil
     runs = running(instance, store)
     try:
         if wish.action == "rollback":
+            if _is_undone(file.content.update, wish.version):
+                return
             go_back(instance, store, file, version=wish.version, reason=Reason.ROLLOUT)
             return
         if runs is not None and versions.order(wish.version) < versions.order(runs):
@@ -105,6 +107,11 @@ def heed(instance: paths.InstancePaths, store: releases.Store, file: journal.Fil
             raise
         refused = journal.refuse(file.content, id=wish.id, version=wish.version, error=error, now=file.now)
         file.record(refused)
+
+
+def _is_undone(update: journal.Update | None, version: str) -> bool:
+    """Whether the latest update was the one to ``version``, and was left: the wish for that may have ended it."""
+    return update is not None and update.version == version and update.state is journal.State.ROLLED_BACK
 
 
 def _check_allowed(instance: paths.InstancePaths, version: str, *, wall_ms: int) -> None:

@@ -51,6 +51,25 @@ def take(instance: paths.InstancePaths) -> Wish | None:
 
     What is lost after this is asked for again: the daemon sees by the journal that nobody acted on it.
     """
+    content = _open(instance, remove=True)
+    try:
+        return None if content is None else _understand(content)
+    except errors.AgentinaError as error:
+        _log.warning("a wish for an update is not understood: %s", error, extra={"action": "wish-dropped"})
+        return None
+
+
+def recalled(instance: paths.InstancePaths) -> str:
+    """The version that the wish which waits takes back; empty: it does not. It goes on waiting."""
+    content = _open(instance, remove=False)
+    with contextlib.suppress(errors.AgentinaError):
+        wish = None if content is None else _understand(content)
+        return wish.version if wish is not None and wish.action == "rollback" else ""
+    return ""
+
+
+def _open(instance: paths.InstancePaths, *, remove: bool) -> bytes | None:
+    """What the daemon left; None: nothing."""
     try:
         top = os.open(instance.layout.state_directory, _DIRECTORY)
     except OSError:
@@ -63,9 +82,9 @@ def take(instance: paths.InstancePaths) -> Wish | None:
             return None
         stack.callback(os.close, directory)
         content = _read(instance.wish.name, directory)
-        if content is not None:
+        if content is not None and remove:
             _remove(instance.wish.name, directory)
-    return None if content is None else _understand(content)
+    return content
 
 
 def _read(name: str, directory: int) -> bytes | None:
@@ -93,11 +112,7 @@ def _remove(name: str, directory: int) -> None:
             os.rmdir(name, dir_fd=directory)
 
 
-def _understand(content: bytes) -> Wish | None:
-    try:
-        wish = inputs.decode(content, Wish, "wish", limit=_MAX_WISH)
-        versions.check(wish.version)
-    except errors.AgentinaError as error:
-        _log.warning("a wish for an update is not understood: %s", error, extra={"action": "wish-dropped"})
-        return None
+def _understand(content: bytes) -> Wish:
+    wish = inputs.decode(content, Wish, "wish", limit=_MAX_WISH)
+    versions.check(wish.version)
     return wish

@@ -11,16 +11,19 @@ from typing import Annotated, Literal
 import msgspec
 
 from agentina.protocol.states import Reason, State
-from agentina.protocol.wire import HostFacts, UpdateReport
+from agentina.protocol.wire import HostFacts, Outcome, UpdateReport
 
 #: Longest request or answer line, in bytes.
 MAX_LINE = 8 << 20
 
 
 class LocalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``status``; ``drain`` and ``resume`` (this host's own wish, kept over restarts); ``refresh`` (heartbeat now)."""
+    """``status``; ``drain`` and ``resume`` (this host's own wish, kept over restarts); ``refresh`` (heartbeat now).
 
-    verb: Literal["status", "drain", "resume", "refresh"]
+    ``probe``: have a task of the daemon's own take more memory than it may; the status then tells what came of it.
+    """
+
+    verb: Literal["status", "drain", "resume", "refresh", "probe"]
     reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
 
 
@@ -47,6 +50,19 @@ class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes: int = 0
     #: Seconds until the lease runs out; None when nothing runs.
     lease_seconds: float | None = None
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a task of the daemon's own that was to take more memory than it may (agentina/host/probe.py)."""
+
+    #: It is under way.
+    running: bool = False
+    limit_bytes: int = 0
+    #: How it ended; None: it has not, or could not be run.
+    outcome: Outcome | None = None
+    #: Why it could not be run.
+    error_code: str = ""
+    detail: str = ""
 
 
 class LicenseView(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +104,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     update_title: str = ""
     #: The latest update of this host; None: there was none.
     update: UpdateReport | None = None
+    #: The latest task over its memory limit; None: nobody asked for one.
+    probe: Probe | None = None
     tasks: list[LocalTask] = []
     max_concurrent_tasks: int = 0
     slots_free: int = 0

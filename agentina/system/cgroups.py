@@ -28,6 +28,14 @@ class Delegation:
     controllers: frozenset[str]
 
 
+def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
+    """What the kernel can limit for this host's services, such as ``memory``; empty: nothing, or unknown."""
+    try:
+        return frozenset((root / "cgroup.controllers").read_text("ascii").split())
+    except OSError:
+        return frozenset()
+
+
 def find(*, proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> Delegation | None:
     """The cgroup delegated to this process, ready for children; None when there is none.
 

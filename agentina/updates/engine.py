@@ -8,6 +8,7 @@ behind :class:`Host`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from agentina import errors
@@ -68,8 +69,11 @@ class Host(Protocol):
         """Let PID 1 stop the stable unit and start the trial."""
         ...
 
-    def watch(self, update: journal.Update) -> None:
-        """Return when the trial is good; raise :class:`StepFailedError` when it is not."""
+    def watch(self, update: journal.Update) -> str:
+        """Return when the trial is good; raise :class:`StepFailedError` when it is not.
+
+        What is returned could not be looked at on this host; empty: everything could.
+        """
         ...
 
     def promote(self, update: journal.Update) -> None:
@@ -113,7 +117,7 @@ def _do(file: journal.File, host: Host, step: Step) -> None:
     """One step forward; where it fails, the decision to go back."""
     update = file.content.update
     assert update is not None
-    acts = {
+    acts: dict[Step, tuple[Callable[[journal.Update], str | None], State]] = {
         Step.FETCH: (host.fetch, State.FETCHED),
         Step.VERIFY: (host.verify, State.VERIFIED),
         Step.STAGE: (host.stage, State.STAGED),
@@ -128,7 +132,7 @@ def _do(file: journal.File, host: Host, step: Step) -> None:
             host.begin_trial(update)
             return
         act, reached = acts[step]
-        act(update)
+        unproved = act(update) or ""
     except StepFailedError as failure:
         _go_back(file, failure.reason, failure.detail)
         return
@@ -139,7 +143,7 @@ def _do(file: journal.File, host: Host, step: Step) -> None:
         _go_back(file, reason, str(error))
         return
     try:
-        file.record(journal.advance(file.content, reached, file.now))
+        file.record(journal.advance(file.content, reached, file.now, unproved=unproved))
     except errors.AgentinaError:
         if step is Step.WATCH:
             # A promotion that cannot be recorded does not happen, and a trial must not go on unwatched.

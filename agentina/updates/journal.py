@@ -44,6 +44,7 @@ the same update again                            nothing changes
 another update meanwhile                         refused (``STATE_CONFLICT``)
 a version that is skipped here                   refused (``RELEASE_SKIPPED``) unless forced
 a wish that was acted on before                  nothing changes, whatever became of it (its id is in the history)
+a rollout takes back what is under way           rolled back before the next step, and in the midst of a trial
 a wish of a rollout that is refused              recorded (:class:`Refusal`), for the report to the control plane
 ==============================================  ========================================================================
 """
@@ -176,6 +177,8 @@ FOLLOWS: Final[dict[State, frozenset[State]]] = {
     State.ROLLING_BACK: frozenset({State.ROLLED_BACK}),
     State.ROLLED_BACK: frozenset(),
 }
+#: An update that is taken back ends at once here. What is being promoted is promoted first, and then left.
+_RECALLABLE: Final = frozenset(FOLLOWS) - _FINAL - {State.PROMOTING, State.ROLLING_BACK}
 _STEPS: Final = {
     State.REQUESTED: Step.FETCH,
     State.FETCHED: Step.VERIFY,
@@ -213,6 +216,8 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason | None = None
     verdict: Verdict | None = None
     detail: str = ""
+    #: What its trial could not look at on this host; empty: everything was looked at.
+    unproved: str = ""
     moments: list[Moment] = []
 
     @property
@@ -282,6 +287,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     #: With :attr:`Trial.FAILED`: why.
     failure: Reason = Reason.CRASHED
     detail: str = ""
+    #: The version whose update a rollout took back, by a wish that waits; empty: none.
+    recalled: str = ""
 
 
 class Now(msgspec.Struct, frozen=True, kw_only=True):
@@ -352,8 +359,14 @@ def refuse(journal: Journal, *, id: str, version: str, error: errors.AgentinaErr
     return msgspec.structs.replace(journal, refused=refusal)
 
 
-def advance(journal: Journal, state: State, now: Now) -> Journal:
+def advance(journal: Journal, state: State, now: Now, *, unproved: str = "") -> Journal:
     """``journal`` with its update one state further. Going back is :func:`roll_back`.
+
+    Args:
+        journal: As it is.
+        state: The next.
+        now: The time.
+        unproved: What the trial could not look at on this host.
 
     Raises:
         ValueError: That state does not follow.
@@ -362,7 +375,10 @@ def advance(journal: Journal, state: State, now: Now) -> Journal:
     if state is State.ROLLING_BACK:
         raise ValueError("a rollback needs its reason")
     update = _in(journal, state)
-    journal = msgspec.structs.replace(journal, update=_moved(update, state, now))
+    moved = _moved(update, state, now)
+    if unproved:
+        moved = msgspec.structs.replace(moved, unproved=unproved[:_MAX_DETAIL])
+    journal = msgspec.structs.replace(journal, update=moved)
     if state is State.PROMOTED:
         return _decided(journal, update.version)
     if state is not State.ROLLED_BACK or update.reason is None:
@@ -438,8 +454,12 @@ def plan(journal: Journal, facts: Facts) -> Decision:
         # Level 2: the rescue helper moves the link, without a journal, when the promoted release does not start.
         rescued = facts.linked != update.version
         return Decision(Step.UNDO, Reason.START_FAILURE, facts.detail) if rescued else Decision(Step.NONE)
-    if update.state is not State.ON_TRIAL:
-        return Decision(_STEPS[update.state])
+    if update.state in _RECALLABLE and facts.recalled == update.version:
+        return Decision(Step.UNDO, Reason.ROLLOUT)
+    return _plan_trial(update, facts) if update.state is State.ON_TRIAL else Decision(_STEPS[update.state])
+
+
+def _plan_trial(update: Update, facts: Facts) -> Decision:
     if facts.trial is Trial.FAILED:
         return Decision(Step.UNDO, facts.failure, facts.detail)
     if facts.trial is Trial.RUNNING and facts.boot_id == update.boot_id:

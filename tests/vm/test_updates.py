@@ -266,6 +266,7 @@ def test_good_release_stays_and_an_operator_goes_back(site: Site, measured: Call
     site.check_untouched()
     update = site.status()["update"]
     assert (update["version"], update["state"], update["verdict"]) == (GOOD, "promoted", "good")
+    assert "not provable here: memory limits" in update["detail"], "they do not hold in a container"
     listed = json.loads(site.there.run("agentina release list --json"))["releases"]
     assert [one["version"] for one in listed if one["runs"]] == [GOOD]
     with site.absences() as absences:
@@ -351,6 +352,18 @@ def test_operator_ends_a_trial(site: Site) -> None:
         assert upgrade.wait(host.PATIENCE) == 1
     site.wait_for_version(site.packaged)
     assert site.status()["update"]["reason"] == "operator"
+    site.check_untouched()
+
+
+def test_rollout_that_is_halted_ends_a_trial(site: Site) -> None:
+    """Which would last longer than anybody here waits."""
+    site.set_times(soak=3 * host.PATIENCE, patience=3 * host.PATIENCE)
+    with site.upgrading("9.3.0") as upgrade:
+        site.wish(b'{"id": "roll_w.1", "action": "rollback", "version": "9.3.0"}')
+        assert upgrade.wait(host.PATIENCE) == 1
+    site.wait_for_version(site.packaged)
+    update = site.status()["update"]
+    assert (update["state"], update["verdict"], update["reason"]) == ("rolled-back", "inconclusive", "rollout")
     site.check_untouched()
 
 

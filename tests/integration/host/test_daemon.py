@@ -116,6 +116,24 @@ def marks(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+async def test_probe_is_a_task_over_its_limit_that_nobody_hears_of(
+    daemon: DaemonProcess, plane: control.FakeControl
+) -> None:
+    await plane.until(lambda: plane.session > 0)
+    (daemon.instance.tasks / "probe.of-a-daemon-that-was-killed").mkdir(parents=True)
+    await daemon.kill()
+    await daemon.start()
+    await plane.until(lambda: plane.session > 1)
+    status = await daemon.ask("probe")
+    while status.probe is None or status.probe.running:
+        status = await daemon.ask()
+    assert status.probe.outcome is not None, status.probe
+    assert (status.probe.outcome.state, status.probe.outcome.reason) == (State.OUT_OF_MEMORY, Reason.MEMORY_LIMIT)
+    assert status.tasks == []
+    assert plane.tasks == {}
+    await plane.until(lambda: not list(daemon.instance.tasks.glob("probe.*")))
+
+
 async def test_job_runs_and_is_forgotten(daemon: DaemonProcess, plane: control.FakeControl) -> None:
     task = plane.submit("echo hello; echo $API_TOKEN", environment={"API_TOKEN": "sesame-open"})
     await plane.until_ended(task)

@@ -118,9 +118,10 @@ class Machine:
             self.trial, self.failure = Trial.FAILED, nature.trial
             self.start_stable()
 
-    def watch(self, update: journal.Update) -> None:
+    def watch(self, update: journal.Update) -> str:
         assert self.runs == update.version
         self.proven.add(update.version)
+        return "memory limits"
 
     def promote(self, update: journal.Update) -> None:
         engine.promote_links(self.store, "default", update)
@@ -219,6 +220,7 @@ def test_good_release_is_promoted(machine: Machine) -> None:
     ]  # fmt: skip
     check_end(machine, update)
     assert machine.runs == NEW
+    assert update.unproved == "memory limits", "what the trial could not look at is known afterwards"
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if journal.REASONS[reason][0] is Verdict.BAD])
@@ -433,9 +435,10 @@ def test_good_trial_that_cannot_be_recorded_does_not_go_on_unwatched(
 ) -> None:
     watch = machine.watch
 
-    def fill(update: journal.Update) -> None:
-        watch(update)
+    def fill(update: journal.Update) -> str:
+        unproved = watch(update)
         machine.room = 1  # for the link that the undoing moves
+        return unproved
 
     monkeypatch.setattr(machine, "watch", fill)
     record = journal.File.record

@@ -11,7 +11,15 @@ from agentina.updates.journal import Reason
 
 TERMS = trials.Terms(soak=10, patience=30)
 UP = unit_states.Unit(name="agentina-trial@default.service", state="active", pid=7, began=100.0, up=101.0)
-STATUS = {"pid": 7, "version": "2.0.0", "state": "online", "last_heartbeat_ms": 1, "tasks": [{"state": "running"}]}
+LIMIT = 48 << 20
+HELD = {
+    "running": False, "limit_bytes": LIMIT, "error_code": "", "detail": "",
+    "outcome": {"state": "out-of-memory", "usage": {"memory_peak_bytes": LIMIT}},
+}  # fmt: skip
+STATUS = {
+    "pid": 7, "version": "2.0.0", "state": "online", "last_heartbeat_ms": 1, "tasks": [{"state": "running"}],
+    "executor": "systemd", "probe": HELD,
+}  # fmt: skip
 
 
 def judge(
@@ -88,3 +96,75 @@ def test_control_plane_that_asks_to_be_left_alone() -> None:
     assert trials.is_told_to_wait({"problems": [{"code": "OVERLOADED"}]})
     assert not trials.is_told_to_wait({"problems": [{"code": "CONTROL_PLANE_UNREACHABLE"}]})
     assert not trials.is_told_to_wait(None)
+
+
+# --- a task over its memory limit -------------------------------------------------------------------------------------
+
+
+def probed(**changes: Any) -> dict[str, Any]:
+    return {**HELD, **changes}
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        {"state": "succeeded", "usage": {"memory_peak_bytes": 3 * LIMIT}, "detail": "It exited 0."},
+        # What a slot has by itself ended it: the limit was never set.
+        {"state": "out-of-memory", "usage": {"memory_peak_bytes": 64 << 20}},
+        # The kernel ended it, and nobody reported it as that.
+        {"state": "failed", "usage": {"memory_peak_bytes": LIMIT}},
+    ],
+)
+def test_limit_that_does_not_hold_is_bad_at_once(outcome: dict[str, Any]) -> None:
+    assert judge(age=1, probe=probed(outcome=outcome)) == (Verdict.BAD, Reason.LIMITS_NOT_HELD)
+
+
+def test_kernel_that_does_not_tell_the_peak() -> None:
+    assert judge(probe=probed(outcome={"state": "out-of-memory"})) == (Verdict.GOOD, None)
+
+
+@pytest.mark.parametrize(
+    ("probe", "reason"),
+    [
+        (None, Reason.LIMITS_NOT_HELD),
+        (probed(outcome=None, running=True), Reason.LIMITS_NOT_HELD),
+        (probed(outcome=None, error_code="TASK_START_FAILED"), Reason.LIMITS_NOT_HELD),
+        (probed(outcome=None, error_code="DISK_FULL"), Reason.DISK_FULL),
+    ],
+)
+def test_limit_nobody_saw_hold_is_waited_for(probe: Any, reason: Reason) -> None:
+    assert judge(age=29, probe=probe) == (Verdict.WAIT, None)
+    assert judge(age=30, probe=probe) == (Verdict.BAD, reason)
+
+
+@pytest.mark.parametrize(
+    ("probe", "is_wanted"),
+    [
+        (None, True),
+        (probed(outcome=None, running=True), False),
+        (HELD, False),
+        (probed(outcome=None, error_code="TASK_START_FAILED"), True),
+    ],
+)
+def test_probe_is_asked_for_until_one_came_to_its_end(probe: Any, *, is_wanted: bool) -> None:
+    seen = trials.Seen(unit=UP, status={**STATUS, "probe": probe}, older_tasks=0, now=101)
+    assert trials.wants_probe(seen) is is_wanted
+
+
+def without(*names: str) -> dict[str, Any]:
+    return {name: value for name, value in STATUS.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("status", "can_limit", "word"),
+    [
+        ({**STATUS, "probe": None}, False, "no memory controller"),
+        (without("probe"), True, "older"),
+        ({**STATUS, "probe": None, "executor": "process"}, True, "not contained by the kernel"),
+    ],
+)
+def test_what_cannot_be_looked_at_here_is_no_fault(status: dict[str, Any], word: str, *, can_limit: bool) -> None:
+    seen = trials.Seen(unit=UP, status=status, older_tasks=0, now=111, can_limit=can_limit)
+    assert trials.judge(seen, version="2.0.0", terms=TERMS).verdict is Verdict.GOOD
+    assert word in trials.unproved(seen)
+    assert not trials.wants_probe(seen)

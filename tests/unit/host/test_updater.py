@@ -124,6 +124,24 @@ def test_rollback_leaves_that_version_only(bench: Bench) -> None:
     assert (content.update.state, content.update.reason) == (State.ROLLING_BACK, Reason.ROLLOUT)
 
 
+def test_wish_to_leave_what_was_left_already_is_fulfilled(bench: Bench) -> None:
+    bench.heed()
+    wishes.write(bench.instance, wishes.Wish(id="roll_1.2", action="rollback", version=NEW))
+    assert wishes.recalled(bench.instance) == NEW
+    bench.end(good=False)
+    content = bench.heed(NEW, action="rollback", name="roll_1.2")
+    assert content.refused is None
+    assert bench.report().state == "rolled-back"
+    assert wishes.take(bench.instance) is not None, "looking does not take it"
+    assert wishes.recalled(bench.instance) == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"id": "a", "action": "rollback", "version": "../x"}', b"x" * 5000])
+def test_wish_that_is_not_understood_recalls_nothing(bench: Bench, content: bytes) -> None:
+    bench.instance.wish.write_bytes(content)
+    assert wishes.recalled(bench.instance) == ""
+
+
 def test_release_that_is_gone_is_not_gone_back_to(bench: Bench) -> None:
     bench.heed()
     bench.end(good=True)

@@ -277,6 +277,24 @@ def test_operator_leaves_an_update_wherever_it_is(state: State) -> None:
     assert journal.leave(left, version="0.5.0", reason=Reason.ROLLOUT, now=NOW) == left
 
 
+@pytest.mark.parametrize("state", [State.REQUESTED, *FORWARD])
+def test_rollout_takes_back_what_is_under_way_but_for_a_promotion(state: State) -> None:
+    recalled = journal.plan(at(state), facts(recalled="0.5.0", linked="0.5.0", trial=Trial.RUNNING))
+    goes_on = journal.plan(at(state), facts(recalled="0.4.9", linked="0.5.0", trial=Trial.RUNNING))
+    if state in {State.PROMOTING, State.PROMOTED}:
+        assert recalled == goes_on
+    else:
+        assert recalled == (Step.UNDO, Reason.ROLLOUT, "")
+        assert goes_on.step is not Step.UNDO
+
+
+def test_what_a_trial_could_not_look_at_is_kept() -> None:
+    content = journal.advance(at(State.ON_TRIAL), State.PROMOTING, NOW, unproved="memory limits")
+    promoted = journal.advance(content, State.PROMOTED, NOW).update
+    assert promoted is not None
+    assert promoted.unproved == "memory limits"
+
+
 def test_nothing_to_leave() -> None:
     for content in (journal.Journal(), ended(at(State.FETCHED), Reason.UNREACHABLE)):
         with pytest.raises(errors.AgentinaError) as caught:
