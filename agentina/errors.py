@@ -552,6 +552,13 @@ SERVICE_FAILED = _entry(
     remedy="Run as root, and read `systemctl status {unit}` and `journalctl -u {unit}`.",
 )  # fmt: skip
 
+ANOMALIES_LEFT_OUT = _entry(
+    "ANOMALIES_LEFT_OUT", 429, Exit.FAILED,
+    message="More than {most} different anomalies were found in a short time; further ones were only counted.",
+    cause="Something fails in ever different words, or a task complains without end.",
+    remedy="Look at this host's other anomalies (`agentina anomaly list --agent`) and at `agentina logs` on it.",
+)  # fmt: skip
+
 # --- releases and updates ---------------------------------------------------------------------------------------------
 
 UPDATE_UNTRUSTED = _entry(

@@ -47,6 +47,7 @@ SECTIONS = (
                 _COMMANDS + "rollout:rollout",
                 "Bring a release to hosts by stages, and take it back when they do worse.",
             ),
+            "anomaly": lazy.Lazy(_COMMANDS + "anomaly:anomaly", "See what is wrong in the fleet, answer it, close it."),
             "release": lazy.Lazy(_COMMANDS + "release:release", "Publish releases, and see what there is."),
         },
     ),

@@ -246,6 +246,24 @@ class Client:
         """Leave an agent out of a rollout."""
         return self._act(f"/v1/rollouts/{_quote(rollout)}/skip", api.RolloutSkip(agent=agent_id), api.RolloutView)
 
+    # --- anomalies ---
+
+    def list_anomalies(self, query: Query, *, wait: float = 0.0) -> api.AnomalyList:
+        """One page of anomalies."""
+        return self._get("/v1/anomalies", api.AnomalyList, {**query, "wait": wait}, hold=wait)
+
+    def get_anomaly(self, anomaly: str) -> api.AnomalyView:
+        """One anomaly with its newest reports."""
+        return self._get(f"/v1/anomalies/{_quote(anomaly)}", api.AnomalyView)
+
+    def act_on_anomaly(self, anomaly: str, verb: str, *, reason: str = "") -> api.AnomalyView:
+        """``acknowledge``, ``close`` or ``reopen`` an anomaly."""
+        return self._act(f"/v1/anomalies/{_quote(anomaly)}/{verb}", api.AnomalyAct(reason=reason), api.AnomalyView)
+
+    def answer_anomaly(self, anomaly: str, text: str) -> api.AnomalyView:
+        """Say something to the tasks that reported it."""
+        return self._act(f"/v1/anomalies/{_quote(anomaly)}/answer", api.AnomalyAnswer(text=text), api.AnomalyView)
+
     # --- the rest ---
 
     def list_audit(self, *, after: int, limit: int) -> api.AuditList:

@@ -7,7 +7,7 @@ from typing import Final
 import prometheus_client
 from prometheus_client import registry
 
-from agentina.protocol import budgets
+from agentina.protocol import anomalies, budgets
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600, 3600, 14_400)
 #: Most models with labels of their own.
@@ -73,6 +73,12 @@ class Metrics:
         self.rollouts_halted = prometheus_client.Counter(
             "rollouts_halted", "Rollouts that a gate halted and rolled back.", ["gate"], registry=self.registry
         )
+        self.anomalies = prometheus_client.Counter(
+            "anomalies_reported", "Reports that were added to anomalies.", ["kind"], registry=self.registry
+        )
+        self.unresolved = prometheus_client.Gauge(
+            "anomalies_unresolved", "Anomalies that nobody has closed.", ["kind", "state"], registry=self.registry
+        )
         self.held_polls = prometheus_client.Gauge("agent_polls_held", "Long polls open now.", registry=self.registry)
 
     def count_use(self, role: str, model: str, used: budgets.Amounts) -> None:
@@ -87,6 +93,11 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition."""
         return prometheus_client.generate_latest(self.registry)
+
+
+def anomaly_kind(kind: str) -> str:
+    """A known kind, or ``other``: what hosts say must not make label values without end."""
+    return kind if kind in anomalies.KINDS else "other"
 
 
 def priority_band(priority: int) -> str:

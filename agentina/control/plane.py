@@ -134,6 +134,8 @@ class Plane:
             self.fleet.wake_one(class_id, memory_bytes)
         for job_id in effects.jobs:
             self.bells.ring(job_id)
+        if effects.anomalies or effects.is_anomaly_changed:
+            self.bells.ring("anomalies")
 
     def pass_on_work(self, agent: fleet.Agent) -> None:
         """Wake others for what ``agent`` was woken for but cannot take after all."""
@@ -189,6 +191,8 @@ class Plane:
             self.metrics.jobs.labels(state.value).inc()
         for role, model, used in effects.used:
             self.metrics.count_use(role, model, used)
+        for kind in effects.anomalies:
+            self.metrics.anomalies.labels(metrics.anomaly_kind(kind)).inc()
         for seconds in effects.start_latencies:
             self.metrics.start_latency.observe(seconds)
 

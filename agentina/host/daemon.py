@@ -22,6 +22,7 @@ from agentina.client import backoff, link
 from agentina.executors import contract
 from agentina.executors import registry as executors
 from agentina.host import (
+    anomalies,
     config,
     departure,
     fingerprint,
@@ -213,6 +214,8 @@ class Daemon:
             clocks=self._clock,
             boot_id=self._boot_id,
         )
+        self.anomalies = anomalies.Anomalies(self._outbox, secrets_of=self._tasks.secrets_of, clocks=self._clock)
+        self._parts.append(self.anomalies.close)
         self._parts.append(self._tasks.close)
         self._janitor = janitor.Janitor(
             self._instance, keep_days=self._settings.keep_failed_days, disk_reserve=self._settings.disk_reserve
@@ -307,6 +310,7 @@ class Daemon:
 
     def _start_loops(self) -> None:
         self._reconsider()
+        self._orders.raise_problem(self.anomalies)
         loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             ("session", lambda: self._session.keep_open(self._describe, self._opened, self._lock)),
             ("heartbeat", self._heartbeat.run),
@@ -315,7 +319,7 @@ class Daemon:
             ("output", self._follower.run),
             ("clean-up", self._janitor.run),
             ("grace", self._keep_grace),
-            ("updates", lambda: self._orders.watch(self._heartbeat.beat_now)),
+            ("updates", lambda: self._orders.watch(self._on_update)),
             ("watchdog", lambda: watchdog.feed(self._outbox)),
             *self._departure_loops(),
         ]
@@ -363,6 +367,11 @@ class Daemon:
         if directives.license is not None:
             self._standing.renew_license(directives.license)
         self._orders.obey(directives.update)
+
+    def _on_update(self) -> None:
+        """Tell how an update goes, and raise one that ended badly; a daemon that was away meanwhile, at its start."""
+        self._heartbeat.beat_now()
+        self._orders.raise_problem(self.anomalies)
 
     def _situation(self, number: int, asked: int, acknowledged: int) -> intake.Situation:
         return intake.Situation(

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import agentina
 from agentina import errors
-from agentina.host import wishes
+from agentina.host import anomalies, wishes
 from agentina.protocol import wire
 from agentina.system import clock, paths
 from agentina.updates import journal
@@ -88,6 +88,16 @@ class Orders:
             return None
         return errors.UPDATE_ROLLED_BACK(
             version=update.version, reason=journal.explain(update), instance=self._instance.name
+        )  # fmt: skip
+
+    def raise_problem(self, raising: anomalies.Anomalies) -> None:
+        """Raise the latest update as an anomaly if it was bad: once, however often this is called."""
+        update, problem = self._current().update, self.problem()
+        if update is None or problem is None or update.reason is None:
+            return
+        raising.report(
+            "release", problem.code, problem.message, release=update.version, name=f"update:{update.id}",
+            evidence={"reason": update.reason.value, "detail": update.detail, "runs": agentina.__version__},
         )  # fmt: skip
 
     def _is_open(self, order: wire.UpdateOrder) -> bool:

@@ -41,6 +41,8 @@ GATHER_SECONDS: Final = 0.02
 LAZY_SECONDS: Final = 0.5
 #: Reports waiting above which no new work should be taken.
 MANY_WAITING: Final = 10_000
+#: Names of anomalies that are remembered as reported, the newest.
+MAX_NAMED: Final = 1000
 #: Changed rows after which the log is copied into the database, in the thread. SQLite itself does so only at
 #: ``_LOG_PAGES``, where few rows with many bytes changed.
 _CHECKPOINT_ROWS: Final = 4000
@@ -58,6 +60,8 @@ _SCHEMA: Final = (
        (number INTEGER PRIMARY KEY AUTOINCREMENT, task_id TEXT NOT NULL, body BLOB NOT NULL) STRICT""",
     """CREATE TABLE IF NOT EXISTS held
        (task_id TEXT PRIMARY KEY, record BLOB NOT NULL, final BLOB NOT NULL DEFAULT x'') STRICT""",
+    # Anomalies with a name of their own that were reported: once each.
+    "CREATE TABLE IF NOT EXISTS named (name TEXT PRIMARY KEY, number INTEGER NOT NULL) STRICT",
 )
 _LAST: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'reports'"
 _NEW_STREAM: Final = (
@@ -70,6 +74,10 @@ _ACKNOWLEDGE: Final = "DELETE FROM reports WHERE number <= ?"
 _HOLD: Final = "INSERT OR REPLACE INTO held (task_id, record, final) VALUES (?, ?, x'')"
 _FINAL: Final = "UPDATE held SET final = ? WHERE task_id = ?"
 _RELEASE: Final = "DELETE FROM held WHERE task_id = ?"
+_NAMED: Final = (
+    "INSERT OR REPLACE INTO named (name, number) VALUES (?, (SELECT coalesce(max(number), 0) + 1 FROM named))"
+)
+_FORGET_NAMES: Final = f"DELETE FROM named WHERE number <= (SELECT max(number) FROM named) - {MAX_NAMED}"  # noqa: S608 - a constant
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +149,8 @@ class Outbox:
         self.stream = ""
         #: Number given last.
         self.last = 0
+        #: Names of anomalies that were reported.
+        self.named: set[str] = set()
         #: Accepted tasks found at opening.
         self.held: dict[str, HeldRow] = {}
         #: Whether :meth:`open` had to begin a new file; directories are then the only truth.
@@ -185,6 +195,7 @@ class Outbox:
         kind: str,
         *,
         outcome: wire.Outcome | None = None,
+        anomaly: wire.Anomaly | None = None,
         detail: str = "",
         pid: int | None = None,
         then: Callable[[], None] | None = None,
@@ -200,6 +211,7 @@ class Outbox:
             task_id=task_id,
             kind=kind,  # type: ignore[arg-type]  # the state machine's words; tested against the type
             outcome=outcome,
+            anomaly=anomaly,
             detail=detail[:4096],
             pid=pid,
         )
@@ -214,6 +226,14 @@ class Outbox:
             self.pending.set()
         self._commit_within(GATHER_SECONDS)
         return batch.durable
+
+    def name(self, name: str) -> bool:
+        """Remember ``name``, in the same commit as the report that follows; False: it is known already."""
+        if name in self.named:
+            return False
+        self.named.add(name)
+        self._open_batch().statements += [(_NAMED, (name,)), (_FORGET_NAMES, ())]
+        return True
 
     def hold(self, task_id: str, record: bytes) -> None:
         """Remember an accepted task, in the same commit as the report that follows."""
@@ -252,15 +272,14 @@ class Outbox:
         """Begin a new stream in the same file; everything about present tasks is said again."""
         _log.warning("the outbox begins a new stream: %s", problem, extra={"action": "outbox-renewed"})
         earlier, self._batch = self._batch, None
+        anomalies = self._take_anomalies([] if earlier is None else earlier.reports)
         self._begin_stream()
-        self._waiting.clear()
-        self.pending.clear()
         batch = self._open_batch()
         batch.statements += [*((sql, ()) for sql in _NEW_STREAM), (_STREAM, (self.stream,))]
         if earlier is not None:
             batch.statements += [entry for entry in earlier.statements if entry[0] not in {_REPORT, _ACKNOWLEDGE}]
             batch.then.append(earlier.fulfil)
-        self.on_renewed()
+        self._say_again(anomalies)
         self.begin_commit()
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -283,7 +302,7 @@ class Outbox:
 
     def tasks_waiting(self) -> set[str]:
         """Ids of the tasks that unacknowledged reports speak of."""
-        return {report.task_id for report in self._waiting}
+        return {report.task_id for report in self._waiting} - {""}
 
     def reduce_first(self, problem: str) -> None:
         """Replace the first waiting report, which the control plane does not accept, by the least it can be."""
@@ -396,14 +415,25 @@ class Outbox:
         """Begin a new file in place of the one set aside. What ``failed`` said is said again by ``on_renewed``."""
         await self._in_thread(self._open_new)
         self._clear_trouble()
-        self._waiting.clear()
-        self.pending.clear()
         waiting = [failed] if self._batch is None else [failed, self._batch]
+        anomalies = self._take_anomalies([report for earlier in waiting for report in earlier.reports])
         self._batch = None
         batch = self._open_batch()
         for earlier in waiting:
             batch.then.append(earlier.fulfil)
+        self._say_again(anomalies)
+
+    def _take_anomalies(self, further: Iterable[Waiting]) -> list[wire.Report]:
+        """Empty what waits; the anomalies in it, which nobody else could say again, are returned."""
+        every = [msgspec.json.decode(one.body, type=wire.Report) for one in (*self._waiting, *further)]
+        self._waiting.clear()
+        self.pending.clear()
+        return [report for report in every if report.anomaly is not None]
+
+    def _say_again(self, anomalies: Iterable[wire.Report]) -> None:
         self.on_renewed()
+        for report in anomalies:
+            self.report(report.task_id, "anomaly", anomaly=report.anomaly)
 
     def _clear_trouble(self) -> None:
         if self.trouble is not None:
@@ -474,6 +504,7 @@ class Outbox:
             task_id: HeldRow(bytes(record), bytes(final))
             for task_id, record, final in database.execute("SELECT task_id, record, final FROM held")
         }
+        self.named = {name for (name,) in database.execute("SELECT name FROM named")}
         if "stream" not in meta:
             self.fresh = True
             self._begin_stream()

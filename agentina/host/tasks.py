@@ -99,6 +99,11 @@ class Tasks:
         """Whether any process runs."""
         return self._phases[state.Phase.RUNNING] > 0
 
+    def secrets_of(self, task_id: str) -> list[bytes]:
+        """The values to mask in whatever is said about a task; none when it is not here."""
+        entry = self._entries.get(task_id)
+        return [] if entry is None else entry.secrets
+
     def running(self) -> list[entries.Entry]:
         """Tasks whose process runs."""
         return [entry for entry in self._entries.values() if entry.task.phase is state.Phase.RUNNING]

@@ -374,6 +374,87 @@ class UsageReport(_Message, frozen=True, kw_only=True):
     is_cut: bool = False
 
 
+# --- anomalies ---------------------------------------------------------------------------------------------------
+
+
+class AnomalySummary(_Message, frozen=True, kw_only=True):
+    """A finding that stays open until somebody resolves it: reports that are the same, added up."""
+
+    id: str
+    organization: str
+    #: docs/explanation/anomalies.md has the kinds.
+    kind: str
+    #: Of the error catalogue, mostly; then ``cause`` and ``remedy`` are its words.
+    code: str
+    summary: str
+    #: ``open``, ``acknowledged``, ``answered``, ``closed``.
+    state: str
+    #: How often it happened at least, on how many agents, and how often again after it was closed.
+    count: int
+    agents: int
+    reopened: int = 0
+    first_ms: int
+    last_ms: int
+    #: When and by whom it came to its state, and what they said.
+    changed_ms: int
+    changed_by: str = ""
+    reason: str = ""
+    #: What an operator says to the tasks that reported it.
+    answer: str = ""
+    answered_by: str = ""
+    answered_ms: int | None = None
+    #: Grows with every change of any anomaly.
+    revision: int
+    cause: str = ""
+    remedy: str = ""
+
+
+class AnomalyReport(_Message, frozen=True, kw_only=True):
+    """One report of an anomaly."""
+
+    #: None: the control plane's own.
+    agent_id: str | None = None
+    agent: str = ""
+    task_id: str = ""
+    release: str = ""
+    summary: str
+    count: int
+    #: By the host's clock.
+    first_ms: int
+    at_ms: int
+    received_ms: int
+    evidence: dict[str, str] = {}
+
+
+class AnomalyView(_Message, frozen=True, kw_only=True):
+    """``GET /v1/anomalies/{anomaly}``: the newest reports come first."""
+
+    anomaly: AnomalySummary
+    reports: list[AnomalyReport] = []
+
+
+class AnomalyList(_Message, frozen=True, kw_only=True):
+    """``GET /v1/anomalies``: what happened last comes first."""
+
+    anomalies: list[AnomalySummary]
+    #: Of the last change of any; pass it as ``since``, with ``wait``, for what changes after it.
+    revision: int = 0
+    #: Pass as ``after`` for the next page; None: the end.
+    next: str | None = None
+
+
+class AnomalyAct(_Request, frozen=True, kw_only=True):
+    """Body of acknowledge, close and reopen; the reason is kept in the audit and shown to others."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
+
+
+class AnomalyAnswer(_Request, frozen=True, kw_only=True):
+    """``POST /v1/anomalies/{anomaly}/answer``: what is said to the tasks that reported it."""
+
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+
+
 # --- the rest ----------------------------------------------------------------------------------------------------
 
 

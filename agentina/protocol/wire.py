@@ -27,6 +27,12 @@ MIN_LEASE_SECONDS: Final = 15.0
 MAX_DETAIL: Final = 4096
 #: Longest final answer of an AI agent that is kept apart from its output, in characters.
 MAX_ANSWER: Final = 16_384
+#: Longest summary of an anomaly, longest name of a piece of evidence, most pieces, and longest evidence altogether, in
+#: characters.
+MAX_SUMMARY: Final = 500
+MAX_EVIDENCE_NAME: Final = 64
+MAX_EVIDENCE_ENTRIES: Final = 16
+MAX_EVIDENCE: Final = 8192
 #: Most tasks one agent reports as held.
 MAX_HELD: Final = 10_000
 
@@ -429,17 +435,46 @@ class Outcome(_Message, frozen=True, kw_only=True):
     models: ModelRows = []
 
 
+class Anomaly(_Message, frozen=True, kw_only=True):
+    """A finding that stays open until somebody resolves it (agentina/protocol/anomalies.py)."""
+
+    #: Names this report of it; the same id of the same agent is applied once.
+    id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+    #: One of ``anomalies.KINDS``.
+    kind: Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9-]{0,31}$")]
+    #: Of the error catalogue, where there is one.
+    code: Annotated[str, msgspec.Meta(pattern="^[A-Z][A-Z0-9_]{0,63}$")]
+    #: What is wrong, in one line. Reports with the same one, but for ids and numbers in it, are the same anomaly.
+    summary: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SUMMARY)]
+    #: What shows it, by name: excerpts, values. No secrets.
+    evidence: Annotated[
+        dict[
+            Annotated[str, msgspec.Meta(max_length=MAX_EVIDENCE_NAME)],
+            Annotated[str, msgspec.Meta(max_length=MAX_EVIDENCE)],
+        ],
+        msgspec.Meta(max_length=MAX_EVIDENCE_ENTRIES),
+    ] = {}
+    #: How often it happened since it was last reported.
+    count: Annotated[int, msgspec.Meta(ge=1, le=(1 << 53) - 1)] = 1
+    #: Host clock at the first of them; 0: as the report's.
+    first_at_ms: int = 0
+    #: The release it is about; empty: none in particular.
+    release: Short = ""
+
+
 class Report(_Message, frozen=True, kw_only=True):
-    """One numbered fact about a task. Sent in order, acknowledged by number, applied once."""
+    """One numbered fact, most of them about a task. Sent in order, acknowledged by number, applied once."""
 
     number: Count
     #: Host clock when it happened.
     at_ms: int
+    #: Empty: an anomaly that is not about a task.
     task_id: Short
     #: ``accepted`` (durably held), ``running``, ``finishing``, ``finished`` (with outcome), ``returned`` (provably
-    #: never started; give it to another), ``note`` (text for the timeline).
-    kind: Literal["accepted", "running", "finishing", "finished", "returned", "note"]
+    #: never started; give it to another), ``note`` (text for the timeline), ``anomaly`` (with anomaly).
+    kind: Literal["accepted", "running", "finishing", "finished", "returned", "note", "anomaly"]
     outcome: Outcome | None = None
+    anomaly: Anomaly | None = None
     #: ``running``: process id on the host; ``returned`` and ``note``: the reason in words.
     detail: Detail = ""
     pid: int | None = None

@@ -123,6 +123,10 @@ class FakeControl:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def anomalies(self) -> list[wire.Anomaly]:
+        return [report.anomaly for report in self.reports if report.anomaly is not None]
+
     def submit(self, script: str = "true", **fields: Any) -> Task:
         """Queue a job and return the task it will become."""
         self._numbers += 1
@@ -431,6 +435,8 @@ class FakeControl:
         self.reports.append(report)
         task = self.tasks.get(report.task_id)
         if task is None:
+            return
+        if report.anomaly is not None:
             return
         if report.kind == "note":
             task.notes.append(report.detail)

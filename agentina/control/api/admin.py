@@ -6,9 +6,10 @@ from typing import Any
 
 import agentina
 from agentina import errors
+from agentina.control import metrics as control_metrics
 from agentina.control.api import routing
 from agentina.control.services import administration, views
-from agentina.control.store import agents, audit, engine, jobs, registry, rollouts
+from agentina.control.store import agents, anomalies, audit, engine, jobs, registry, rollouts
 from agentina.protocol import api, names
 
 _MAX_PAGE = 1000
@@ -128,6 +129,9 @@ async def metrics(call: routing.Call) -> routing.Reply:
     control.metrics.rollout_agents.clear()
     for row in control.store.read(rollouts.standings):
         control.metrics.rollout_agents.labels(row["public_id"], row["standing"]).set(row["agents"])
+    control.metrics.unresolved.clear()
+    for row in control.store.read(anomalies.unresolved):
+        control.metrics.unresolved.labels(control_metrics.anomaly_kind(row["kind"]), row["state"]).inc(row["anomalies"])
     control.metrics.held_polls.set(sum(1 for _ in control.fleet.holding_polls()))
     return routing.Reply(body=control.metrics.render(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
 

@@ -41,6 +41,9 @@ class Changes:
     progressed: list[tuple[str, State]] = dataclasses.field(default_factory=list)
     ended_tasks: list[EndedTask] = dataclasses.field(default_factory=list)
     ended_jobs: list[State] = dataclasses.field(default_factory=list)
+    #: Kind of each report that was added to an anomaly; and whether any changed otherwise.
+    anomalies: list[str] = dataclasses.field(default_factory=list)
+    is_anomaly_changed: bool = False
     stops: list[wire.StopTask] = dataclasses.field(default_factory=list)
     #: Seconds from runnable to started.
     start_latencies: list[float] = dataclasses.field(default_factory=list)

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from agentina.control import fleet, ids, plane
-from agentina.control.services import changes, outcomes, sessions, usage
+from agentina.control.services import anomalies, changes, outcomes, sessions, usage
 from agentina.control.store import agents, engine, tasks
 from agentina.protocol import names, wire
 from agentina.protocol.states import FINAL, REASONS, Reason, State, may_follow
@@ -105,6 +105,11 @@ class _Application:
 
     def _report(self, report: wire.Report) -> None:
         """Apply one fact. Facts about tasks that are not this agent's are acknowledged and dropped."""
+        if report.kind == "anomaly":
+            # It reads and saves the task by itself.
+            self._save()
+            anomalies.note_report(self._work, self._agent, report)
+            return
         if self._task is None or self._task_id != report.task_id:
             self._save()
             self._task, self._task_id = _find(self._work.tx, self._agent, report.task_id), report.task_id

@@ -29,6 +29,7 @@ REFUSABLE = [name for name, route in ROUTES.items() if route.query or route.requ
 SELDOM_DONE = {name for name, route in ROUTES.items() if route.auth == "agent"} | {
     "POST /v1/activate", "POST /v1/jobs/{job}/retry", "GET /v1/jobs/{job}/artifacts/{name}",
     "GET /releases/{path}", "POST /v1/rollouts", "POST /v1/rollouts/{rollout}/resume",
+    "POST /v1/anomalies/{anomaly}/reopen",
 }  # fmt: skip
 
 CHECKS = [
@@ -114,12 +115,18 @@ def scene(server: simulated.Process, description: Any) -> Iterator[Scene]:
     # It may get a job of an earlier request instead, which is as good.
     (task,) = agent.take(slots=1)
     agent.report(agent.fact(task, "accepted"), agent.fact(task, "running", pid=42))
+    # One of its own: others may have been closed.
+    summary = f"agent {agent.key.public.id} is tired"
+    found = wire.Anomaly(id="a", kind="health", code="TIRED", summary=summary, release=agent.key.public.id)
+    agent.report(agent.fact(task, "anomaly", anomaly=found))
+    listed = operator.call("GET", f"/v1/anomalies?agent={agent.activated.agent_id}")
+    anomaly = listed["anomalies"][0]["id"]
     token = operator.call("POST", "/v1/tokens", {})["tokens"][0]["id"]
     with requests.Session() as connections:
         yield Scene(
             url=server.url, description=description, connections=connections, operator=operator, agent=agent,
             path={"job": task.partition(".")[0], "task": task, "agent": bystander, "token": token, "name": "described",
-                  "rollout": rollout},
+                  "rollout": rollout, "anomaly": anomaly},
             query={"session": agent.session, "offset": 0, "task": task, "organization": "default", "after": 0},
             body={"session": agent.session, "stream": agent.stream, "task_id": task, "protocol": 1,
                   "runner": "command", "payload": {"argv": ["true"]}, "name": "described",

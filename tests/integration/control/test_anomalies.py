@@ -1,0 +1,201 @@
+"""Anomalies: reported by agents, added up over the fleet, and resolved by operators."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Any
+
+import pytest
+
+from agentina import errors
+from agentina.control.services import anomalies as service
+from agentina.control.store import anomalies as store
+from agentina.protocol import wire
+from tests.integration.control import simulated, test_api
+
+
+def found(summary: str = "may not reach example.com:443", **changes: Any) -> wire.Anomaly:
+    fields = {"id": summary[:60].replace(" ", "-"), "kind": "egress", "code": "EGRESS_REFUSED", "summary": summary}
+    return wire.Anomaly(**{**fields, **changes})
+
+
+def say(agent: simulated.Agent, anomaly: wire.Anomaly, *, task: str = "") -> None:
+    agent.report(agent.fact(task, "anomaly", anomaly=anomaly))
+
+
+def listed(operator: simulated.Operator, query: str = "") -> Any:
+    return operator.call("GET", f"/v1/anomalies{query}")["anomalies"]
+
+
+def test_the_same_is_added_up_over_the_fleet(control: Any, operator: simulated.Operator) -> None:
+    first, second = control.agent(), control.agent()
+    operator.submit()
+    (task,) = first.take()
+    say(first, found(evidence={"url": "https://me:hunter22@example.com/"}, count=3), task=task)
+    say(first, found(id="again"), task=task)
+    say(second, found("MAY not reach  example.com:8443", id="other"))
+    (one,) = listed(operator)
+    assert (one["kind"], one["code"], one["state"]) == ("egress", "EGRESS_REFUSED", "open")
+    assert (one["count"], one["agents"]) == (5, 2)
+    assert one["remedy"]
+    assert one["first_ms"] <= one["last_ms"]
+    shown = operator.call("GET", f"/v1/anomalies/{one['id']}")
+    assert shown["anomaly"] == one
+    assert [report["task_id"] for report in shown["reports"]] == ["", task, task]
+    assert shown["reports"][2]["count"] == 3
+    assert "hunter22" not in str(shown)
+    job = operator.show(task.split(".")[0])
+    assert [f"egress {one['id']}: may not reach example.com:443 (3 times)"] == [
+        event["text"] for event in job["events"] if "3 times" in event["text"]
+    ]
+    for query, count in (
+        ("?kind=egress", 1), ("?kind=host", 0), ("?code=EGRESS_REFUSED", 1), ("?organization=default", 1),
+        ("?organization=x", 0), (f"?agent={first.activated.agent_id}", 1), (f"?job={task.split('.')[0]}", 1),
+        ("?job=job_none", 0), ("?state=open", 1), ("?state=closed", 0), ("?state=unresolved", 1),
+    ):  # fmt: skip
+        assert len(listed(operator, query)) == count, query
+
+
+def test_a_report_is_applied_once_by_its_id(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    message = wire.Reports(session=agent.session, stream=agent.stream, reports=[
+        agent.fact("", "anomaly", anomaly=found(id="one"))
+    ])  # fmt: skip
+    for _ in range(2):
+        agent.call("POST", "/v1/agent/reports", message)
+    # A new outbox says it again under another number.
+    agent.stream = "another"
+    agent.numbers = iter(range(1, 9))
+    say(agent, found(id="one"))
+    assert [one["count"] for one in listed(operator)] == [1]
+    say(agent, found(id="two"))
+    assert [one["count"] for one in listed(operator)] == [2]
+
+
+def test_an_anomaly_of_another_agents_task_is_the_hosts(control: Any, operator: simulated.Operator) -> None:
+    owner, other = control.agent(), control.agent()
+    operator.submit()
+    (task,) = owner.take()
+    say(other, found(), task=task)
+    say(other, found("other thing", id="b"), task="../../etc")
+    found_here = listed(operator)
+    assert len(found_here) == 2
+    for one in found_here:
+        assert operator.call("GET", f"/v1/anomalies/{one['id']}")["reports"][0]["task_id"] == ""
+
+
+def test_operators_resolve_it_and_what_happens_again_is_open_again(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    say(agent, found())
+    (one,) = listed(operator)
+    path = f"/v1/anomalies/{one['id']}"
+
+    def act(verb: str, body: Any = None) -> Any:
+        return operator.call("POST", f"{path}/{verb}", body)["anomaly"]
+
+    assert act("acknowledge", {"reason": "mine"})["state"] == "acknowledged"
+    say(agent, found(id="2"))
+    assert listed(operator)[0]["state"] == "acknowledged"
+    answered = act("answer", {"text": "Use the mirror."})
+    assert (answered["state"], answered["answer"], answered["answered_by"]) == (
+        "answered", "Use the mirror.", "operator:admin",
+    )  # fmt: skip
+    assert act("close", {"reason": "fixed"})["reason"] == "fixed"
+    with pytest.raises(errors.AgentinaError, match="STATE_CONFLICT"):
+        act("close")
+    assert listed(operator, "?state=unresolved") == []
+    say(agent, found(id="3"))
+    (again,) = listed(operator, "?state=unresolved")
+    assert (again["state"], again["reopened"], again["count"], again["changed_by"]) == ("open", 1, 3, "control-plane")
+    act("close")
+    assert act("reopen")["state"] == "open"
+    actions = [entry["action"] for entry in operator.call("GET", "/v1/audit")["entries"]]
+    assert [action for action in actions if action.startswith("anomaly.")] == [
+        "anomaly.acknowledge", "anomaly.answer", "anomaly.close", "anomaly.close", "anomaly.reopen",
+    ]  # fmt: skip
+    with pytest.raises(errors.AgentinaError, match="NOT_FOUND"):
+        operator.call("POST", "/v1/anomalies/ano_none/close")
+    with pytest.raises(errors.AgentinaError, match="INPUT_INVALID"):
+        act("answer", {"text": ""})
+
+
+def test_pages_have_each_once(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    for letter in "abcdefg":
+        say(agent, found(f"different {letter}"))
+    seen, after = [], ""
+    while True:
+        page = operator.call("GET", f"/v1/anomalies?limit=3{after}")
+        seen += [one["summary"][-1] for one in page["anomalies"]]
+        if page["next"] is None:
+            break
+        after = f"&after={page['next']}"
+    assert seen == list("gfedcba")
+    for query in ("?after=nonsense", "?state=odd", "?limit=0"):
+        with pytest.raises(errors.AgentinaError, match="INPUT_INVALID"):
+            operator.call("GET", f"/v1/anomalies{query}")
+
+
+def test_whoever_waits_hears_of_what_changes(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    say(agent, found("first"))
+    page = operator.call("GET", "/v1/anomalies")
+    waiting = simulated.Operator(control.url, control.token)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        held = pool.submit(waiting.call, "GET", f"/v1/anomalies?since={page['revision']}&wait=30")
+        say(agent, found("second"))
+        news = held.result(20)
+    assert [one["summary"] for one in news["anomalies"]] == ["second"]
+    assert news["revision"] > page["revision"]
+
+
+def test_what_is_kept_is_bounded(control: Any, operator: simulated.Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_UNRESOLVED", 3)
+    agent = control.agent()
+    for number in range(store.MAX_REPORTS + 5):
+        say(agent, found(id=f"r{number}"))
+    (one,) = listed(operator)
+    shown = operator.call("GET", f"/v1/anomalies/{one['id']}")
+    assert (one["count"], len(shown["reports"])) == (store.MAX_REPORTS + 5, store.MAX_REPORTS)
+    for letter in "abcdef":
+        say(agent, found(f"different {letter}", code=f"ODD_{letter.upper()}"))
+    assert len(listed(operator)) == 4
+    (many,) = [one for one in listed(operator) if one["summary"].startswith("many")]
+    assert (many["count"], many["code"]) == (4, "ANOMALIES_LEFT_OUT")
+    evidence = operator.call("GET", f"/v1/anomalies/{many['id']}")["reports"][0]["evidence"]
+    assert evidence["summary"] == "different f"
+
+
+def test_what_was_closed_is_forgotten_in_the_end(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    for letter in "ab":
+        say(agent, found(f"different {letter}"))
+    closed, _ = listed(operator)
+    operator.call("POST", f"/v1/anomalies/{closed['id']}/close")
+
+    def remove() -> None:
+        control.run(service.Removal(control.plane).remove_if_due)
+
+    remove()
+    assert len(listed(operator)) == 2
+    control.clock.wall_offset_ms += service.KEEP_SECONDS * 1000 + 1000
+    remove()
+    assert [one["state"] for one in listed(operator)] == ["open"]
+
+
+def test_figures_say_how_many_nobody_has_closed(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    say(agent, found())
+    say(agent, found("odd", kind="from-the-future"))
+    text = operator.call("GET", "/metrics").decode()
+    assert 'anomalies_unresolved{kind="egress",state="open"} 1.0' in text
+    assert 'anomalies_unresolved{kind="other",state="open"} 1.0' in text
+    assert 'anomalies_reported_total{kind="egress"} 1.0' in text
+
+
+def test_viewers_look_and_only_operators_act(control: Any) -> None:
+    say(control.agent(), found())
+    viewer = test_api.add_operator(control, "vera", "viewer")
+    (one,) = listed(viewer)
+    with pytest.raises(errors.AgentinaError, match="FORBIDDEN"):
+        viewer.call("POST", f"/v1/anomalies/{one['id']}/close")
