@@ -28,12 +28,16 @@ MAX_FORMER_BOOTS: Final = 16
 UNSENT: Final = 1 << 62
 
 
+#: Answers to one task that are sent until its host has them, the newest.
+MAX_ANSWERS: Final = 16
+
+
 class Held:
     """A task an agent holds, with its lease."""
 
     __slots__ = (
-        "agent", "deadline", "is_taken", "job", "job_id", "memory_bytes", "models", "poll", "run", "spec", "state",
-        "stop", "stop_poll", "task", "task_id",
+        "agent", "answers", "deadline", "is_taken", "job", "job_id", "memory_bytes", "models", "poll", "run", "spec",
+        "state", "stop", "stop_poll", "task", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +64,8 @@ class Held:
         self.run: wire.AgentRun | None = None
         #: What it used of models, likewise.
         self.models: list[budgets.ModelUsage] = []
+        #: What operators say to it, by the report that is answered: the newest, the last one last.
+        self.answers: dict[str, wire.Answer] = {}
         #: The poll whose answer carried the stop; 0: none did yet.
         self.stop_poll = 0
 
@@ -195,6 +201,11 @@ class Agent:
         """What is wanted of it now: to leave a version comes before taking one."""
         return min(self.update_orders.values(), key=lambda order: order.action == "upgrade", default=None)
 
+    @property
+    def newest_answer(self) -> int:
+        """The highest number of an answer to a task of it."""
+        return max((answer.number for held in self.held.values() for answer in held.answers.values()), default=0)
+
     def wake(self) -> None:
         """Make the held poll, if any, look again."""
         if self.waiter is not None and not self.waiter.done():
@@ -303,6 +314,18 @@ class Fleet:
         held = self.held.pop(task_id, None)
         if held is not None:
             held.agent.held.pop(task_id, None)
+
+    def answer(self, answer: wire.Answer) -> None:
+        """A task is told something; its agent hears at once that there is something."""
+        held = self.held.get(answer.task_id)
+        if held is None:
+            return
+        held.answers.pop(answer.report, None)
+        held.answers[answer.report] = answer
+        if len(held.answers) > MAX_ANSWERS:
+            del held.answers[next(iter(held.answers))]
+        held.agent.orders = True
+        held.agent.wake()
 
     def expired(self, now: float) -> list[Held]:
         """Tasks whose lease has run out."""

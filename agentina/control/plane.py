@@ -15,7 +15,7 @@ from agentina import errors
 from agentina.control import bells, blobs, config, fleet, keys, metrics
 from agentina.control.rollouts import figures
 from agentina.control.services import changes
-from agentina.control.store import agents, engine, jobs, registry, tasks
+from agentina.control.store import agents, anomalies, engine, jobs, registry, tasks
 from agentina.protocol import budgets, signing, wire
 from agentina.protocol.states import Reason
 from agentina.system import clock as clocks
@@ -98,6 +98,8 @@ class Plane:
             if task.stop_reason is not None:
                 held.stop = wire.StopTask(task_id=held.task_id, reason=Reason(task.stop_reason))
             self.fleet.hold(held)
+        for answer in anomalies.answers(tx):
+            self.fleet.answer(answer)
         for row in jobs.backing_off(tx):
             delay = max(row["runnable_ms"] - now_ms, 0) / 1000
             heapq.heappush(self.backoffs, (now + delay, row["id"]))
@@ -134,6 +136,8 @@ class Plane:
             self.fleet.wake_one(class_id, memory_bytes)
         for job_id in effects.jobs:
             self.bells.ring(job_id)
+        for answer in effects.answers:
+            self.fleet.answer(answer)
         if effects.anomalies or effects.is_anomaly_changed:
             self.bells.ring("anomalies")
 

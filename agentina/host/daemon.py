@@ -367,6 +367,7 @@ class Daemon:
         if directives.license is not None:
             self._standing.renew_license(directives.license)
         self._orders.obey(directives.update)
+        self._heartbeat.hear(directives)
 
     def _on_update(self) -> None:
         """Tell how an update goes, and raise one that ended badly; a daemon that was away meanwhile, at its start."""

@@ -64,6 +64,10 @@ class Heartbeat:
         self._window, self._pin = update_window, update_pin
         self._clock = clocks
         self._now = asyncio.Event()
+        #: Takes over what operators say to tasks; it comes again while :attr:`wire.Held.answered` does not name it.
+        self.on_answers: Callable[[list[wire.Answer]], None] = lambda _: None
+        #: The newest answer that a heartbeat was made for.
+        self._answers = 0
         #: Wall time of the last heartbeat that was answered, for people.
         self.last_ms: int | None = None
 
@@ -117,7 +121,15 @@ class Heartbeat:
         self._tasks.renew(answer.renewed, deadline(sent, answer.directives.lease_seconds))
         self._tasks.stop(answer.stop)
         self._tasks.forget(answer.forget)
+        if answer.answers:
+            self.on_answers(answer.answers)
+        self._answers = max(self._answers, answer.directives.answers)
         self._session.apply(answer.directives)
+
+    def hear(self, directives: wire.Directives) -> None:
+        """Beat now if there is an answer to a task that no heartbeat has brought yet."""
+        if directives.answers > self._answers:
+            self.beat_now()
 
     def _interval(self) -> float:
         return interval(self._session.directives, holding=bool(self._tasks.occupied))

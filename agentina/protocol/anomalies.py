@@ -34,6 +34,7 @@ KINDS: Final = {
     "rollout": "a rollout was halted by a gate",
     "configuration": "a configuration from the control plane was refused, or taken back",
     "complaint": "an agent says that something is wrong with its task or its environment",
+    "question": "an agent asks an operator something",
     "egress": "a task tried to reach a host it may not reach",
     "budget": "a budget is used up, or a call was refused for it",
     "provider": "a provider of models fails or refuses",

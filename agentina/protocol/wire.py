@@ -125,6 +125,8 @@ class Held(_Message, frozen=True, kw_only=True):
     state: State
     #: Output bytes on disk so far.
     output_bytes: Count = 0
+    #: The number of the last answer that is durably taken over; those after it are sent again.
+    answered: Count = 0
     #: How far an AI agent is, its texts cut short; in heartbeats only.
     agent: AgentRun | None = None
     #: What it used of models so far; in heartbeats only.
@@ -151,6 +153,18 @@ class SessionOpen(_Message, frozen=True, kw_only=True):
     runners: list[Short] = []
     #: Further facts for people: operating system, architecture, kernel.
     facts: dict[str, str] = {}
+
+
+class Answer(_Message, frozen=True, kw_only=True):
+    """What an operator says to a task about something it reported."""
+
+    #: Grows with each answer to the task: the host says with :attr:`Held.answered` how far it has them.
+    number: Count
+    task_id: str
+    #: :attr:`Anomaly.id` of the report, and the anomaly it was added to.
+    report: str
+    anomaly: str
+    text: Detail
 
 
 class StopTask(_Message, frozen=True, kw_only=True):
@@ -187,6 +201,8 @@ class Directives(_Message, frozen=True, kw_only=True):
     update_available: str = ""
     #: What is new in it: the title of its notes.
     update_title: str = ""
+    #: The number of the newest answer to a task of the agent; heartbeats bring them.
+    answers: Count = 0
     #: What a rollout wants of this host; None: nothing. Stays until the host's report names its id as over.
     update: UpdateOrder | None = None
 
@@ -282,6 +298,7 @@ class HeartbeatAnswer(_Message, frozen=True, kw_only=True):
     renewed: list[str] = []
     stop: list[StopTask] = []
     forget: list[str] = []
+    answers: list[Answer] = []
     directives: Directives = Directives()
 
 

@@ -84,6 +84,7 @@ class FakeControl:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.directives = wire.Directives(heartbeat_seconds=1.0, lease_seconds=60.0)
+        self.answers: list[wire.Answer] = []
         self.refusal: errors.AgentinaError | None = None
         #: Milliseconds its clock is ahead.
         self.skew_ms = 0
@@ -144,6 +145,13 @@ class FakeControl:
 
     def cancel(self, task: Task, detail: str = "canceled by a test") -> None:
         task.stop = wire.StopTask(task_id=task.id, reason=Reason.CANCELED_BY_OPERATOR, detail=detail)
+        self.wake()
+
+    def answer(self, task: Task, report: str, text: str) -> None:
+        """What an operator says to a task about something it reported."""
+        number = len(self.answers) + 1
+        self.answers.append(wire.Answer(number=number, task_id=task.id, report=report, anomaly="ano_1", text=text))
+        self.directives = msgspec.structs.replace(self.directives, answers=number)
         self.wake()
 
     def wake(self) -> None:
@@ -370,8 +378,12 @@ class FakeControl:
             h.task_id for h in message.tasks if h.task_id in self.tasks and self.tasks[h.task_id].state not in FINAL
         ]
         return wire.HeartbeatAnswer(
-            server_time_ms=self.now_ms(), renewed=renewed, stop=stop, forget=forget, directives=self.directives
-        )
+            server_time_ms=self.now_ms(), renewed=renewed, stop=stop, forget=forget, directives=self.directives,
+            answers=[
+                answer for held in message.tasks for answer in self.answers
+                if held.task_id == answer.task_id and answer.number > held.answered
+            ],
+        )  # fmt: skip
 
     async def _poll(self, message: wire.Poll) -> wire.PollAnswer:
         self._check(message.session)
@@ -381,7 +393,7 @@ class FakeControl:
         for task in self.tasks.values():
             if 0 < task.poll <= message.acknowledged:
                 task.taken = True
-        given = 0
+        given, answers = 0, self.directives.answers
         while True:
             self._check(message.session)
             if message is not self.polls[-1]:
@@ -394,7 +406,7 @@ class FakeControl:
                 task for task in self.tasks.values() if task.poll and not task.taken and task.state is State.ASSIGNED
             ]
             stops = [task.stop for task in self.tasks.values() if task.stop is not None and not task.host_ended]
-            if unsent or stops or asyncio.get_running_loop().time() >= deadline:
+            if unsent or stops or self.directives.answers > answers or asyncio.get_running_loop().time() >= deadline:
                 for task in unsent:
                     task.poll = message.number
                 return wire.PollAnswer(

@@ -62,6 +62,10 @@ def note(work: changes.Work, source: anomalies.Source, reported: wire.Anomaly) -
                 tx, number, after, actor="control-plane", reason=text, now_ms=work.now_ms, is_again=True
             )
     anomalies.add_report(tx, number, source, found, now_ms=work.now_ms)
+    if source.task is not None:
+        anomalies.note_task(tx, number, source.task, found.id)
+        if row is not None and row["state"] == rules.State.ANSWERED:
+            work.effects.answers += anomalies.give_answer(tx, number, task=source.task)
     work.effects.anomalies.append(found.kind)
     return public_id
 
@@ -87,6 +91,7 @@ def note_report(work: changes.Work, agent: fleet.Agent, report: wire.Report) -> 
     source = anomalies.Source(
         organization_id=agent.organization_id, agent_id=agent.id, at_ms=report.at_ms,
         task_id="" if task is None else report.task_id,
+        task=None if task is None or task.ended_ms is not None else task.id,
     )  # fmt: skip
     public_id = note(work, source, report.anomaly)
     if public_id and task is not None:
@@ -129,6 +134,7 @@ async def act(control: plane.Plane, public_id: str, verb: str, *, text: str, act
         )
         if verb == "answer":
             anomalies.set_answer(work.tx, row["id"], text, actor=actor, now_ms=work.now_ms)
+            work.effects.answers += anomalies.give_answer(work.tx, row["id"])
         audit.append(
             work.tx, actor=actor, action=f"anomaly.{verb}", subject=public_id, detail={"text": text},
             now_ms=work.now_ms,
@@ -194,3 +200,4 @@ class Removal:
 
         while await self._control.store.write(operation) == _CHUNK:
             pass
+        await self._control.store.write(anomalies.forget_ended_tasks)

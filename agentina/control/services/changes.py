@@ -44,6 +44,7 @@ class Changes:
     #: Kind of each report that was added to an anomaly; and whether any changed otherwise.
     anomalies: list[str] = dataclasses.field(default_factory=list)
     is_anomaly_changed: bool = False
+    answers: list[wire.Answer] = dataclasses.field(default_factory=list)
     stops: list[wire.StopTask] = dataclasses.field(default_factory=list)
     #: Seconds from runnable to started.
     start_latencies: list[float] = dataclasses.field(default_factory=list)

@@ -47,6 +47,7 @@ def directives(control: plane.Plane, agent: fleet.Agent, *, renew: bool = False)
         license=licenses.renew_if_due(control, agent) if renew else None,
         update_available=version,
         update_title=title,
+        answers=agent.newest_answer,
         update=agent.update_order,
     )
 
@@ -157,6 +158,7 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
     agent.version = message.version or agent.version
     agent.update, agent.update_window, agent.host_pinned = message.update, message.update_window, message.update_pin
     renewed: list[str] = []
+    answers: list[wire.Answer] = []
     unheld_listed: list[wire.Held] = []
     for listed in message.tasks:
         held = agent.held.get(listed.task_id)
@@ -167,6 +169,7 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
             if listed.models and listed.models != held.models:
                 held.models = control.usage_told[held.task] = listed.models
             renewed.append(listed.task_id)
+            answers += [answer for answer in held.answers.values() if answer.number > listed.answered]
         elif held is None:
             unheld_listed.append(listed)
     unheld = _Unheld(control, agent)
@@ -175,7 +178,7 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
     stops = [held.stop for held in agent.held.values() if held.stop is not None]
     return wire.HeartbeatAnswer(
         server_time_ms=agent.heartbeat_ms, renewed=renewed, stop=stops + unheld.stop, forget=unheld.forget,
-        directives=directives(control, agent, renew=True),
+        answers=answers, directives=directives(control, agent, renew=True),
     )  # fmt: skip
 
 

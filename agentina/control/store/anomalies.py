@@ -13,6 +13,8 @@ from agentina.protocol.anomalies import State
 
 #: Reports of one anomaly that are kept.
 MAX_REPORTS: Final = 20
+#: Reports of one task that may be answered.
+MAX_OF_TASK: Final = 200
 
 _SELECT: Final = "SELECT a.*, o.name AS organization FROM anomalies a JOIN organizations o ON o.id = a.organization_id"
 
@@ -24,7 +26,9 @@ class Source:
     organization_id: int
     #: Row id; None: the control plane itself.
     agent_id: int | None = None
+    #: The agent's task it is about, as people know it, and its row id.
     task_id: str = ""
+    task: int | None = None
     #: The reporter's clock.
     at_ms: int
 
@@ -120,6 +124,45 @@ def set_answer(tx: engine.Transaction, number: int, text: str, *, actor: str, no
         "UPDATE anomalies SET answer = :answer, answered_by = :actor, answered_ms = :now WHERE id = :id",
         answer=text, actor=actor, now=now_ms, id=number,
     )  # fmt: skip
+
+
+def note_task(tx: engine.Transaction, number: int, task: int, report_id: str) -> None:
+    """Remember that a task may be answered about a report (unless it has very many)."""
+    tx.execute(
+        "INSERT OR IGNORE INTO anomaly_tasks (task_id, report_id, anomaly_id, answer_number)"
+        " SELECT :task, :report, :anomaly, 0 WHERE (SELECT count(*) FROM anomaly_tasks WHERE task_id = :task) < :most",
+        task=task, report=report_id, anomaly=number, most=MAX_OF_TASK,
+    )  # fmt: skip
+
+
+def give_answer(tx: engine.Transaction, number: int, *, task: int | None = None) -> list[wire.Answer]:
+    """The answer becomes that of a task's reports without one, or (None) of all tasks' reports of the anomaly."""
+    tx.execute(
+        "UPDATE anomaly_tasks SET answer_number = (SELECT revision FROM anomalies WHERE id = :id)"
+        " WHERE anomaly_id = :id AND (:task IS NULL OR (task_id = :task AND answer_number = 0))",
+        id=number, task=task,
+    )  # fmt: skip
+    return answers(tx, number, task=task)
+
+
+def answers(tx: engine.Transaction, number: int | None = None, *, task: int | None = None) -> list[wire.Answer]:
+    """What operators say to tasks under way, in order; about one anomaly, to one task, or (None) all of it."""
+    rows = tx.all(
+        "SELECT t.answer_number, j.public_id || '.' || k.number AS task_id, t.report_id, a.public_id, a.answer"
+        " FROM anomaly_tasks t JOIN anomalies a ON a.id = t.anomaly_id JOIN tasks k ON k.id = t.task_id"
+        " JOIN jobs j ON j.id = k.job_id WHERE t.answer_number > 0 AND k.ended_ms IS NULL"
+        " AND (:anomaly IS NULL OR t.anomaly_id = :anomaly) AND (:task IS NULL OR t.task_id = :task)"
+        " ORDER BY t.answer_number",
+        anomaly=number, task=task,
+    )  # fmt: skip
+    return [
+        wire.Answer(number=row[0], task_id=row[1], report=row[2], anomaly=row[3], text=row["answer"]) for row in rows
+    ]
+
+
+def forget_ended_tasks(tx: engine.Transaction) -> None:
+    """Nobody is there any more to be answered."""
+    tx.execute("DELETE FROM anomaly_tasks WHERE task_id IN (SELECT id FROM tasks WHERE ended_ms IS NOT NULL)")
 
 
 def find(tx: engine.Transaction, public_id: str) -> engine.Row | None:

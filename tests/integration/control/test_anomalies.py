@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentina import errors
+from agentina.cli import main
 from agentina.control.services import anomalies as service
 from agentina.control.store import anomalies as store
 from agentina.protocol import wire
+from agentina.protocol.states import State
 from tests.integration.control import simulated, test_api
 
 
@@ -199,3 +204,93 @@ def test_viewers_look_and_only_operators_act(control: Any) -> None:
     (one,) = listed(viewer)
     with pytest.raises(errors.AgentinaError, match="FORBIDDEN"):
         viewer.call("POST", f"/v1/anomalies/{one['id']}/close")
+
+
+def beat(agent: simulated.Agent, task: str, answered: int = 0) -> wire.HeartbeatAnswer:
+    held = wire.Held(task_id=task, state=State.RUNNING, answered=answered)
+    message = wire.Heartbeat(session=agent.session, tasks=[held])
+    return msgspec.convert(agent.call("POST", "/v1/agent/heartbeat", message), wire.HeartbeatAnswer)
+
+
+def answer(operator: simulated.Operator, text: str) -> None:
+    (one,) = listed(operator)
+    operator.call("POST", f"/v1/anomalies/{one['id']}/answer", {"text": text})
+
+
+def test_an_answer_reaches_every_task_that_asked_until_its_host_has_it(
+    control: Any, operator: simulated.Operator
+) -> None:
+    first, second, idle = control.agent(), control.agent(), control.agent()
+    held = {}
+    for agent in (first, second):
+        operator.submit()
+        (held[agent],) = agent.take()
+        say(agent, found("which branch?", id="question:1", kind="question"), task=held[agent])
+    assert beat(first, held[first]).answers == []
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        poll = pool.submit(first.poll, slots=0, wait=30)
+        answer(operator, "main")
+        newest = poll.result(20).directives.answers
+    for agent in (first, second):
+        (told,) = beat(agent, held[agent]).answers
+        assert (told.text, told.report, told.task_id) == ("main", "question:1", held[agent])
+        assert told.number == newest
+        assert beat(agent, held[agent], answered=told.number).answers == []
+    answer(operator, "no, next")
+    (told,) = beat(first, held[first], answered=newest).answers
+    assert (told.text, told.number > newest) == ("no, next", True)
+    # Whoever asks the same now is answered at once, also by a report of a task that has heard other answers.
+    say(first, found("Which branch?", id="question:2", kind="question"), task=held[first])
+    (again,) = beat(first, held[first], answered=told.number).answers
+    assert (again.text, again.report) == ("no, next", "question:2")
+    assert idle.poll(slots=0).directives.answers == 0
+
+
+def test_answers_outlive_the_control_plane_and_end_with_the_task(tmp_path: Path) -> None:
+    with simulated.process(tmp_path / "data") as serving:
+        operator = simulated.Operator(serving.url, serving.token)
+        agent = simulated.new_agent(serving.url, operator)
+        operator.submit()
+        (task,) = agent.take()
+        agent.report(agent.fact(task, "accepted"), agent.fact(task, "running"))
+        say(agent, found("which branch?", id="question:1", kind="question"), task=task)
+        answer(operator, "main")
+        serving.keep_address()
+        serving.kill()
+        serving.start()
+        agent.close()
+        agent.open((task, State.RUNNING))
+        (told,) = beat(agent, task).answers
+        assert (told.text, told.report) == ("main", "question:1")
+        agent.report(agent.finished(task))
+        assert beat(agent, task, answered=told.number).answers == []
+        # Too late to be answered: nobody is there.
+        say(agent, found("which branch?", id="question:2", kind="question"), task=task)
+        assert beat(agent, task).answers == []
+
+
+def test_the_command_line_shows_and_resolves_it(
+    control: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = control.agent()
+    say(agent, found(evidence={"host": "example.com\x1b[2J"}, release="1.2.3"))
+    monkeypatch.setenv("AGENTINA_CONTROL_PLANE", control.url)
+    monkeypatch.setenv("AGENTINA_API_TOKEN", control.token)
+
+    def run(*words: str) -> str:
+        assert main.run(["anomaly", *words]) == 0
+        return capsys.readouterr().out
+
+    name = json.loads(run("list", "--json"))["anomalies"][0]["id"]
+    line = run("list", "--kind", "egress").splitlines()[1].split()
+    assert line[:6] == [name, "open", "egress", "EGRESS_REFUSED", "1", "1"]
+    shown = run("show", name)
+    for text in ("may not reach example.com:443", "scope.hosts", "1 time on 1 agent", "1.2.3", "example.com"):
+        assert text in shown
+    assert "\x1b" not in shown
+    assert run("answer", name, "Ask the owner.") == f"{name} is answered.\n"
+    assert "Ask the owner. (operator:admin" in run("show", name)
+    assert json.loads(run("close", name, "--reason", "allowed now", "--json"))["anomaly"]["reason"] == "allowed now"
+    assert name not in run("list")
+    assert name in run("list", "--state", "all")
+    assert main.run(["anomaly", "show", "ano_none"]) == errors.Exit.NOT_FOUND

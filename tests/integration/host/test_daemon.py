@@ -134,6 +134,18 @@ async def test_probe_is_a_task_over_its_limit_that_nobody_hears_of(
     await plane.until(lambda: not list(daemon.instance.tasks.glob("probe.*")))
 
 
+async def test_an_answer_to_a_task_is_fetched_at_once(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    task = plane.submit("sleep 600")
+    await plane.until(lambda: "running" in task.kinds)
+    plane.directives = msgspec.structs.replace(plane.directives, heartbeat_seconds=3000.0, lease_seconds=9000.0)
+    beats = len(plane.heartbeats)
+    # Its answer says how far away the next one is.
+    await plane.until(lambda: len(plane.heartbeats) > beats)
+    beats = len(plane.heartbeats)
+    plane.answer(task, "question:1", "main")
+    await plane.until(lambda: len(plane.heartbeats) > beats)
+
+
 async def test_job_runs_and_is_forgotten(daemon: DaemonProcess, plane: control.FakeControl) -> None:
     task = plane.submit("echo hello; echo $API_TOKEN", environment={"API_TOKEN": "sesame-open"})
     await plane.until_ended(task)

@@ -18,7 +18,7 @@ CREATE TABLE anomalies (
     changed_ms INTEGER NOT NULL,
     changed_by TEXT NOT NULL DEFAULT '',
     reason TEXT NOT NULL DEFAULT '',
-    -- What an operator says to the tasks that reported it; number: grows with each answer to any.
+    -- What an operator says to the tasks that reported it.
     answer TEXT NOT NULL DEFAULT '',
     answered_by TEXT NOT NULL DEFAULT '',
     answered_ms INTEGER,
@@ -58,4 +58,14 @@ CREATE TABLE anomaly_reports (
     UNIQUE (agent_id, report_id)
 );
 CREATE INDEX anomaly_reports_newest ON anomaly_reports(anomaly_id, id);
+-- Which reports of tasks under way may still be answered.
+CREATE TABLE anomaly_tasks (
+    task_id INTEGER NOT NULL REFERENCES tasks(id),
+    report_id TEXT NOT NULL,
+    anomaly_id INTEGER NOT NULL REFERENCES anomalies(id) ON DELETE CASCADE,
+    -- The revision with which the answer became this report's; grows with each answer to the task. 0: there is none.
+    answer_number INTEGER NOT NULL,
+    PRIMARY KEY (task_id, report_id)
+) WITHOUT ROWID;
+CREATE INDEX anomaly_tasks_of_anomaly ON anomaly_tasks(anomaly_id);
 CREATE INDEX anomaly_reports_of_job ON anomaly_reports(job_id, anomaly_id);
