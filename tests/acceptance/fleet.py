@@ -24,10 +24,11 @@ from agentina.client import api, local
 from agentina.protocol import api as messages
 from agentina.protocol import states
 from agentina.system import paths
+from tests.fakes import deadlines
 
 AGENTINA = [sys.executable, "-m", "agentina"]
 #: Seconds any single thing may take on a slow, shared machine.
-PATIENCE = 60.0
+PATIENCE = deadlines.HANG
 
 
 def wait_for(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> Any:

@@ -125,7 +125,7 @@ def test_nothing_is_lost_or_done_twice_under_kill_9(tmp_path: Path) -> None:
 
 def check_job(fleet: fleets.Fleet, number: int, job_id: str) -> list[str]:
     """What is wrong with an ended job; empty when nothing is."""
-    view = fleet.wait_final(job_id, seconds=180)
+    view = fleet.wait_final(job_id)
     wrong = []
     if view.job.state is not State.SUCCEEDED:
         wrong.append(f"job {number} {job_id}: {view.job.state.value} / {view.job.reason.value}: {view.job.detail}")

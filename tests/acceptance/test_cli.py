@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance import fleet as fleets
+from tests.fakes import deadlines
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_interrupting_a_follower_leaves_the_job_alone(fleet: fleets.Fleet, tmp_p
     assert process.stdout is not None
     assert process.stdout.readline() == b"started\n"
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=deadlines.HANG)
     assert process.returncode == 130
     assert b"goes on without you" in said
     job = said.split()[0].decode()
@@ -115,7 +116,7 @@ def test_drain_is_seen_here_and_there(fleet: fleets.Fleet) -> None:
 
 
 def test_status_is_healthy_and_complete(fleet: fleets.Fleet) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + deadlines.HANG
     while fleet.run("status").returncode and time.monotonic() < deadline:
         time.sleep(0.1)
     shown = fleet.answer("status")

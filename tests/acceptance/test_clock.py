@@ -54,14 +54,14 @@ def test_step_of_a_day_loses_nothing(tmp_path: Path, side: str, step: str) -> No
         assert fleet.job(long_job).job.state is State.RUNNING
         assert before - 120 < grace_left(fleet) <= before + 1, "the step moved the offline grace"
         short = fleet.submit(["echo", "in the new time"])
-        assert fleet.wait_final(short, seconds=20).job.state is State.SUCCEEDED
+        assert fleet.wait_final(short).job.state is State.SUCCEEDED
         # Both start again within the new time: what they wrote before must not mislead them.
         fleet.kill("default")
         fleet.kill("control-plane")
         fleet.start_control_plane(variables=keeping(stepped["control-plane"], clock, step))
         fleet.start_daemon(variables=keeping(stepped["default"], clock, step))
         gate.touch()
-        view = fleet.wait_final(long_job, seconds=20)
+        view = fleet.wait_final(long_job)
         assert view.job.state is State.SUCCEEDED
         assert [task.pid for task in view.tasks] == [pid]
         assert fleet.output(long_job) == b"done\n"

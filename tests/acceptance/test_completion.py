@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import deadlines
+
 BASH = """
 source "$SCRIPT"
 complete -p agentina >&2
@@ -50,6 +52,8 @@ def test_shell_completes_commands(shell: str, tmp_path: Path) -> None:
     script = tmp_path / f"agentina.{shell}"
     script.write_bytes(made.stdout)
     environment["SCRIPT"] = str(script)
-    done = subprocess.run(ASK[shell], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ASK[shell], env=environment, capture_output=True, text=True, timeout=deadlines.HANG, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["status", "cancel"], done

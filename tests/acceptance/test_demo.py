@@ -15,12 +15,13 @@ import pytest
 
 from agentina.cli import demo_job
 from tests.acceptance import fleet as fleets
+from tests.fakes import deadlines
 
 
 def demo(root: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "agentina", "demo", *options]
     environment = {**os.environ, "AGENTINA_ROOT": str(root), "COLUMNS": "200", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=deadlines.HANG, check=False)
 
 
 def processes_of(root: Path) -> list[str]:
@@ -61,7 +62,7 @@ def test_kept_demo_can_be_used_and_ended(tmp_path: Path) -> None:
         pids = [int(word) for word in line.partition(";")[0].split() if word.isdigit()]
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + deadlines.HANG
     while processes_of(root) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_of(root) == []
@@ -78,7 +79,7 @@ def test_interrupted_demo_cleans_up(tmp_path: Path, number: int) -> None:
         if line.startswith(b"-----"):
             break
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=deadlines.HANG)
     assert process.returncode == 130
     assert processes_of(root) == []
     assert not root.exists()

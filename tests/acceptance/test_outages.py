@@ -115,10 +115,10 @@ def test_task_ends_by_itself_before_it_is_given_away(tmp_path: Path) -> None:
         fleet.wait_state(job, State.RUNNING)
         fleet.install("second")
         proxy.set(proxies.Fault.BLACKHOLE)
-        began = time.monotonic()
-        fleets.wait_for(lambda: "end" in marks.read_text(), "the host ends the task by itself", seconds=20)
-        assert time.monotonic() - began < wire.MIN_LEASE_SECONDS, "it outlived its lease"
-        assert fleet.job(job).job.state is State.RUNNING, "given away before its lease was over"
+        cut_at = uptime()
+        fleets.wait_for(lambda: "end" in marks.read_text(), "the host ends the task by itself")
+        ended_at = float(marks.read_text().split()[-1])
+        assert ended_at - cut_at < wire.MIN_LEASE_SECONDS, "it outlived its lease"
         (tmp_path / "gate").touch()
         fleet.start_daemon("second")
         view = fleet.wait_final(job)
@@ -126,12 +126,20 @@ def test_task_ends_by_itself_before_it_is_given_away(tmp_path: Path) -> None:
         assert view.job.state is State.SUCCEEDED
         assert [task.state for task in view.tasks] == [State.LOST, State.SUCCEEDED]
         assert view.tasks[0].reason is Reason.LEASE_EXPIRED
+        lost_ms = view.tasks[0].ended_ms
+        assert lost_ms is not None
+        assert uptime() - (time.time() - lost_ms / 1000) > ended_at, "given away before it had ended"
         assert view.tasks[0].agent_id != view.tasks[1].agent_id
         check_no_overlap(marks)
         fleets.wait_for(lambda: not held(fleet, "default"), "the late reports are told and forgotten")
         after = fleet.job(job)
         assert after.job.state is State.SUCCEEDED
         assert [(task.state, task.reason) for task in after.tasks] == [(task.state, task.reason) for task in view.tasks]
+
+
+def uptime() -> float:
+    """Seconds since boot, as the jobs read them."""
+    return float(Path("/proc/uptime").read_text().split()[0])
 
 
 def held(fleet: fleets.Fleet, instance: str) -> bool:
@@ -201,14 +209,15 @@ def test_daemons_do_not_stampede_on_return(fleet: fleets.Fleet) -> None:
             fleet.start_daemon(name)
         proxy.set(proxies.Fault.CUT)
         time.sleep(4)
+        fleets.wait_for(lambda: proxy.accepted >= 2, "they ask again")
         attempts = proxy.accepted
         proxy.set(proxies.Fault.PASS)
-        assert 2 <= attempts <= 80
+        assert attempts <= 80
         back = time.monotonic()
         for name in ("default", "second"):
             fleets.wait_for(lambda name=name: fleet.is_online(name), f"{name} is back")  # type: ignore[misc]
-        # The longest pause after four seconds of outage is eight; without a new try at once it would be a long poll.
-        assert time.monotonic() - back < 20
+        # The longest pause after some seconds of outage is eight; without a new try at once it would be a long poll.
+        assert time.monotonic() - back < 40
 
 
 def test_follower_bears_an_outage(fleet: fleets.Fleet) -> None:

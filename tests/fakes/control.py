@@ -10,6 +10,7 @@ import asyncio
 import base64
 import dataclasses
 import hashlib
+import secrets
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -92,6 +93,8 @@ class FakeControl:
         self.tamper: Callable[[signing.Signed], signing.Signed] = lambda signed: signed
         self.unknown: set[str] = set()
         self._changed = asyncio.Event()
+        #: Part of every id: a daemon ends what a lost task left by the id, on the whole machine.
+        self._ours = secrets.token_hex(4)
         self._numbers = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[Any]] = set()
@@ -137,7 +140,7 @@ class FakeControl:
             "resources": {"profile": "lightweight", "memory": 64 << 20},
             **fields,
         }
-        task = Task(f"job_{self._numbers:016d}.1", jobs.parse_job(document))
+        task = Task(f"job_{self._ours}{self._numbers:08d}.1", jobs.parse_job(document))
         self.tasks[task.id] = task
         self.queue.append(task)
         self.wake()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from agentina.executors import fields
+from tests.fakes import deadlines
 
 #: Made by whoever sets the host up (tests/vm), and the daemon's user's own.
 STATE = Path("/var/lib/agentina/contract")
@@ -21,7 +22,7 @@ def is_prepared() -> bool:
 
 def fresh_instance() -> Path:
     """The instance's state directory, without tasks; earlier ones have ended."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + deadlines.HANG
     while units():
         assert time.monotonic() < deadline, units()
         subprocess.run(["systemctl", "stop", *units()], check=False)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agentina.executors import contract
 from agentina.system import clock
 
+#: Ends every id: what a killed supervisor leaves is found, and ended, by its task's id, on the whole machine.
+_RUN: Final = f".{secrets.token_hex(4)}"
 
-def make(parent: Path, *argv: str, name: str = "job_0123456789abcdef.1", **changes: Any) -> contract.Launch:
+
+def make(parent: Path, *argv: str, name: str = "job_0123456789abcdef", **changes: Any) -> contract.Launch:
     """A launch in a task directory of its own below ``parent``, with limits that do not matter unless changed."""
-    directory = parent / name
+    directory = parent / f"{name}{_RUN}"
     (directory / "workspace").mkdir(parents=True, exist_ok=True)
     fields: dict[str, Any] = {
-        "task_id": name,
+        "task_id": directory.name,
         "directory": directory,
         "argv": list(argv),
         "environment": {"PATH": "/usr/local/bin:/usr/bin:/bin"},

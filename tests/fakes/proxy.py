@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterator
 from typing import Final
 
+from tests.fakes import deadlines
+
 _PIECE: Final = 65_536
 _HEAD: Final = b"\r\n\r\n"
 
@@ -99,7 +101,7 @@ class Proxy:
         try:
             if fault in _ANSWERS:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(reader.readuntil(_HEAD), 10)
+                    await asyncio.wait_for(reader.readuntil(_HEAD), deadlines.HANG)
                 writer.write(_ANSWERS[fault])
                 await writer.drain()
             elif fault is Fault.BLACKHOLE:

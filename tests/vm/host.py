@@ -20,8 +20,8 @@ from typing import Any, Final, Self
 
 from tests.vm import images
 
-#: Seconds any single thing may take under emulation on a busy machine.
-PATIENCE = 180.0
+#: Seconds any single thing may take under emulation on a slow and busy machine. It ends a hang, nothing else.
+PATIENCE = 600.0
 # In steps, for fallocate needs long extents and leaves to root what is reserved. A file system that allocates when it
 # writes back promises room that it has not got, and gives room back when its journal is written: so the disk is full
 # when new files of one block cannot be made durable, five times with a flush in between.

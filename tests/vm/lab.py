@@ -50,7 +50,7 @@ class Lab:
         """``agentina install`` on a host that has the package; returns what it answered."""
         self.trust(there)
         command = f"agentina install --json --instance {instance} --control-plane {self.url} --ca-file {CERTIFICATE}"
-        script = " ".join([command, "--token-file - --timeout 150s", *options])
+        script = " ".join([command, "--token-file - --timeout 500s", *options])
         return dict(json.loads(there.run(script, text=token or self.fleet.new_token())))
 
     def units(self, there: host.Host) -> dict[str, int]:

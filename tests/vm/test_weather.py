@@ -58,7 +58,7 @@ def check_lines(run_lab: lab.Lab, job: str, *, count: int) -> None:
 
 def test_network_away_for_less_than_a_lease(there: host.Host, run_lab: lab.Lab) -> None:
     """A task that ends meanwhile is reported when the network is back, with all it said."""
-    job = run_lab.fleet.submit_script("for i in $(seq 50); do echo line $i; sleep 0.1; done", role="weather")
+    job = run_lab.fleet.submit_script("for i in $(seq 50); do echo line $i; sleep 0.3; done", role="weather")
     run_lab.fleet.wait_state(job, states.State.RUNNING, seconds=host.PATIENCE)
     there.set_network(up=False)
     wait_idle(there)
@@ -101,7 +101,7 @@ def test_network_away_for_an_hour(real: machine.Machine, hasty: lab.Lab, measure
 
 def test_no_room(there: host.Host, run_lab: lab.Lab, measured: Callable[[str], None]) -> None:
     """A task that ends without room on the disk keeps its result; the host says what is wrong and goes on later."""
-    job = run_lab.fleet.submit_script("sleep 6; exit 7", role="weather", retry={"max_attempts": 1})
+    job = run_lab.fleet.submit_script("sleep 15; exit 7", role="weather", retry={"max_attempts": 1})
     run_lab.fleet.wait_state(job, states.State.RUNNING, seconds=host.PATIENCE)
     there.fill_disk()
     waits = run_lab.fleet.submit_script("true", role="weather")

@@ -21,6 +21,7 @@ import msgspec
 from agentina import errors
 from agentina.protocol import signing, wire
 from agentina.protocol.states import Reason, State
+from tests.fakes import deadlines
 
 _PROGRAM = """
 import json, sys
@@ -107,7 +108,7 @@ class Client:
 
     def raw(self, method: str, path: str, body: bytes | None = None, **headers: str) -> http.client.HTTPResponse:
         if self._connection is None:
-            self._connection = http.client.HTTPConnection(self._address, timeout=30)
+            self._connection = http.client.HTTPConnection(self._address, timeout=deadlines.HANG)
         if self.authorization:
             headers["Authorization"] = self.authorization
         self._connection.request(method, path, body, headers)
@@ -156,7 +157,7 @@ class Operator(Client):
         return shown["state"], shown["reason"]
 
     def until(self, job: str, state: str) -> Any:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + deadlines.HANG
         after = 0
         while time.monotonic() < deadline:
             if (shown := self.show(job))["job"]["state"] == state:

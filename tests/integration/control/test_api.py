@@ -14,6 +14,7 @@ from agentina import errors
 from agentina.control import ids
 from agentina.control.store import registry
 from agentina.protocol import wire
+from tests.fakes import deadlines
 from tests.integration.control import simulated
 
 
@@ -80,7 +81,7 @@ def test_bad_jobs_are_refused_with_the_place(
 
 def test_a_body_that_lies_about_its_length_is_cut_off(control: Any, operator: simulated.Operator) -> None:
     host, port = control.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
+    with socket.create_connection((host, int(port)), timeout=deadlines.HANG) as raw:
         raw.sendall(
             b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
             b"Authorization: " + operator.authorization.encode() + b"\r\n\r\n"

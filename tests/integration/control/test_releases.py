@@ -11,7 +11,7 @@ import pytest
 
 from agentina.control.services import releases
 from agentina.updates import keyfiles, repository
-from tests.fakes import release_publisher
+from tests.fakes import deadlines, release_publisher
 from tests.integration.control import simulated
 from tests.integration.control.conftest import ControlPlane
 
@@ -60,7 +60,7 @@ def test_what_was_published_is_announced_without_being_told(bench: Bench) -> Non
     bench.control.clock.boot_offset += 120
     bench.control.plane.duties_bell.set()
     timestamp = bench.place.directory / "metadata/timestamp.json"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + deadlines.HANG
     while not timestamp.exists():
         assert time.monotonic() < deadline
         bench.control.run(bench.control.plane.store.check)
@@ -145,7 +145,7 @@ def test_downloads_are_bounded_and_a_stalled_reader_gives_its_place_back(
 
 def wait_until(condition: object) -> None:
     assert callable(condition)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + deadlines.HANG
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)  # the state is another thread's

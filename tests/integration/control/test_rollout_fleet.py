@@ -17,6 +17,7 @@ from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from agentina.system import tasks
 from benchmarks import simulator
+from tests.fakes import deadlines
 from tests.integration.control import simulated
 
 OLD, NEW = "1.0.0", "1.1.0"
@@ -195,13 +196,13 @@ async def test_a_thousand_agents(fleet: Fleet) -> None:
         fleet.start(fleet.feed(group, 10))
     # What tasks came to before, to compare with.
     await asyncio.sleep(12 * QUICK)
-    plan = {"canary": 3, "soak_seconds": 120, "watch_seconds": 120}
+    plan = {"canary": 3, "soak_seconds": 3600, "watch_seconds": 3600}
     rollouts = {
         "slow": fleet.roll_out("slow", **plan), "failing": fleet.roll_out("failing", **plan),
         "bad": fleet.roll_out("bad", **plan),
         "good": fleet.roll_out("good", canary=3, soak_seconds=1, batch_percent=34, watch_seconds=1),
     }  # fmt: skip
-    ends = await asyncio.wait_for(asyncio.gather(*map(fleet.ended, rollouts.values())), 110)
+    ends = await asyncio.wait_for(asyncio.gather(*map(fleet.ended, rollouts.values())), 3 * deadlines.HANG)
     ended = {group: shown["rollout"] for group, shown in zip(rollouts, ends, strict=True)}
     assert {group: one["state"] for group, one in ended.items()} == {
         "slow": "rolled-back", "failing": "rolled-back", "bad": "rolled-back", "good": "completed",
@@ -225,13 +226,13 @@ async def test_a_killed_control_plane_gives_no_order_twice(tmp_path: Path) -> No
         chance = random.Random(7)
         for _ in range(3):
             # Until something moves, and then any moment.
-            await asyncio.wait_for(fleet.installed.wait(), 60)
+            await asyncio.wait_for(fleet.installed.wait(), deadlines.HANG)
             fleet.installed.clear()
             await asyncio.sleep(chance.uniform(0.0, 0.3))
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
         fleet.operator.close()
-        shown = await asyncio.wait_for(fleet.ended(rollout), 60)
+        shown = await asyncio.wait_for(fleet.ended(rollout), deadlines.HANG)
         await fleet.close()
     assert shown["rollout"]["state"] == "completed"
     assert shown["rollout"]["agents"] == {"updated": 30}

@@ -12,6 +12,7 @@ from agentina import errors
 from agentina.control import fleet
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
+from tests.fakes import deadlines
 from tests.integration.control import simulated
 
 
@@ -32,7 +33,7 @@ def held_poll(agent: simulated.Agent, **changes: Any) -> tuple[threading.Thread,
 
 def wait_until_held(control: Any, agent: simulated.Agent) -> None:
     inside = control.plane.fleet.find(agent.activated.agent_id)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + deadlines.HANG
     while inside.waiter is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert inside.waiter is not None
@@ -140,7 +141,7 @@ def test_a_broken_connection_gets_no_work(control: Any, operator: simulated.Oper
     gone._connection.request("POST", "/v1/agent/poll", msgspec.json.encode(body), {"Authorization": gone.authorization})
     wait_until_held(control, gone)
     gone.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + deadlines.HANG
     while inside.waiter is not None and time.monotonic() < deadline:
         time.sleep(0.005)
     job = operator.submit()
@@ -402,7 +403,7 @@ def test_followers_wake_when_output_arrives(control: Any, operator: simulated.Op
     follower = simulated.Operator(control.url, control.token)
     thread = threading.Thread(target=lambda: got.append(follower.raw("GET", f"/v1/jobs/{job}/output?wait=20").read()))
     thread.start()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + deadlines.HANG
     while not control.plane.bells._waiting and time.monotonic() < deadline:
         time.sleep(0.005)
     agent.output(task, 0, b"live")

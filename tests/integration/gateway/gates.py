@@ -25,7 +25,7 @@ from agentina.gateway import (
     tokens,
 )
 from agentina.system import clock
-from tests.fakes import model_provider
+from tests.fakes import deadlines, model_provider
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 KEY = "sk-real-0123456789"
@@ -71,7 +71,7 @@ class Gate:
         reader, writer = await asyncio.open_unix_connection(str(self.directory / listener.NAME))
         writer.write(data)
         writer.write_eof()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(deadlines.HANG):
             answer = await reader.read()
         writer.close()
         return answer
@@ -95,8 +95,8 @@ class Gate:
             if content:
                 await server.send(content)
             await server.finish()
-            head = await server.head(seconds=20)
-            answer = b"".join([piece async for piece in server.pieces(seconds=20)])
+            head = await server.head(seconds=deadlines.HANG)
+            answer = b"".join([piece async for piece in server.pieces(seconds=deadlines.HANG)])
             return head.status_code, {bytes(k).decode(): bytes(v).decode() for k, v in head.headers}, answer
         finally:
             server.close()
@@ -116,7 +116,7 @@ class Gate:
         return [entry["end"] for entry in entries if entry["kind"] == "end"]
 
     async def wait_until_refused(self) -> None:
-        await asyncio.wait_for(self.told.refused.wait(), 20)
+        await asyncio.wait_for(self.told.refused.wait(), deadlines.HANG)
 
     def refusals(self) -> list[tuple[str, str, str]]:
         return [(word.code, word.reason, word.host) for word in self.told.words if isinstance(word, channel.Refused)]

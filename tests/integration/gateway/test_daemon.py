@@ -64,7 +64,7 @@ async def bed() -> AsyncIterator[Bed]:
         for task in plane.tasks.values():
             if task.outcome is None:
                 plane.cancel(task)
-        await plane.until(lambda: all(task.outcome is not None for task in plane.tasks.values()), 30)
+        await plane.until(lambda: all(task.outcome is not None for task in plane.tasks.values()))
         await made.kill(signal.SIGTERM)
         assert "Traceback" not in made.log, made.log
     shutil.rmtree(root, ignore_errors=True)
@@ -120,7 +120,7 @@ async def test_a_task_keeps_its_way_out_over_a_kill_of_the_daemon(bed: Bed) -> N
     script = f"touch ../mark; {call} > one; echo first; while [ -e ../mark ]; do sleep 0.1; done; {call}"
     task = bed.plane.submit(script, budget={"tokens": 10_000})
     directory = bed.root / "var/lib/agentina/default/tasks" / task.id
-    await bed.plane.until(lambda: b"first" in task.output, 30)
+    await bed.plane.until(lambda: b"first" in task.output)
     await bed.kill()
     (directory / "mark").unlink()  # its next call meets nobody, and waits
     await bed.start()

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentina.gateway import account, listener
+from tests.fakes import deadlines
 from tests.integration.gateway import gates
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -192,7 +193,7 @@ async def test_names_without_an_answer_do_not_take_all_threads(tmp_path: Path) -
     async with serving(echo) as port, gates.opened(tmp_path, scope=[f"*.example.com:{port}"], resolver=slow) as gate:
         asking = [gate.raw(connect(gate, f"n{number}.example.com:{port}")) for number in range(12)]
         answers = asyncio.gather(*asking)
-        await asyncio.wait_for(full.wait(), 20)
+        await asyncio.wait_for(full.wait(), deadlines.HANG)
         silent.set()
         assert all(answer.startswith(b"HTTP/1.1 200") for answer in await answers)
         assert most == account.RESOLVING

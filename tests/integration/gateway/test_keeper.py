@@ -14,7 +14,7 @@ import pytest
 
 from agentina import errors
 from agentina.gateway import budgets, channel, forwarder, keeper, listener, record, tokens, variables
-from tests.fakes import model_provider
+from tests.fakes import deadlines, model_provider
 from tests.integration.gateway import gates
 
 TOOL = """
@@ -22,7 +22,7 @@ import json, os, sys, urllib.request
 body = json.dumps({"model": "claude-haiku-4-5", "stream": True, "max_tokens": 100}).encode()
 request = urllib.request.Request(os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages", body)
 request.add_header("x-api-key", os.environ["ANTHROPIC_API_KEY"])
-sys.stdout.write(urllib.request.urlopen(request, timeout=60).read().decode())
+sys.stdout.write(urllib.request.urlopen(request).read().decode())
 sys.exit(7)
 """
 
@@ -61,7 +61,7 @@ class Host:
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), 60)
+            output, _ = await asyncio.wait_for(process.communicate(), deadlines.HANG)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, output.decode()
@@ -80,7 +80,7 @@ async def test_a_tool_in_a_task_calls_a_model(host: Host) -> None:
     code, output = await host.run(directory, token, sys.executable, "-c", TOOL)
     assert code == 7
     assert "message_stop" in output
-    word = await asyncio.wait_for(host.words.get(), 20)
+    word = await asyncio.wait_for(host.words.get(), deadlines.HANG)
     fresh, cached, used = host.provider.billed
     assert isinstance(word, channel.Used)
     (row,) = word.usage
@@ -105,7 +105,7 @@ async def test_another_tasks_token_is_worth_nothing(host: Host) -> None:
     code, _ = await host.run(directory, other, sys.executable, "-c", TOOL)
     assert code == 1
     assert not host.provider.asked
-    word = await asyncio.wait_for(host.words.get(), 20)
+    word = await asyncio.wait_for(host.words.get(), deadlines.HANG)
     assert isinstance(word, channel.Refused)
     assert (word.task_id, word.code) == ("task_a", "GATEWAY_TOKEN_REFUSED")
 
@@ -114,7 +114,7 @@ async def test_a_killed_gateway_is_replaced_and_its_open_call_charged(host: Host
     directory, token = await host.open("task_a", most=100_000)
     host.provider.scenario = "held"
     running = asyncio.get_running_loop().create_task(host.run(directory, token, sys.executable, "-c", TOOL))
-    await asyncio.wait_for(host.provider.holding.wait(), 30)
+    await asyncio.wait_for(host.provider.holding.wait(), deadlines.HANG)
     before = host.keeper.pid
     os.kill(before, signal.SIGKILL)
     assert (await running)[0] == 1
@@ -136,7 +136,7 @@ async def test_a_budget_can_be_raised_and_the_last_task_ends_the_process(host: H
     running = host.keeper._running
     assert running is not None
     host.keeper.close("task_a")
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(running, deadlines.HANG)
     assert host.keeper.pid == 0
     assert not (directory / listener.NAME).exists()
     await host.open("task_b")
@@ -206,7 +206,7 @@ async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path
         *forwarding(tmp_path), sys.executable, "-c", tool,
         env=variables.tell(tmp_path.name, "agt_x"), start_new_session=True, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    output, _ = await asyncio.wait_for(process.communicate(), deadlines.HANG)
     os.killpg(process.pid, signal.SIGKILL)
     server.close()
     assert output == b"good\n"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agentina.gateway import budgets, channel, prices, record, streams, usage
+from tests.fakes import deadlines
 from tests.integration.gateway import gates
 
 PATHS = {
@@ -184,11 +185,11 @@ async def test_a_task_that_goes_away_ends_the_call(tmp_path: Path) -> None:
     async with gates.opened(tmp_path) as gate:
         gate.provider.scenario = "held"
         asking = asyncio.get_running_loop().create_task(gate.message())
-        await asyncio.wait_for(gate.provider.holding.wait(), 20)
+        await asyncio.wait_for(gate.provider.holding.wait(), deadlines.HANG)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         while not gate.ends():
-            await asyncio.wait_for(gate.account.changed.wait(), 20)
+            await asyncio.wait_for(gate.account.changed.wait(), deadlines.HANG)
         assert gate.ends() == ["abandoned"]
         assert gate.totals.estimated == 1
 
@@ -202,8 +203,8 @@ async def test_bytes_are_not_held_back(tmp_path: Path) -> None:
         await server.send_head("POST", "/anthropic/v1/messages", headers)
         await server.send(body)
         await server.finish()
-        await server.head(seconds=20)
-        pieces = server.pieces(seconds=20)
+        await server.head(seconds=deadlines.HANG)
+        pieces = server.pieces(seconds=deadlines.HANG)
         seen = b""
         while b"content_block_start" not in seen:
             seen += await anext(pieces)
@@ -222,7 +223,7 @@ async def test_a_slow_reader_slows_the_provider_down_and_memory_stays_flat(tmp_p
         await server.send_head("POST", "/anthropic/v1/messages", headers)
         await server.send(body)
         await server.finish()
-        await server.head(seconds=20)
+        await server.head(seconds=deadlines.HANG)
         written = -1
         while written <= 0 or written != gate.provider.written:  # until nothing moves any more
             written = gate.provider.written
@@ -230,7 +231,7 @@ async def test_a_slow_reader_slows_the_provider_down_and_memory_stays_flat(tmp_p
         assert 0 < written < 20 << 20
         tracemalloc.start()
         size = 0
-        async for piece in server.pieces(seconds=20):
+        async for piece in server.pieces(seconds=deadlines.HANG):
             size += len(piece)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

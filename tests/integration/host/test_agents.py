@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -47,7 +46,7 @@ async def daemon(root: Path, plane: control.FakeControl) -> AsyncIterator[Daemon
             if task.outcome is None:
                 plane.cancel(task)
         with contextlib.suppress(TimeoutError):
-            await plane.until(lambda: all(task.outcome is not None for task in plane.tasks.values()), 10)
+            await plane.until(lambda: all(task.outcome is not None for task in plane.tasks.values()))
         await process.kill(signal.SIGTERM)
     assert "agentina/host/" not in process.log.read_text(), process.log.read_text()
 
@@ -58,7 +57,7 @@ def submit(plane: control.FakeControl, runner: str, **fields: Any) -> control.Ta
 
 
 async def outcome_of(plane: control.FakeControl, task: control.Task) -> wire.Outcome:
-    await plane.until_ended(task, seconds=30)
+    await plane.until_ended(task)
     assert task.outcome is not None
     return task.outcome
 
@@ -149,7 +148,8 @@ async def test_who_finishes_and_hangs_without_a_daemon_is_found_by_the_next(
     await plane.until(lambda: bool(task.pids))
     await daemon.kill()
     (root / "go").touch()
-    await asyncio.sleep(1.0)
+    printed = daemon.instance.tasks / task.id / "output.log"
+    await plane.until(lambda: b'"turn.completed"' in printed.read_bytes())
     await daemon.start()
     outcome = await outcome_of(plane, task)
     assert (outcome.state, outcome.reason) == (State.SUCCEEDED, Reason.AGENT_FINISHED), outcome

@@ -19,7 +19,7 @@ from tuf.ngclient._internal import trusted_metadata_set
 
 from agentina import errors
 from agentina.updates import ed25519, trust
-from tests.fakes import release_server
+from tests.fakes import deadlines, release_server
 
 NAME = "releases/0.4.0/agentina-0.4.0-amd64.tar.gz"
 CONTENT = b"the archive " * 1000
@@ -411,7 +411,7 @@ def test_target_names_become_plain_file_names(name: str, file: str) -> None:
 
 def run(*arguments: object) -> int:
     command = [sys.executable, "-m", "agentina.updates.client", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, timeout=60).returncode
+    return subprocess.run(command, check=False, capture_output=True, timeout=deadlines.HANG).returncode
 
 
 def test_command_keeps_the_protocol_of_the_conformance_suite(bench: Bench, tmp_path: Path) -> None:

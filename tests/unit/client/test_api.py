@@ -11,7 +11,7 @@ import pytest
 from agentina import errors
 from agentina.client import api
 from agentina.protocol import api as messages
-from tests.fakes import scripted_server
+from tests.fakes import deadlines, scripted_server
 from tests.fakes.scripted_server import answer, refusal
 
 CREATED = {"id": "job_0000000000000001", "created": True}
@@ -39,7 +39,7 @@ def pauses() -> list[float]:
 
 
 def client_of(server: scripted_server.ScriptedServer, pauses: list[float], **options: object) -> api.Client:
-    return api.Client(server.url, token="aop_secret", pause=pauses.append, timeout_seconds=5.0, **options)  # type: ignore[arg-type]
+    return api.Client(server.url, token="aop_secret", pause=pauses.append, timeout_seconds=deadlines.HANG, **options)  # type: ignore[arg-type]
 
 
 def test_request_carries_token_and_decodes_answer(serve: Serve, pauses: list[float]) -> None:

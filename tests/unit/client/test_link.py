@@ -13,6 +13,7 @@ import pytest
 from agentina import errors
 from agentina.client import link
 from agentina.protocol import signing, wire
+from tests.fakes import deadlines
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"offset":7}'
 
@@ -58,7 +59,7 @@ async def connected(raw: Raw) -> AsyncIterator[link.Link]:
     await made.close()
 
 
-async def put(connected: link.Link, body: bytes = b"abc", seconds: float = 5) -> wire.PieceStored:
+async def put(connected: link.Link, body: bytes = b"abc", seconds: float = deadlines.HANG) -> wire.PieceStored:
     return await connected.put("/v1/x", body, wire.PieceStored, seconds=seconds)
 
 
@@ -124,8 +125,11 @@ async def test_nobody_listening_is_unreachable(raw: Raw) -> None:
 
 async def test_canceled_request_does_not_give_its_answer_to_the_next(connected: link.Link, raw: Raw) -> None:
     raw.answers = [b"HTTP/1.1 200 OK\r\n"]
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(put(connected), 0.1)
+    canceled = asyncio.ensure_future(put(connected))  # noqa: TID251 - gathered below
+    while not raw.requests:  # noqa: ASYNC110 - another coroutine's list has no event
+        await asyncio.sleep(0.01)
+    canceled.cancel()
+    await asyncio.gather(canceled, return_exceptions=True)
     assert (await put(connected)).offset == 7
     assert raw.connections == 2
 

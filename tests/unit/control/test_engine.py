@@ -10,6 +10,7 @@ import pytest
 
 from agentina import errors
 from agentina.control.store import engine
+from tests.fakes import deadlines
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ async def test_patient_operations_share_a_transaction_and_do_not_hold_up_others(
     await store.write(operation("in a hurry"))
     assert order == ["alone, at once", "in a hurry"]
     assert not any(future.done() for future in waiting)
-    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    await asyncio.wait_for(asyncio.gather(*waiting), deadlines.HANG)
     assert order[2:] == ["patient 1", "patient 2"]
 
 

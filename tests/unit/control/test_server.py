@@ -10,6 +10,7 @@ import uvicorn
 from uvicorn import server as uvicorn_server
 
 from agentina.control import server
+from tests.fakes import deadlines
 
 
 class Transport(asyncio.Transport):
@@ -66,7 +67,7 @@ async def settled(transport: Transport, *, pieces: int) -> list[bytes]:
     """Wait for so many pieces, and a moment for one too many."""
     while len(transport.pieces) < pieces:
         transport.written.clear()
-        await asyncio.wait_for(transport.written.wait(), 10)
+        await asyncio.wait_for(transport.written.wait(), deadlines.HANG)
     await asyncio.sleep(0.02)
     return transport.pieces
 
@@ -110,7 +111,7 @@ async def test_a_stream_does_not_wait_for_its_next_piece() -> None:
     protocol, transport = connect()
     protocol.data_received(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n")
     transport.written.clear()
-    await asyncio.wait_for(transport.written.wait(), 10)
+    await asyncio.wait_for(transport.written.wait(), deadlines.HANG)
     assert transport.pieces[0].endswith(b"5\r\nfirst\r\n")
     assert b"".join(await settled(transport, pieces=2)).endswith(b"1\r\n0\r\n0\r\n\r\n")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentina.executors import containment
+from tests.fakes import deadlines
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def family() -> Iterator[subprocess.Popen[bytes]]:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdout.readline()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + deadlines.HANG
     while len(containment.tree_below(process.pid).pids) < 3:
         assert time.monotonic() < deadline
     yield process

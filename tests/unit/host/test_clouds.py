@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agentina.client import metadata
 from agentina.host import clouds
-from tests.fakes import cloud_metadata
+from tests.fakes import cloud_metadata, deadlines
 
 PREEMPT = {
     "EventId": "A1",
@@ -61,7 +61,7 @@ async def test_google_tells_of_preemption_the_moment_it_is_known(server: cloud_m
         await asyncio.sleep(0.01)
     assert "wait_for_change=true" in server.requests[-1]
     server.change(preempted=True)
-    notice = await asyncio.wait_for(looking, 2)
+    notice = await asyncio.wait_for(looking, deadlines.HANG)
     assert notice is not None
     assert notice.near
     assert "preempted" in notice.reason

@@ -12,6 +12,7 @@ from agentina import errors
 from agentina.host import outbox
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
+from tests.fakes import deadlines
 
 GOOD = wire.Outcome(state=State.SUCCEEDED, reason=Reason.EXIT_ZERO)
 
@@ -60,7 +61,7 @@ async def test_the_end_of_a_task_is_sent_at_once_and_the_rest_gathers(
     box.report("a", "running")
     await box.commit()
     assert (box.waiting, box.pending.is_set()) == (1, False)
-    await asyncio.wait_for(box.pending.wait(), 5)
+    await asyncio.wait_for(box.pending.wait(), deadlines.HANG)
     assert box.acknowledge(1)
     box.report("a", "finished", outcome=GOOD)
     assert (box.waiting, box.pending.is_set()) == (0, True), "the sender commits before it sends"
@@ -70,7 +71,7 @@ async def test_the_end_of_a_task_is_sent_at_once_and_the_rest_gathers(
 
 async def test_what_nobody_waits_for_is_written_all_the_same(tmp_path: Path) -> None:
     box = await outbox.Outbox.open(tmp_path / "outbox")
-    await asyncio.wait_for(box.report("a", "running"), 1)
+    await asyncio.wait_for(box.report("a", "running"), deadlines.HANG)
     assert box.waiting == 1
     await box.close()
 
@@ -221,7 +222,7 @@ async def test_damage_while_running_renews_and_keeps_the_promise(tmp_path: Path)
         failing(statements)
 
     box._commit = damaged  # type: ignore[method-assign,assignment]
-    await asyncio.wait_for(box.report("a", "running"), 5)
+    await asyncio.wait_for(box.report("a", "running"), deadlines.HANG)
     assert [report.kind for report in bodies(box)] == ["accepted"]
     again = await reopen(box, tmp_path)
     assert again.held["a"].record == b"again"
@@ -238,12 +239,13 @@ async def test_full_disk_waits_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     durable = box.report("a", "note", detail="x" * 4000)
     for _ in range(3):
         box.report("a", "note", detail="x" * 4000)
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(deadlines.HANG):
+        while box.trouble is None:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
     assert not durable.done()
-    assert box.trouble is not None
     assert box.trouble.code == errors.DISK_FULL.code
     box._database.execute("PRAGMA max_page_count = 100000")
-    await asyncio.wait_for(durable, 5)
+    await asyncio.wait_for(durable, deadlines.HANG)
     assert box.waiting == 4
     assert str(box.trouble) == "None"
     await box.close()

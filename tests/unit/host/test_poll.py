@@ -11,6 +11,7 @@ from agentina.host import admission, poll, session, tasks
 from agentina.protocol import wire
 from agentina.system import clock
 from agentina.system import tasks as background
+from tests.fakes import deadlines
 
 
 class Session:
@@ -50,7 +51,7 @@ async def test_offer_of_nothing_is_looked_at_again_by_itself(monkeypatch: pytest
     )
     running = background.start(made.run(), name="polls", on_failure=lambda _: None)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(deadlines.HANG):
             await sessions.more.wait()
             assert sessions.polls[0].slots == 0
             sessions.more.clear()

@@ -8,7 +8,7 @@ import pytest
 from agentina.client import metadata
 from agentina.host import clouds, departure, preemption
 from agentina.system import tasks
-from tests.fakes import cloud_metadata
+from tests.fakes import cloud_metadata, deadlines
 
 
 def test_configuration_chooses_and_auto_asks_the_firmware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ async def test_outage_of_the_service_keeps_what_it_said_and_is_logged_once(
         cloud.look = counted  # type: ignore[method-assign]
         server.change(action={"action": "stop", "time": "2026-11-21T10:02:00Z"})
         watching = tasks.start(preemption.watch(cloud, say), name="watch")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(deadlines.HANG):
             await heard.wait()
             server.nonsense = b"garbage\r\n\r\n"
             await failures.wait()

@@ -7,7 +7,7 @@ import pytest
 
 from agentina.host import runs
 from agentina.system import tasks
-from tests.fakes import agent_cli
+from tests.fakes import agent_cli, deadlines
 
 OK = (agent_cli.RECORDINGS / "claude_ok.jsonl").read_bytes()
 
@@ -26,7 +26,7 @@ async def until_hung(run: runs.Run, *, linger: float) -> asyncio.Event:
     hung = asyncio.Event()
     task = tasks.start(run.follow(hung.set, linger=linger), name="run")
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(deadlines.HANG):
             await hung.wait()
     finally:
         await tasks.cancel(task)

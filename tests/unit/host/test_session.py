@@ -13,6 +13,7 @@ from agentina.client import backoff
 from agentina.host import session
 from agentina.protocol import wire
 from agentina.system import clock, tasks
+from tests.fakes import deadlines
 
 
 class Links:
@@ -51,7 +52,7 @@ class Case:
             raise self.host_fault
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(deadlines.HANG):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()

@@ -16,7 +16,7 @@ from agentina.system import clock, paths
 from agentina.system import tasks as background
 from agentina.updates import journal, releases
 from agentina.updates.journal import Reason, State
-from tests.fakes import release_trees
+from tests.fakes import deadlines, release_trees
 
 PACKAGED, OLD, NEW = "0.1.0", "0.4.0", "0.5.0"
 
@@ -228,7 +228,7 @@ async def test_news_are_told_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch)
         await asyncio.sleep(0.05)
         assert not told.is_set(), "nothing new"
         bench.end(good=False)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(deadlines.HANG):
             await told.wait()
     finally:
         await background.cancel(watch)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentina.system import children
+from tests.fakes import deadlines
 
 
 def test_run_tells_exit_code_and_output(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent.wait()
     parent.stdout.close()
     parent.stdin.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + deadlines.HANG
     while (
         Path(f"/proc/{pid}").exists()
         and "Z" not in Path(f"/proc/{pid}/stat").read_text()

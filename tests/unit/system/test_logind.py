@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentina.system import logind
+from tests.fakes import deadlines
 from tests.fakes import logind as fake
 
 
@@ -24,14 +25,14 @@ async def test_shutdown_is_heard_and_held_up(server: fake.Logind) -> None:
         seen = [watch.is_preparing]
         assert server.is_held()
         await server.prepare(start=True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(deadlines.HANG):
             await watch.changed()
         seen.append(watch.is_preparing)
         assert server.is_held()
         watch.release()
         assert not server.is_held()
         await server.prepare(start=False)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(deadlines.HANG):
             await watch.changed()
         assert [*seen, watch.is_preparing] == [False, True, False]
     finally:
@@ -51,7 +52,7 @@ async def test_lost_bus_is_told(server: fake.Logind) -> None:
     changed = asyncio.gather(watch.changed(), return_exceptions=True)
     await asyncio.sleep(0)
     await server.go_away()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(deadlines.HANG):
         (error,) = await changed
     assert isinstance(error, logind.UnavailableError)
     watch.close()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from agentina import errors
 from agentina.system import files
 from agentina.updates import releases, versions
-from tests.fakes import release_trees
+from tests.fakes import deadlines, release_trees
 
 MACHINE = release_trees.ARCHITECTURE
 
@@ -288,7 +288,7 @@ def test_running_release_is_never_deleted(store: releases.Store, what: str) -> N
         assert fates["0.0.0"] == "running"
         assert store.installed()[-1] == "0.0.0"
     finally:
-        process.communicate(b"\n", timeout=10)
+        process.communicate(b"\n", timeout=deadlines.HANG)
     assert {fate.name: fate.kept_for for fate in store.clean(packaged=None)}["0.0.0"] == ""
     assert "0.0.0" not in store.installed()
 
