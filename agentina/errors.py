@@ -371,6 +371,27 @@ POLICY_REFUSED = _entry(
     "(`agentina policy check` explains).",
 )  # fmt: skip
 
+# --- what tasks say -------------------------------------------------------------------------------------------------
+
+TASK_SAYS_TOO_MUCH = _entry(
+    "TASK_SAYS_TOO_MUCH", 429, Exit.REFUSED,
+    message="This is not taken: {problem}.",
+    cause="What a task says is bounded in number and pace, so that a confused one floods nobody.",
+    remedy="Go on with the work; say again later only what an operator really needs.",
+)  # fmt: skip
+TASK_UNREACHABLE_DAEMON = _entry(
+    "TASK_UNREACHABLE_DAEMON", 503, Exit.UNAVAILABLE,
+    message="The daemon of this task does not answer: {problem}.",
+    cause="It does not run now, or is being updated.",
+    remedy="Go on with the work and try again later; nothing of the task is lost.",
+)  # fmt: skip
+NOT_IN_TASK = _entry(
+    "NOT_IN_TASK", 400, Exit.USAGE,
+    message="This works inside a task only.",
+    cause="AGENTINA_TASK_SOCKET is not set: this is no task of agentina's, or its environment was cleared.",
+    remedy="Run it from the command of a job; from outside use `agentina job` and `agentina anomaly`.",
+)  # fmt: skip
+
 # --- things of the fleet --------------------------------------------------------------------------------------------
 
 NOT_FOUND = _entry(

@@ -207,6 +207,7 @@ def render(view: api.JobView) -> None:
             ("runner", "" if view.spec.runner == "command" else view.spec.runner),
             ("workspace", _workspace(view)),
             ("limits", _limits(view)),
+            ("progress", _progress(view)),
             ("dead letter", "yes: out of attempts; `agentina job retry` runs it again" if view.dead_letter else ""),
         ],
         indent=2,
@@ -258,6 +259,15 @@ def _task_rows(view: api.JobView) -> list[tuple[Any, ...]]:
             )
         )  # fmt: skip
     return rows
+
+
+def _progress(view: api.JobView) -> str:
+    """What the newest attempt said of itself last."""
+    told = view.tasks[-1].progress if view.tasks else None
+    if told is None:
+        return ""
+    percent = "" if told.percent is None else f"{told.percent:.0f} %: "
+    return f"{percent}{output.clean(told.text)} ({output.moment(told.at_ms)})"
 
 
 def _workspace(view: api.JobView) -> str:

@@ -52,6 +52,10 @@ SECTIONS = (
         },
     ),
     lazy.Section(
+        "In a task",
+        {"task": lazy.Lazy(_COMMANDS + "task:task", "Inside a task: tell, ask and complain to its operators.")},
+    ),
+    lazy.Section(
         "Servers and tools",
         {
             "control-plane": lazy.Lazy(_COMMANDS + "control_plane:control_plane", "Run the control plane."),

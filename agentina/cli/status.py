@@ -190,6 +190,12 @@ def _render_tasks(tasks: list[dict[str, Any]], now_ms: int) -> None:
         for task in tasks
     ]  # fmt: skip
     output.table(("TASK", "STATE", "NAME", "PID", "STARTED", "MEMORY LIMIT", "OUTPUT", "LEASE"), rows)
+    for task in tasks:
+        progress = task.get("progress")
+        if progress:
+            percent = "" if progress.get("percent") is None else f" ({progress['percent']:.0f} %)"
+            said = output.ago(progress.get("at_ms"), now_ms)
+            output.answer(f"  {task.get('task_id')} says{percent}: {output.clean(progress.get('text'))}, {said}")
 
 
 def _render_guarantees(one: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -118,6 +118,17 @@ class Condition(enum.Enum):
     VANISHED = "vanished"
 
 
+class Door(NamedTuple):
+    """Where a task meets its gateway: a directory for a socket, which the daemon makes and the task finds."""
+
+    #: As the task sees it.
+    inside: Path
+    #: As the daemon sees it; None before the task has started and after it has ended, where there is none then.
+    outside: Path | None
+    #: The task has a user of its own, who must be let in. Nobody else gets there.
+    is_shared: bool
+
+
 class Executor(Protocol):
     """The door to containment. One object serves all tasks of an instance."""
 
@@ -134,6 +145,10 @@ class Executor(Protocol):
 
     def place(self, directory: Path) -> Path:
         """Where the task itself finds its ``directory``: what paths in its environment and argv begin with."""
+        ...
+
+    def door(self, directory: Path) -> Door:
+        """Where a task's gateway listens: in a directory that no other task sees and only the daemon can change."""
         ...
 
     async def open(self) -> None:

@@ -85,6 +85,10 @@ class ProcessExecutor:
         """See :meth:`agentina.executors.contract.Executor.place`."""
         return directory
 
+    def door(self, directory: Path) -> contract.Door:
+        """See :meth:`agentina.executors.contract.Executor.door`."""
+        return contract.Door(directory, directory, is_shared=False)
+
     async def open(self) -> None:
         """See :meth:`agentina.executors.contract.Executor.open`."""
         found = cgroups.find()

@@ -36,7 +36,7 @@ _LOOK_SECONDS: Final = 5.0
 #: One process more than the task's own: its supervisor.
 _SUPERVISOR: Final = 1
 
-_NETWORK_PRIVATE: Final = "none but its own loopback"
+_NETWORK_PRIVATE: Final = "none but its own loopback, and the host's gateway where its job asks for it"
 _NETWORK_SHARED: Final = "the host's, as its owner has configured; link-local and cloud metadata addresses are refused"
 
 _log = logging.getLogger(__name__)
@@ -107,6 +107,14 @@ class SystemdExecutor:
     def place(self, directory: Path) -> Path:  # noqa: ARG002 - the same for every task
         """See :meth:`agentina.executors.contract.Executor.place`."""
         return PLACE
+
+    def door(self, directory: Path) -> contract.Door:
+        """See :meth:`agentina.executors.contract.Executor.door`.
+
+        It is where orders are: root makes that directory for each task anew and deletes it at the end, the daemon
+        alone can change it, and the task sees it. So root has nothing to do with the socket.
+        """
+        return contract.Door(PLACE / "orders", self._orders(directory), is_shared=True)
 
     # --- opening -----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from agentina.host import (
     anomalies,
     config,
     departure,
+    doors,
     fingerprint,
     follow,
     gates,
@@ -44,6 +45,7 @@ from agentina.host import (
     probe,
     reports,
     session,
+    shim,
     shutdown,
     standing,
     status,
@@ -206,6 +208,12 @@ class Daemon:
         )
         self._work.gates = self._gates
         self._parts.append(self._gates.stop)
+        self._doors = doors.Doors(
+            executor=self._executor, reports=self._outbox, budget=gates.budget_left, clocks=self._clock
+        )
+        self._work.doors = self._doors
+        self._parts.append(self._doors.close)
+        self._work.search_path = shim.search_path(self._instance.state)
         self._tasks = tasks.Tasks(
             self._instance.tasks,
             reports=self._outbox,

@@ -48,6 +48,8 @@ class Entry:
     secrets: list[bytes] = dataclasses.field(default_factory=list)
     #: What it prints, where its runner can read that.
     run: runs.Run | None = None
+    #: How far it said it was.
+    progress: wire.Progress | None = None
     next: state.Do | None = None
     driver: asyncio.Task[None] | None = None
     #: The driver is inside an operation, so that canceling it cancels that.

@@ -6,6 +6,7 @@ the next daemon opens it again for a task that goes on: ``gateway.json``.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import logging
 import sys
@@ -18,7 +19,7 @@ import msgspec
 from agentina import errors
 from agentina.executors import contract
 from agentina.host import entries, policy, state
-from agentina.protocol import budgets, jobs, units
+from agentina.protocol import budgets, jobs, units, verbs
 from agentina.system import files
 
 if TYPE_CHECKING:
@@ -35,6 +36,29 @@ _log = logging.getLogger(__name__)
 def asks(job: jobs.JobSpec) -> bool:
     """Whether a job needs the gateway. Pure."""
     return job.budget is not None or bool(job.scope.hosts)
+
+
+async def budget_left(entry: entries.Entry) -> verbs.Budget | None:
+    """What the task may use and has used, as its record at the gateway has it; None: no limits, nothing used."""
+    from agentina.gateway import record  # noqa: PLC0415 - only tasks that ask pay for it
+
+    # A task of many calls has a long one.
+    story = await asyncio.to_thread(record.read, entry.directory.path)
+    limits = None if entry.job is None else entry.job.budget
+    if story is None and limits is None:
+        return None
+    held = limits if story is None or story.limits is None else story.limits
+    used = None if story is None else story.totals
+    return verbs.Budget(
+        tokens=None if held is None else held.tokens,
+        tokens_used=0 if used is None else used.used.counted,
+        cost_usd=None if held is None else held.cost,
+        cost_usd_used=0.0 if used is None else used.cost_nano / 1e9,
+        tool_calls=None if held is None else held.tool_calls,
+        tool_calls_used=0 if used is None else used.tool_calls,
+        duration_seconds=None if held is None else held.duration,
+        calls=0 if used is None else used.calls,
+    )
 
 
 class Gates:

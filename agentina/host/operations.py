@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ import msgspec
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host import entries, outcomes, records, state, uploads
+from agentina.host import doors, entries, outcomes, records, state, uploads
+from agentina.inside import door as inside
 from agentina.protocol import jobs, wire
 from agentina.protocol.states import Reason, State
 from agentina.runners import contract as runner_contract
@@ -45,6 +47,10 @@ class Operations:
         self.on_host_shutdown: Callable[[], None] = lambda: None
         #: The gateway for tasks whose job asks for it.
         self.gates: gates.Gates | None = None
+        #: Where tasks say what they have to say.
+        self.doors: doors.Doors | None = None
+        #: Where programs are looked for by tasks.
+        self.search_path = runner_contract.SEARCH_PATH
         self._executor = executor
         self._runners = runners
         self._cache = cache_directory
@@ -63,7 +69,7 @@ class Operations:
         if operation is state.Do.START:
             return await self._start(entry)
         if operation is state.Do.WATCH:
-            await self._watch(entry)
+            await self._attend(entry)
             return state.Ended(is_all=_is_all(entry))
         if operation is state.Do.COLLECT:
             return await self._collect(entry)
@@ -144,12 +150,13 @@ class Operations:
             directory=entry.directory.path,
             argv=plan.argv,
             environment={
-                "PATH": runner_contract.SEARCH_PATH,
+                "PATH": self.search_path,
                 "LANG": "C.UTF-8",
                 "HOME": home,
                 "TMPDIR": home,
                 "AGENTINA_TASK_ID": entry.task_id,
                 "AGENTINA_JOB_ID": entry.assignment.job_id,
+                inside.VARIABLE: place.door,
                 **plan.environment,
                 **jobs.environment_values(job),
             },
@@ -179,7 +186,19 @@ class Operations:
         seen = entry.directory if place is entry.directory.path else records.TaskDirectory(place)
         workspace = seen.workspace
         has_home = runner.needs_home or leaves_files(job)
-        return runner_contract.Place(workspace=workspace, home=seen.home if has_home else workspace)
+        door = doors.socket_path(self._executor.door(entry.directory.path))
+        return runner_contract.Place(workspace=workspace, home=seen.home if has_home else workspace, door=door)
+
+    async def _attend(self, entry: entries.Entry) -> None:
+        """Hear a task until it has ended."""
+        if self.doors is None:
+            await self._watch(entry)
+            return
+        self.doors.attend(entry)
+        try:
+            await self._watch(entry)
+        finally:
+            await self.doors.leave(entry)
 
     async def _watch(self, entry: entries.Entry) -> None:
         runner = None if entry.job is None else self._runners.get(entry.job.runner)
@@ -230,12 +249,15 @@ class Operations:
         outcome = outcomes.from_result(result, job, await self._read_run(entry, job))
         if entry.task.stop is not None and outcome.reason is Reason.CANCELED_BY_OPERATOR:
             outcome = _with_stop(outcome, entry.task.stop)
-        if not leaves_files(job):
+        declared = doors.read(entry.directory.path).artifacts
+        if not leaves_files(job) and not declared:
             return state.Collected(outcome)
         if result.boot_id != self._boot_id and result.stopped is not contract.StopReason.HOST_SHUTDOWN:
             # Nobody synced its files, as was done for its result and output: they may be empty after a power cut.
             return state.Collected(outcomes.without_files(outcome))
-        return state.Collected(await self._gather(entry, job, outcome))
+        # Paths, not patterns: a name may have any character.
+        wanted = [*job.artifacts, *map(glob.escape, declared)]
+        return state.Collected(await self._gather(entry, msgspec.structs.replace(job, artifacts=wanted), outcome))
 
     async def _gather(self, entry: entries.Entry, job: jobs.JobSpec, outcome: wire.Outcome) -> wire.Outcome:
         """Find patch and artifacts; keep the collection on disk."""
@@ -342,7 +364,9 @@ def leaves_files(job: jobs.JobSpec) -> bool:
 def _is_all(entry: entries.Entry) -> bool:
     """Whether a task that ended left nothing but its result."""
     job = entry.job
-    return job is not None and not leaves_files(job) and not entry.sent and entry.directory.output_size() == 0
+    if job is None or leaves_files(job) or entry.sent or entry.directory.output_size():
+        return False
+    return not doors.read(entry.directory.path).artifacts
 
 
 def _with_stop(outcome: wire.Outcome, asked: state.StopAsked) -> wire.Outcome:

@@ -196,6 +196,7 @@ class Outbox:
         *,
         outcome: wire.Outcome | None = None,
         anomaly: wire.Anomaly | None = None,
+        progress: wire.Progress | None = None,
         detail: str = "",
         pid: int | None = None,
         then: Callable[[], None] | None = None,
@@ -212,6 +213,7 @@ class Outbox:
             kind=kind,  # type: ignore[arg-type]  # the state machine's words; tested against the type
             outcome=outcome,
             anomaly=anomaly,
+            progress=progress,
             detail=detail[:4096],
             pid=pid,
         )

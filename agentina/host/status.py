@@ -135,4 +135,5 @@ class StatusView:
             memory_limit_bytes=entry.memory_bytes,
             output_bytes=entry.directory.output_size(),
             lease_seconds=left,
+            progress=entry.progress,
         )

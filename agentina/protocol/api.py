@@ -12,7 +12,7 @@ import msgspec
 
 from agentina.protocol import budgets, jobs
 from agentina.protocol.states import Reason, State
-from agentina.protocol.wire import AgentRun, ArtifactInfo, HostFacts, Outcome, UpdateReport
+from agentina.protocol.wire import AgentRun, ArtifactInfo, HostFacts, Outcome, Progress, UpdateReport
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +69,8 @@ class TaskView(_Message, frozen=True, kw_only=True):
     run: AgentRun | None = None
     #: What a running task used of models, likewise.
     models: list[budgets.ModelUsage] = []
+    #: How far it said it was, last.
+    progress: Progress | None = None
 
 
 class JobEvent(_Message, frozen=True, kw_only=True):

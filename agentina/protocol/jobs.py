@@ -95,6 +95,8 @@ class Payload(Command, frozen=True, kw_only=True):
     mcp_servers: Annotated[
         dict[Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,64}$")], McpServer], msgspec.Meta(max_length=64)
     ] = {}
+    #: Give it the task's verbs (`agentina task`) as tools, by a server named ``agentina``.
+    task_tools: bool = True
 
 
 class Workspace(_Spec, frozen=True, kw_only=True):
@@ -220,6 +222,8 @@ PAYLOAD_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "opencode": _UNBOUND_KEYS,
 }
 
+_NO_PAYLOAD: Final = Payload()
+
 _SIZE_KEYS: Final = (("resources", "memory"), ("resources", "disk"), ("limits", "output"), ("limits", "artifacts"))
 _DURATION_KEYS: Final = (
     ("limits", "timeout"),
@@ -334,7 +338,7 @@ def _check_payload(spec: JobSpec) -> None:
     payload = spec.payload
     allowed = PAYLOAD_KEYS.get(spec.runner, _AGENT_KEYS)
     for key in payload.__struct_fields__:
-        if key not in allowed and getattr(payload, key) not in (None, {}):
+        if key not in allowed and getattr(payload, key) != getattr(_NO_PAYLOAD, key):
             problem = f"runner {spec.runner!r} has no such key; it takes {', '.join(allowed)}"
             raise errors.INPUT_INVALID(where=f"job.payload.{key}", problem=problem)
     if spec.runner == "command":

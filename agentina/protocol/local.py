@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from agentina.protocol.states import Reason, State
-from agentina.protocol.wire import HostFacts, Outcome, UpdateReport
+from agentina.protocol.wire import HostFacts, Outcome, Progress, UpdateReport
 
 #: Longest request or answer line, in bytes.
 MAX_LINE = 8 << 20
@@ -50,6 +50,8 @@ class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes: int = 0
     #: Seconds until the lease runs out; None when nothing runs.
     lease_seconds: float | None = None
+    #: How far it said it was.
+    progress: Progress | None = None
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):

@@ -118,6 +118,19 @@ class Activated(_Message, frozen=True, kw_only=True):
 # --- sessions and heartbeats ---------------------------------------------------------------------------------------
 
 
+ProgressText = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+
+
+class Progress(_Message, frozen=True, kw_only=True):
+    """How far a task is, in its own words."""
+
+    text: ProgressText
+    percent: Percent | None = None
+    #: Host clock when it was said.
+    at_ms: int = 0
+
+
 class Held(_Message, frozen=True, kw_only=True):
     """A task the host holds: everything in its state directory that the control plane has not told it to forget."""
 
@@ -488,10 +501,12 @@ class Report(_Message, frozen=True, kw_only=True):
     #: Empty: an anomaly that is not about a task.
     task_id: Short
     #: ``accepted`` (durably held), ``running``, ``finishing``, ``finished`` (with outcome), ``returned`` (provably
-    #: never started; give it to another), ``note`` (text for the timeline), ``anomaly`` (with anomaly).
-    kind: Literal["accepted", "running", "finishing", "finished", "returned", "note", "anomaly"]
+    #: never started; give it to another), ``note`` (text for the timeline), ``anomaly`` (with anomaly), ``progress``
+    #: (with progress).
+    kind: Literal["accepted", "running", "finishing", "finished", "returned", "note", "anomaly", "progress"]
     outcome: Outcome | None = None
     anomaly: Anomaly | None = None
+    progress: Progress | None = None
     #: ``running``: process id on the host; ``returned`` and ``note``: the reason in words.
     detail: Detail = ""
     pid: int | None = None

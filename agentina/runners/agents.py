@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from agentina import errors
+from agentina.inside import toolserver
 from agentina.protocol import jobs
 from agentina.runners import command, contract
 
 #: Directory in the home for what is ours.
 OWN: Final = ".agentina"
 PROMPT: Final = f"{OWN}/prompt.md"
+#: The name of the server that has the task's verbs as tools.
+SERVER: Final = "agentina"
 #: Started by a shell that opens the prompt as stdin and then becomes the command line; a pipe would have to be filled.
 _WITH_INPUT: Final = 'exec "$@" <"$0"'
 
@@ -68,6 +74,7 @@ class AgentRunner:
         *,
         stream: str,
         environment: dict[str, str] | None = None,
+        takes_servers: bool = True,
     ) -> None:
         self.name = name
         #: A path, or a name that is looked for in :data:`contract.SEARCH_PATH`.
@@ -75,10 +82,13 @@ class AgentRunner:
         self.stream = stream
         self._invoke = invoke
         self._environment = environment or {}
+        #: It can be told of servers of tools.
+        self._takes_servers = takes_servers
 
     def plan(self, job: jobs.JobSpec, *, place: contract.Place) -> contract.Plan:
         """See :meth:`contract.Runner.plan`."""
-        wish = Wish(payload=job.payload, place=place, environment=jobs.environment_values(job))
+        payload = with_verbs(job.payload, place.door) if self._takes_servers else job.payload
+        wish = Wish(payload=payload, place=place, environment=jobs.environment_values(job))
         call = self._invoke(wish)
         files = dict(call.files)
         source = "/dev/null"
@@ -93,6 +103,15 @@ class AgentRunner:
             files=files,
             oom="continue",
         )
+
+
+def with_verbs(payload: jobs.Payload, door: str) -> jobs.Payload:
+    """``payload`` with the server that has the task's verbs as tools, unless the job does without or has its own."""
+    if not door or not payload.task_tools or SERVER in payload.mcp_servers:
+        return payload
+    # By the very Python that runs here: a task sees the same system. -I -S: nothing of the task's gets in.
+    verbs = jobs.McpServer(command=[sys.executable, "-I", "-S", toolserver.__file__, door])
+    return msgspec.structs.replace(payload, mcp_servers={**payload.mcp_servers, SERVER: verbs})
 
 
 def prompt_path(wish: Wish) -> str:

@@ -35,7 +35,8 @@ def invoke(wish: agents.Wish) -> agents.Invocation:
         # It refuses that to root unless told that it is contained, which is the executor's business here.
         call.environment["IS_SANDBOX"] = "1"
     elif payload.allowed_tools:
-        call.arguments.append(f"--allowedTools={','.join(payload.allowed_tools)}")
+        tools = [*payload.allowed_tools, *([f"mcp__{agents.SERVER}"] if agents.SERVER in payload.mcp_servers else [])]
+        call.arguments.append(f"--allowedTools={','.join(tools)}")
     else:
         call.arguments.append("--tools=")
     if payload.system_prompt is not None:

@@ -19,6 +19,8 @@ class Place:
     workspace: Path
     #: Its HOME and TMPDIR; the workspace where nothing has to be kept apart from it.
     home: Path
+    #: The socket at which its daemon hears it (agentina.inside.door); empty: there is none.
+    door: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -111,6 +111,7 @@ def make(name: str, description: Description) -> agents.AgentRunner:
         _Call(description),
         stream="" if description.stream == "text" else description.stream,
         environment=description.environment,
+        takes_servers="mcp_config_file" in {name for text in _flat(description.arguments) for name in _used(text)},
     )
 
 

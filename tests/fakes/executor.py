@@ -182,6 +182,9 @@ class FakeExecutor:
     def place(self, directory: Path) -> Path:
         return directory
 
+    def door(self, directory: Path) -> contract.Door:
+        return contract.Door(directory, directory, is_shared=False)
+
     async def open(self) -> None:
         self.opened = True
 

@@ -19,11 +19,12 @@ MAY_IMPORT = {
     "client": SIDE,
     "executors": SIDE,
     "gateway": SIDE,
-    "runners": SIDE,
+    "inside": {"__init__"},
+    "runners": SIDE | {"inside"},
     "updates": SIDE | {"__init__"},
-    "host": SIDE | {"client", "executors", "gateway", "runners", "updates", "__init__"},
+    "host": SIDE | {"client", "executors", "gateway", "inside", "runners", "updates", "__init__"},
     "control": SIDE | {"updates", "__init__"},
-    "cli": SIDE | {"client", "updates", "runners", "host", "control", "__init__"},
+    "cli": SIDE | {"client", "inside", "updates", "runners", "host", "control", "__init__"},
 }
 
 

@@ -19,6 +19,9 @@ _STATES: Final = {
     "finishing": (State.FINISHING, "the process ended; results are being collected"),
 }
 
+#: Lines a timeline may have for progress to be added.
+_PROGRESS_EVENTS: Final = 500
+
 _log = logging.getLogger(__name__)
 
 
@@ -122,6 +125,8 @@ class _Application:
         self._work.effects.jobs.add(task.job.public_id)
         if report.kind == "note":
             self._tell(task, report.detail or "(empty note)")
+        elif report.kind == "progress":
+            self._note_progress(task, report.progress)
         elif report.kind == "finished":
             self._finished(task, report)
         elif report.kind == "returned":
@@ -151,6 +156,15 @@ class _Application:
         text = report.detail or (f"{text} (pid {report.pid})" if report.pid is not None else text)
         self._tell(task, text, state)
         effects.progressed.append((report.task_id, state))
+
+    def _note_progress(self, task: tasks.Task, progress: wire.Progress | None) -> None:
+        """Keep how far a task says it is; its timeline has that too, while there is room for what matters more."""
+        if progress is None:
+            return
+        task.progress = msgspec.json.encode(progress).decode()
+        if task.job.events < _PROGRESS_EVENTS:
+            percent = "" if progress.percent is None else f" ({progress.percent:.0f} %)"
+            self._tell(task, f"says{percent}: {progress.text}")
 
     def _returned(self, task: tasks.Task, report: wire.Report) -> None:
         if task.state in {State.ASSIGNED, State.PREPARING}:

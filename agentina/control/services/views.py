@@ -94,6 +94,7 @@ def task_view(control: plane.Plane, job: str, row: engine.Row) -> api.TaskView:
         outcome=None if row["outcome"] is None else msgspec.json.decode(row["outcome"], type=wire.Outcome),
         run=None if held is None else held.run,
         models=[] if held is None else held.models,
+        progress=None if row["progress"] is None else msgspec.json.decode(row["progress"], type=wire.Progress),
     )  # fmt: skip
 
 

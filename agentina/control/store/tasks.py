@@ -32,6 +32,7 @@ class Task:
     counted: bool
     host_ended: bool
     stop_reason: str | None
+    progress: str | None
 
     @property
     def public_id(self) -> str:
@@ -100,10 +101,10 @@ def save(tx: engine.Transaction, task: Task) -> None:
     tx.execute(
         "UPDATE tasks SET state = :state, reason = :reason, detail = :detail, started_ms = :started_ms,"
         " ended_ms = :ended_ms, pid = :pid, outcome = :outcome, counted = :counted, host_ended = :host_ended,"
-        " stop_reason = :stop_reason WHERE id = :id",
+        " stop_reason = :stop_reason, progress = :progress WHERE id = :id",
         id=task.id, state=task.state.value, reason=task.reason.value, detail=task.detail, started_ms=task.started_ms,
         ended_ms=task.ended_ms, pid=task.pid, outcome=task.outcome, counted=task.counted, host_ended=task.host_ended,
-        stop_reason=task.stop_reason,
+        stop_reason=task.stop_reason, progress=task.progress,
     )  # fmt: skip
     jobs.save(tx, task.job)
 

@@ -1,0 +1,143 @@
+"""What tasks say, through their doors, to a real daemon with the process executor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agentina.host import said
+from agentina.inside import door
+from agentina.protocol.states import State
+from tests.fakes import control
+from tests.integration.host.test_daemon import DaemonProcess, daemon, plane, root
+
+__all__ = ["daemon", "plane", "root"]
+
+#: Says what stands in its argument, as JSON, many times over if there is a list; prints each answer.
+TOOL = """\
+import json, sys
+sys.path.insert(0, {place!r})
+from agentina.inside import door
+for request in json.loads(sys.argv[1]):
+    print(json.dumps(door.ask(request)), flush=True)
+"""
+
+
+@pytest.fixture
+def tool(root: Path) -> Path:
+    path = root / "tool.py"
+    path.write_text(TOOL.format(place=str(Path(door.__file__).parents[2])))
+    return path
+
+
+def say(tool: Path, *requests: Mapping[str, object]) -> str:
+    return f"{sys.executable} -I -S {tool} '{json.dumps(requests)}'"
+
+
+def answers(task: control.Task) -> list[dict[str, object]]:
+    return [json.loads(line) for line in bytes(task.output).decode().splitlines()]
+
+
+def is_connected(task_id: str, root: Path) -> bool:
+    """Whether somebody is connected to a task's door: unix sockets that are, by the kernel (proc_net_unix)."""
+    connected = "03"
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return any(line[5] == connected and line[-1].endswith(door.NAME) for line in lines if len(line) > 7)
+
+
+async def test_command_line_works_in_a_task(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    task = plane.submit(
+        "mkdir -p 'out [1]'; echo hi > 'out [1]/report'; cd 'out [1]'; "
+        "agentina task progress 'half way' --percent 50; "
+        "agentina task complain blocked-host --about x.org 'no way'; "
+        "agentina task ask 'what now?'; agentina task artifact report; agentina task budget",
+        environment={"MY_TOKEN": "no way"},
+    )
+    await plane.until_ended(task)
+    assert task.outcome is not None
+    assert task.outcome.state is State.SUCCEEDED, bytes(task.output)
+    assert [artifact.name for artifact in task.outcome.artifacts] == ["out [1]/report"]
+    lines = bytes(task.output).decode().splitlines()
+    assert lines[0] == "noted"
+    assert "1" in lines
+    assert lines[-1] == "This task has no budget."
+    progress = next(report.progress for report in plane.reports if report.progress is not None)
+    assert (progress.text, progress.percent) == ("half way", 50)
+    notes = [report.detail for report in plane.reports if report.kind == "note"]
+    # What is marked as secret is no more said here than printed.
+    assert notes == ["complains, blocked-host (x.org): ******", "asks (1): what now?"]
+
+
+async def test_task_says_it_to_the_next_daemon_when_its_own_is_killed(
+    daemon: DaemonProcess, plane: control.FakeControl, tool: Path, root: Path
+) -> None:
+    ask = say(tool, {"verb": "ask", "text": "which?"}, {"verb": "ask", "text": "and?", "wait": 600})
+    task = plane.submit(f"{ask}; echo over")
+    written = daemon.instance.tasks / task.id / said.FILE
+
+    def questions() -> int:
+        return len(msgspec.json.decode(written.read_bytes(), type=said.Said).questions) if written.exists() else 0
+
+    await plane.until(lambda: questions() == 2, 30)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        await daemon.kill(number)
+        await daemon.start()
+        # Whoever waits for an answer asks the next daemon, under the question's own number.
+        await plane.until(lambda: is_connected(task.id, root), 30)
+        assert questions() == 2
+    plane.cancel(task)
+    await plane.until_ended(task)
+    assert answers(task)[0]["question"] == 1
+
+
+async def test_flood_is_refused_and_the_rest_goes_on(
+    daemon: DaemonProcess, plane: control.FakeControl, tool: Path
+) -> None:
+    task = plane.submit(say(tool, *[{"verb": "progress", "text": f"step {n}"} for n in range(said.BURST + 30)]))
+    await plane.until_ended(task)
+    told = answers(task)
+    refused = [one for one in told if "error" in one]
+    assert refused
+    assert all(one["error"]["code"] == "TASK_SAYS_TOO_MUCH" for one in refused)  # type: ignore[index]
+    assert task.kinds.count("progress") == len(told) - len(refused)
+
+
+NOT_SAID = [
+    b"", b"\n", b"{}\n", b"null\n", b"\xff\xfe\n", b'{"verb":"status"}\n', b'{"verb":"drain","reason":"x"}\n',
+    b'{"verb":"progress","id":"a","text":""}\n', b'{"verb":"progress","id":"a b","text":"x"}\n',
+    b'{"verb":"progress","id":"a","text":"x","task_id":"job_x.1"}\n', b'{"verb":"answer","id":"a","question":0}\n',
+    b'{"verb":"ask","id":"a","text":"x","wait":1e9}\n',
+    b'{"verb":"complain","id":"a","kind":"rude","text":"x"}\n', b"x" * 200_000, b"[" * 20_000 + b"\n",
+    b'{"verb":"artifact","id":"a","path":"/etc/passwd"}\n',
+]  # fmt: skip
+
+
+async def test_nothing_but_verbs_gets_in(daemon: DaemonProcess, plane: control.FakeControl, root: Path) -> None:
+    task = plane.submit("sleep 600")
+    path = daemon.instance.tasks / task.id / door.NAME
+    await plane.until(path.exists, 30)
+    for line in NOT_SAID:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(line)
+        if not line.endswith(b"\n"):
+            writer.write_eof()
+        answer = await reader.read()
+        assert not answer or "error" in json.loads(answer), (line, answer)
+        writer.close()
+    assert not (daemon.instance.tasks / task.id / said.FILE).exists()
+    assert (await daemon.ask()).state == "online"
+    # Whoever holds connections holds up neither the daemon nor, once they are let go, others of the task.
+    held = [await asyncio.open_unix_connection(path) for _ in range(40)]
+    assert (await daemon.ask()).state == "online"
+    for _, writer in held:
+        writer.close()
+    plane.cancel(task)
+    await plane.until_ended(task)
+    await plane.until(lambda: not path.exists(), 30)
