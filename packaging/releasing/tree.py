@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+import tomllib
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,8 +22,6 @@ from releasing import wheels
 #: Left out of wheels: sources and headers of what is compiled, types, what only their developers need, and all but the
 #: description of what it is.
 _LEFT_OUT: Final = re.compile(r".*\.(c|h|pyx|pxd|pxi|pyi|sh)|(.*/)?\.[^/]*|[^/]*\.dist-info/(?!METADATA).*")
-#: What of agentina's own package goes into a release.
-_OWN: Final = re.compile(r".*\.(py|sql)|.*/py\.typed")
 
 
 def version_of(source: Path) -> str:
@@ -89,11 +88,13 @@ def digest_of(target: Path) -> str:
 
 
 def _copy_agentina(source: Path, library: Path, version: str) -> None:
-    for path in sorted((source / "agentina").rglob("*")):
-        if path.is_file() and _OWN.fullmatch(str(path)):
-            new = library / path.relative_to(source)
-            new.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, new)
+    project = tomllib.loads((source / "pyproject.toml").read_text("utf-8"))
+    # Its modules, and the data that the project says belongs to them.
+    patterns = ["**/*.py", *project["tool"]["setuptools"]["package-data"]["agentina"]]
+    for path in sorted({path for pattern in patterns for path in (source / "agentina").glob(pattern)}):
+        new = library / path.relative_to(source)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, new)
     module = library / "agentina/__init__.py"
     text = module.read_text("utf-8")
     module.write_text(text.replace(f'__version__ = "{version_of(source)}"', f'__version__ = "{version}"'), "utf-8")
