@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agentina.gateway import channel, keeper, listener, tokens
+from agentina.gateway import channel, keeper, tokens, variables
 from benchmarks import measure
 
 #: Bytes of the large answer, and of its events.
@@ -96,7 +96,13 @@ async def _measure(root: Path, port: int) -> Figures:
     (root / "gateway.yaml").write_text(json.dumps(settings))
     gateway = keeper.Keeper(root / "gateway.yaml", hear=lambda _: None)
     token = tokens.make()
-    order = channel.Open(task_id="bench", directory=str(root), digest=tokens.digest(token), scope=[f"127.0.0.1:{port}"])
+    order = channel.Open(
+        task_id="bench",
+        directory=str(root),
+        door=channel.Door(directory=str(root)),
+        digest=tokens.digest(token),
+        scope=[f"127.0.0.1:{port}"],
+    )
     try:
         await gateway.open(order)
         return await asyncio.to_thread(_figures, root, port, token, gateway.pid)
@@ -107,7 +113,7 @@ async def _measure(root: Path, port: int) -> Figures:
 def _figures(root: Path, port: int, token: str, pid: int) -> Figures:
     direct = _Client(socket.create_connection(("127.0.0.1", port)), token)
     unix = socket.socket(socket.AF_UNIX)
-    unix.connect(str(root / listener.NAME))
+    unix.connect(str(root / variables.socket_name("bench")))
     through = _Client(unix, token)
     for client in (direct, through):
         for _ in range(20):

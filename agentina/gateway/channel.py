@@ -13,18 +13,35 @@ from agentina.protocol import budgets as protocol_budgets
 MAX_LINE: Final = 4 << 20
 
 
+class Door(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a task's socket is to be."""
+
+    directory: str
+    #: Users other than the gateway's own may connect: who gets to the directory is the task alone.
+    is_shared: bool = False
+
+
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open", tag_field="verb"):
     """Serve a task, from now on or again."""
 
     task_id: str
-    #: Its directory; the socket and the record are there.
+    #: Its directory; the record is there.
     directory: str
+    #: None: it is not there yet; :class:`Listen` tells.
+    door: Door | None = None
     #: SHA-256 of its token.
     digest: str
     #: Hosts of the job's scope, and those of the owner's policy (None: no restriction).
     scope: list[str] = []
     policy: list[str] | None = None
     limits: budgets.Limits = budgets.Limits()
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True, tag="listen", tag_field="verb"):
+    """The task has started, and has a place for its socket now."""
+
+    task_id: str
+    door: Door
 
 
 class Close(msgspec.Struct, frozen=True, kw_only=True, tag="close", tag_field="verb"):
@@ -77,7 +94,7 @@ class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used", tag_field="ver
     usage: list[protocol_budgets.ModelUsage]
 
 
-Order = Open | Close | Raise | Reload
+Order = Open | Listen | Close | Raise | Reload
 Word = Opened | Refused | Warned | Used
 orders: Final = msgspec.json.Decoder(Order)
 words: Final = msgspec.json.Decoder(Word)

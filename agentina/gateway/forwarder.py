@@ -1,6 +1,6 @@
 """Inside a task: listens on loopback for tools that know no Unix sockets, and passes to the gateway's.
 
-    python3 -I -S forwarder.py DIRECTORY ADDRESS -- COMMAND ARGUMENT…
+    python3 -I -S forwarder.py SOCKET ADDRESS -- COMMAND ARGUMENT…
 
 It listens, leaves a process that passes bytes, and becomes the command. So the command keeps its process id, its
 signals and its exit code; the process beside it ends with the task, by whoever ends what a task leaves. Tools are told
@@ -14,7 +14,9 @@ or slot has.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import pathlib
 import selectors
 import signal
 import socket
@@ -23,7 +25,6 @@ import time
 from typing import Final
 
 PORT: Final = 8377
-NAME: Final = "gateway.sock"
 #: Bytes of one read, and most that wait for a slow reader.
 _PIECE: Final = 65_536
 _MOST: Final = 262_144
@@ -87,13 +88,13 @@ class Pair:
         self.since = since
         self.ways: list[Way] = []
 
-    def connect(self, directory: int) -> bool:
+    def connect(self, directory: int, name: str) -> bool:
         """Try to reach the gateway; False: nobody listens yet."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         made.settimeout(0)
         try:
             # However long the path is: unix(7) takes 107 bytes.
-            made.connect(f"/proc/self/fd/{directory}/{NAME}")
+            made.connect(f"/proc/self/fd/{directory}/{name}")
         except OSError as error:
             made.close()
             if error.errno in {errno.ECONNREFUSED, errno.ENOENT, errno.EAGAIN}:
@@ -113,9 +114,10 @@ class Pair:
 class Forwarder:
     """The loop."""
 
-    def __init__(self, listener: socket.socket, directory: int) -> None:
+    def __init__(self, listener: socket.socket, directory: int, name: str) -> None:
         self._listener = listener
         self._directory = directory
+        self._name = name
         self._selector = selectors.DefaultSelector()
         self._pairs: set[Pair] = set()
         self._late: set[Pair] = set()
@@ -150,7 +152,7 @@ class Forwarder:
 
     def _try(self, pair: Pair) -> None:
         try:
-            reached = pair.connect(self._directory)
+            reached = pair.connect(self._directory, self._name)
         except OSError:
             self._end(pair)
             return
@@ -210,7 +212,7 @@ class Forwarder:
             self._selector.register(self._listener, selectors.EVENT_READ)
 
 
-def leave(listener: socket.socket, directory: int) -> None:
+def leave(listener: socket.socket, directory: int, name: str) -> None:
     """Leave a process that passes bytes. It is nobody's child who waits for children: its parent ends at once."""
     child = os.fork()
     if child:
@@ -224,7 +226,12 @@ def leave(listener: socket.socket, directory: int) -> None:
             nothing = os.open(os.devnull, os.O_RDWR)
             for standard in (0, 1, 2):
                 os.dup2(nothing, standard)
-            Forwarder(listener, directory).run()
+            # The task's second command (to verify) starts this file again, so its release must stay: what a process has
+            # in its memory is in use (proc(5), maps).
+            with pathlib.Path(__file__).open("rb") as own:
+                kept = mmap.mmap(own.fileno(), 0, prot=mmap.PROT_READ)
+            Forwarder(listener, directory, name).run()
+            kept.close()
     finally:
         os._exit(0)
 
@@ -232,12 +239,14 @@ def leave(listener: socket.socket, directory: int) -> None:
 def main(arguments: list[str]) -> int:
     """Become the command."""
     if len(arguments) < 5 or arguments[3] != "--":  # noqa: PLR2004 - see the docstring
-        sys.stderr.write("usage: forwarder.py DIRECTORY ADDRESS -- COMMAND [ARGUMENT...]\n")
+        sys.stderr.write("usage: forwarder.py SOCKET ADDRESS -- COMMAND [ARGUMENT...]\n")
         return 2
     command = arguments[4:]
-    directory = os.open(arguments[1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    place, _, name = arguments[1].rpartition("/")
+    # Kept open: the task's own view of paths may change, and that must not lead elsewhere.
+    directory = os.open(place or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        leave(socket.create_server((arguments[2], PORT), backlog=128), directory)
+        leave(socket.create_server((arguments[2], PORT), backlog=128), directory, name)
     except OSError as error:
         # The task's first command left one that still serves, and this is its second (to verify).
         if error.errno != errno.EADDRINUSE:

@@ -83,6 +83,13 @@ class Keeper:
             self.close(order.task_id)
             raise errors.TASK_START_FAILED(problem=f"the gateway does not serve it: {problem}")
 
+    def listen(self, task_id: str, door: channel.Door) -> None:
+        """Have a task served at a place that is there by now."""
+        order = self._orders.get(task_id)
+        if order is not None and order.door != door:
+            self._orders[task_id] = msgspec.structs.replace(order, door=door)
+            self._send(channel.Listen(task_id=task_id, door=door))
+
     def close(self, task_id: str) -> None:
         """Let a task go; some time after the last one the process ends."""
         if self._orders.pop(task_id, None) is None:

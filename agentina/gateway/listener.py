@@ -1,4 +1,4 @@
-"""One task's door: a Unix socket in its directory, and the connections that came through it."""
+"""One task's door: a Unix socket where the task finds it, and the connections that came through it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.gateway import account, calls, egress, models, requests, streams, tokens
+from agentina.gateway import account, calls, channel, egress, models, requests, streams, tokens, variables
 from agentina.system import files
 
-NAME: Final = "gateway.sock"
 #: Connections of one task served at once; more wait in the kernel's queue.
 AT_ONCE: Final = 128
 _QUEUE: Final = 512
@@ -30,34 +29,41 @@ _log = logging.getLogger(__name__)
 class Listener:
     """Serves one task."""
 
-    def __init__(self, directory: Path, task: account.Account, *, serving: models.Models, ways: egress.Egress) -> None:
+    def __init__(self, task: account.Account, *, serving: models.Models, ways: egress.Egress) -> None:
         self.task = task
-        self._directory = directory
+        self._socket: Socket | None = None
         self._models = serving
         self._egress = ways
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(AT_ONCE)
 
-    async def open(self) -> None:
-        """Listen; a socket that a killed gateway left is replaced.
+    async def open(self, door: channel.Door) -> None:
+        """Listen, unless it does; a socket that a killed gateway left is replaced.
 
         Raises:
             AgentinaError: ``STATE_UNWRITABLE``.
 
         """
+        if self._server is not None:
+            return
+        name = variables.socket_name(self.task.task_id)
         try:
-            listener = bind(self._directory)
+            self._socket = Socket(door, name)
+        except FileNotFoundError:
+            return  # the task has ended meanwhile
         except OSError as error:
-            raise files.from_os_error(error, self._directory / NAME) from error
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=streams.PIECE)
+            raise files.from_os_error(error, Path(door.directory) / name) from error
+        self._server = await asyncio.start_unix_server(
+            self._connected, sock=self._socket.listening, limit=streams.PIECE
+        )
 
     async def close(self) -> None:
         """Stop serving: from here on the task's token is worth nothing."""
+        if self._socket is not None:
+            self._socket.remove()
         if self._server is not None:
             self._server.close()
-        with contextlib.suppress(OSError):
-            (self._directory / NAME).unlink()
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -112,28 +118,38 @@ class Listener:
             await self._models.serve(client, request, self.task)
 
 
-def bind(directory: Path) -> socket.socket:
-    """A listening socket in ``directory``, however long its path is (unix(7) takes 107 bytes).
+class Socket:
+    """A listening socket and its name. Nothing is done by a path that could lead elsewhere meanwhile."""
 
-    Raises:
-        OSError: It cannot be made.
+    def __init__(self, door: channel.Door, name: str) -> None:
+        """Bind, however long the path is (unix(7) takes 107 bytes).
 
-    """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(NAME, dir_fd=descriptor)
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        Raises:
+            OSError: It cannot be made.
+
+        """
+        self._name = name
+        self._directory = os.open(door.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        # It gets its name when it is ready: whoever finds it can connect.
+        unready = f".{name}"
         try:
-            made.bind(f"/proc/self/fd/{descriptor}/{NAME}")
-            (directory / NAME).chmod(0o600)
-            made.listen(_QUEUE)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(unready, dir_fd=self._directory)
+            self.listening.bind(f"/proc/self/fd/{self._directory}/{unready}")
+            os.chmod(unready, 0o666 if door.is_shared else 0o600, dir_fd=self._directory)
+            self.listening.listen(_QUEUE)
+            os.rename(unready, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except OSError:
-            made.close()
+            self.listening.close()
+            os.close(self._directory)
             raise
-        return made
-    finally:
-        os.close(descriptor)
+
+    def remove(self) -> None:
+        """Take the name away. Where the task's directory is gone with it, nothing is left to do."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._name, dir_fd=self._directory)
+        os.close(self._directory)
 
 
 def _offered(request: requests.Request) -> str | None:

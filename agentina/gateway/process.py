@@ -7,7 +7,6 @@ It has the providers' keys, so nobody of the same user may look into it: no core
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import logging
 import os
@@ -45,11 +44,13 @@ class Gateway:
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Follow orders until the daemon is gone."""
-        while line := await reader.readline():
+        while line := await _next_line(reader):
             try:
                 await self._follow(channel.orders.decode(line))
             except msgspec.MsgspecError as error:
                 _log.error("an order of the daemon cannot be read: %s", error)
+            except Exception:  # noqa: BLE001 - a fault of ours with one task must not end the way out of all others
+                _log.exception("an order of the daemon could not be followed")
         for door in list(self._doors.values()):
             await door.close()
         if self._models is not None:
@@ -60,6 +61,10 @@ class Gateway:
             self._tell(channel.Opened(task_id=order.task_id, problem=await self._open(order)))
         elif isinstance(order, channel.Reload):
             self._reload()
+        elif isinstance(order, channel.Listen):
+            problem = await self._listen(order)
+            if problem:
+                self._tell(channel.Opened(task_id=order.task_id, problem=problem))
         elif isinstance(order, channel.Close):
             door = self._doors.pop(order.task_id, None)
             if door is not None:
@@ -76,15 +81,26 @@ class Gateway:
                 self._models = models.Models(self._load(), clocks=self._clock)
             grants = rules.Rules(scope=order.scope, policy=order.policy, networks=self._models.loaded.networks)
             task = account.Account(order, grants=grants, clocks=self._clock, tell=self._tell)
-            door = listener.Listener(Path(order.directory), task, serving=self._models, ways=self._egress)
+            door = listener.Listener(task, serving=self._models, ways=self._egress)
             try:
-                await door.open()
+                if order.door is not None:
+                    await door.open(order.door)
             except errors.AgentinaError:
                 task.close()
                 raise
         except errors.AgentinaError as error:
             return error.message
         self._doors[order.task_id] = door
+        return ""
+
+    async def _listen(self, order: channel.Listen) -> str:
+        """Let a task in; what is wrong, or nothing."""
+        door = self._doors.get(order.task_id)
+        if door is not None:
+            try:
+                await door.open(order.door)
+            except errors.AgentinaError as error:
+                return error.message
         return ""
 
     def _raise(self, order: channel.Raise) -> None:
@@ -117,20 +133,33 @@ def protect() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def make_room() -> None:
+    """Allow as many connections as the system lets us have: each task has up to 128, with one to a host behind each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def _serve(path: Path) -> None:
     control = socket.socket(fileno=os.dup(0))
     reader, writer = await asyncio.open_unix_connection(sock=control, limit=channel.MAX_LINE)
     handed = os.environ.get("CREDENTIALS_DIRECTORY")
     gateway = Gateway(path, writer, credentials=None if not handed else Path(handed))
-    # The daemon's end, however it came, is this one's.
-    with contextlib.suppress(OSError):
-        await gateway.run(reader)
+    await gateway.run(reader)
     writer.close()
+
+
+async def _next_line(reader: asyncio.StreamReader) -> bytes:
+    """The daemon's next order; nothing when it is gone: its end, however it came, is this process's."""
+    try:
+        return await reader.readline()
+    except OSError:
+        return b""
 
 
 def main() -> None:
     """``python -m agentina.gateway.process SETTINGS``, with the socket to the daemon as stdin."""
     protect()
+    make_room()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the daemon's end is ours
     logging.basicConfig(level=logging.INFO, format="gateway: %(message)s", stream=sys.stderr)
     asyncio.run(_serve(Path(sys.argv[1])))

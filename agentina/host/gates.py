@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _NAME: Final = "gateway.json"
 _MAX: Final = 4 << 20
+#: One process more than the task's own: what passes bytes between its tools and the gateway.
+_FORWARDER: Final = 1
 #: Notes of refusals and warnings in one task's timeline; further ones are in the log and the record only.
 _MAX_NOTES: Final = 30
 
@@ -101,13 +103,11 @@ class Gates:
         assert job is not None
         if not asks(job):
             return job
-        if not self._settings or self._executor.name != "process":
+        if not self._settings:
             if job.budget is None:
                 return job  # scopes were never more than what the executor can hold
-            why = "has no gateway (`gateway` in its configuration)" if not self._settings else (
-                f"has no gateway for the {self._executor.name} executor yet"
-            )  # fmt: skip
-            raise errors.TASK_START_FAILED(problem=f"the job has a budget, and this host {why}")
+            why = "this host has no gateway (`gateway` in its configuration)"
+            raise errors.TASK_START_FAILED(problem=f"the job has a budget, and {why}")
         from agentina.gateway import tokens, variables  # noqa: PLC0415 - see the class
 
         entry.token = entry.token or tokens.make()
@@ -129,9 +129,11 @@ class Gates:
 
         rules = self._rules()
         limits = jobs.Budget() if job.budget is None else job.budget
+        door = self._executor.door(entry.directory.path)
         order = channel.Open(
             task_id=entry.task_id,
             directory=str(entry.directory.path),
+            door=_door(door),
             digest=tokens.digest(entry.token),
             scope=job.scope.hosts,
             policy=[] if rules is None else rules.hosts,
@@ -139,12 +141,13 @@ class Gates:
         )
         files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(order), durable=False)
         await self._serve(entry, order)
-        place = [str(entry.directory.path), variables.address(entry.task_id)]
+        place = [str(door.inside / variables.socket_name(entry.task_id)), variables.address(entry.task_id)]
         command = [sys.executable, "-I", "-S", forwarder.__file__, *place, "--"]
         return msgspec.structs.replace(
             launch,
             argv=[*command, *launch.argv],
             verify=None if launch.verify is None else [*command, *launch.verify],
+            pids=launch.pids + _FORWARDER,
         )
 
     async def before(self, entry: entries.Entry, operation: state.Do) -> None:
@@ -153,8 +156,10 @@ class Gates:
             return
         if operation is state.Do.WATCH and entry.task_id not in self._open:
             await self._reopen(entry)
+        elif operation is state.Do.WATCH:
+            self._listen(entry)
         elif operation is state.Do.COLLECT:
-            self._close(entry)
+            self.close(entry)
         elif operation is state.Do.UPLOAD and not entry.models:
             self._read_usage(entry)  # one whose end the daemon found out from what is on disk
 
@@ -176,12 +181,20 @@ class Gates:
         await self._keeper.open(order)
         self._open[entry.task_id] = entry
 
+    def _listen(self, entry: entries.Entry) -> None:
+        """Let a task in that has a place for its socket only since it has started."""
+        door = _door(self._executor.door(entry.directory.path))
+        if self._keeper is not None and door is not None:
+            self._keeper.listen(entry.task_id, door)
+
     async def _reopen(self, entry: entries.Entry) -> None:
         from agentina.gateway import channel  # noqa: PLC0415 - see the class
 
         try:
             content = files.read_bounded(entry.directory.path / _NAME, limit=_MAX)
-            await self._serve(entry, msgspec.json.decode(content, type=channel.Open))
+            order = msgspec.json.decode(content, type=channel.Open)
+            door = self._executor.door(entry.directory.path)
+            await self._serve(entry, msgspec.structs.replace(order, door=_door(door)))
         except FileNotFoundError:
             return  # it runs without: the host has no gateway
         except (OSError, msgspec.MsgspecError, errors.AgentinaError) as error:
@@ -190,7 +203,10 @@ class Gates:
                 extra={"action": "gateway-lost", "task": entry.task_id},
             )  # fmt: skip
 
-    def _close(self, entry: entries.Entry) -> None:
+    def close(self, entry: entries.Entry) -> None:
+        """Let go of a task that has ended, or was never started."""
+        if entry.job is None or not asks(entry.job):
+            return
         if self._keeper is not None and self._open.pop(entry.task_id, None) is not None:
             del self._notes[entry.task_id]
             self._keeper.close(entry.task_id)
@@ -233,3 +249,10 @@ class Gates:
         if task_id in self._open and self._notes[task_id] < _MAX_NOTES:
             self._notes[task_id] += 1
             self._note(task_id, text)
+
+
+def _door(door: contract.Door) -> channel.Door | None:
+    """A task's door in the gateway's words; None: it has none now."""
+    from agentina.gateway import channel as said  # noqa: PLC0415 - see Gates
+
+    return None if door.outside is None else said.Door(directory=str(door.outside), is_shared=door.is_shared)

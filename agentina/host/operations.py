@@ -127,6 +127,8 @@ class Operations:
                 # What went wrong came after the start. Given back, it would run here and elsewhere.
                 _log.warning("%s has started all the same: %s", entry.task_id, error, extra={"code": error.code})
                 return state.StartedBefore()
+            if self.gates is not None:
+                self.gates.close(entry)
             if error.code in _HOST_FAULTS:
                 return state.Unable(str(error))
             return state.Failed(outcomes.from_error(error, State.FAILED, Reason.START_FAILED))

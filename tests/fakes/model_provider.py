@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -197,8 +198,10 @@ _EVENTS: Final = {"messages": _anthropic, "responses": _responses, "completions"
 
 
 @contextlib.asynccontextmanager
-async def running(provider: ModelProvider | None = None) -> AsyncIterator[ModelProvider]:
-    """A provider that listens on a free port of loopback."""
+async def running(
+    provider: ModelProvider | None = None, *, listen: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[ModelProvider]:
+    """A provider that listens on a free port of loopback, or of another address."""
     provider = provider or ModelProvider()
     connections: set[asyncio.Task[Any]] = set()
 
@@ -213,7 +216,7 @@ async def running(provider: ModelProvider | None = None) -> AsyncIterator[ModelP
         finally:
             connections.discard(current)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, listen, 0, ssl=tls)
     provider.port = server.sockets[0].getsockname()[1]
     try:
         yield provider

@@ -23,6 +23,7 @@ from agentina.gateway import (
     settings,
     streams,
     tokens,
+    variables,
 )
 from agentina.system import clock
 from tests.fakes import deadlines, model_provider
@@ -62,13 +63,17 @@ class Gate:
     provider: model_provider.ModelProvider
     clock: Clock
 
+    @property
+    def socket(self) -> Path:
+        return self.directory / variables.socket_name(self.account.task_id)
+
     async def open(self) -> streams.Server:
-        reader, writer = await asyncio.open_unix_connection(str(self.directory / listener.NAME), limit=streams.PIECE)
+        reader, writer = await asyncio.open_unix_connection(str(self.socket), limit=streams.PIECE)
         return streams.Server(reader, writer)
 
     async def raw(self, data: bytes) -> bytes:
         """Send bytes, and read all that comes until the end of the connection."""
-        reader, writer = await asyncio.open_unix_connection(str(self.directory / listener.NAME))
+        reader, writer = await asyncio.open_unix_connection(str(self.socket))
         writer.write(data)
         writer.write_eof()
         async with asyncio.timeout(deadlines.HANG):
@@ -156,8 +161,8 @@ async def opened(
         grants = rules.Rules(scope=scope or [], policy=policy, networks=networks)
         serving = models.Models(loaded, clocks=clocks, stall_seconds=stall_seconds)
         task = account.Account(order, grants=grants, clocks=clocks, tell=told.take)
-        door = listener.Listener(directory, task, serving=serving, ways=egress.Egress(resolver))
-        await door.open()
+        door = listener.Listener(task, serving=serving, ways=egress.Egress(resolver))
+        await door.open(channel.Door(directory=str(directory)))
         try:
             yield Gate(directory, token, task, told, provider, clocks)
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agentina.gateway import listener, variables
+from agentina.gateway import variables
 from agentina.protocol.states import Reason, State
 from tests.fakes import control, model_provider
 from tests.integration.gateway import gates, test_keeper
@@ -128,7 +128,7 @@ async def test_a_task_keeps_its_way_out_over_a_kill_of_the_daemon(bed: Bed) -> N
     assert task.outcome is not None
     assert task.outcome.state is State.SUCCEEDED, bytes(task.output)
     assert "used 2 calls of models" in bed.log
-    assert not (directory / listener.NAME).exists()
+    assert not (directory / variables.socket_name(task.id)).exists()
 
 
 async def test_a_budget_nobody_can_hold_is_no_budget(bed: Bed) -> None:

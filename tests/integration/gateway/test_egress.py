@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentina.gateway import account, listener
+from agentina.gateway import account
 from tests.fakes import deadlines
 from tests.integration.gateway import gates
 
@@ -233,7 +233,7 @@ async def test_a_client_may_ask_again_with_its_token_on_the_same_connection(tmp_
 
 async def test_after_the_tasks_end_nobody_listens(tmp_path: Path) -> None:
     async with gates.opened(tmp_path) as gate:
-        assert (gate.directory / listener.NAME).stat().st_mode & 0o777 == 0o600
+        assert gate.socket.stat().st_mode & 0o777 == 0o600
         assert (await gate.ask("/", method="HEAD"))[0] == 200
     with pytest.raises(OSError, match=r"No such file|refused"):
         await gate.ask("/", method="HEAD")

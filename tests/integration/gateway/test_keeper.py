@@ -27,9 +27,10 @@ sys.exit(7)
 """
 
 
-def forwarding(directory: Path) -> list[str]:
-    """What stands before a command that has a way out."""
-    return [sys.executable, "-I", "-S", forwarder.__file__, str(directory), variables.address(directory.name), "--"]
+def forwarding(directory: Path, name: str) -> list[str]:
+    """What stands before a command of a task that has a way out in ``directory``."""
+    place = directory / variables.socket_name(name)
+    return [sys.executable, "-I", "-S", forwarder.__file__, str(place), variables.address(name), "--"]
 
 
 class Host:
@@ -42,22 +43,27 @@ class Host:
         gates.load(root, provider.url)
         self.keeper = keeper.Keeper(root / "gateway.yaml", hear=self.words.put_nowait, idle_seconds=0)
 
-    async def open(self, name: str, *, most: int | None = None) -> tuple[Path, str]:
+    async def open(self, name: str, *, most: int | None = None, has_door: bool = True) -> tuple[Path, str]:
         directory = self.root / name
         directory.mkdir()
         token = tokens.make()
         await self.keeper.open(
             channel.Open(
-                task_id=name, directory=str(directory), digest=tokens.digest(token), limits=budgets.Limits(tokens=most)
+                task_id=name,
+                directory=str(directory),
+                door=channel.Door(directory=str(directory)) if has_door else None,
+                digest=tokens.digest(token),
+                limits=budgets.Limits(tokens=most),
             )
         )
         return directory, token
 
-    async def run(self, directory: Path, token: str, *command: str) -> tuple[int | None, str]:
+    async def run(self, directory: Path, token: str, *command: str, name: str = "") -> tuple[int | None, str]:
         """Run a command as a task with a way out; its exit code and output."""
-        argv = [*forwarding(directory), *command]
+        name = name or directory.name
+        argv = [*forwarding(directory, name), *command]
         process = await asyncio.create_subprocess_exec(
-            *argv, env={"PATH": os.environ["PATH"], **variables.tell(directory.name, token)}, start_new_session=True,
+            *argv, env={"PATH": os.environ["PATH"], **variables.tell(name, token)}, start_new_session=True,
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
@@ -138,9 +144,44 @@ async def test_a_budget_can_be_raised_and_the_last_task_ends_the_process(host: H
     host.keeper.close("task_a")
     await asyncio.wait_for(running, deadlines.HANG)
     assert host.keeper.pid == 0
-    assert not (directory / listener.NAME).exists()
+    assert not (directory / variables.socket_name("task_a")).exists()
     await host.open("task_b")
     assert host.keeper.pid
+
+
+async def test_a_task_is_let_in_where_it_is_found_to_run(host: Host) -> None:
+    """A slot has a place for the socket only after its start; the forwarder waits for that."""
+    directory, token = await host.open("task_a", has_door=False)
+    place = directory / "orders"
+    place.mkdir()
+    command = [sys.executable, "-c", TOOL]
+    door = channel.Door(directory=str(place), is_shared=True)
+    asyncio.get_running_loop().call_later(0.3, host.keeper.listen, "task_a", door)
+    assert (await host.run(place, token, *command, name="task_a"))[0] == 7
+    socket = place / variables.socket_name("task_a")
+    assert socket.stat().st_mode & 0o777 == 0o666
+    assert sorted(path.name for path in place.iterdir()) == [socket.name]
+    # The next process finds it by itself; what its predecessor left is replaced.
+    os.kill(host.keeper.pid, signal.SIGKILL)
+    assert (await host.run(place, token, *command, name="task_a"))[0] == 7
+    told = record.read(directory)
+    assert told is not None
+    assert told.totals.calls == 2
+
+
+async def test_a_door_that_is_gone_hurts_nobody(host: Host) -> None:
+    """A task ended, and another has its place, before the gateway came to hear where the first was."""
+    place = host.root / "orders"
+    place.mkdir()
+    await host.open("task_a", has_door=False)
+    _, token = await host.open("task_b", has_door=False)
+    door = channel.Door(directory=str(place), is_shared=True)
+    host.keeper.listen("task_b", door)
+    host.keeper.listen("task_a", door)
+    host.keeper.close("task_a")
+    host.keeper.listen("task_a", channel.Door(directory=str(host.root / "nowhere")))
+    assert (await host.run(place, token, sys.executable, "-c", TOOL, name="task_b"))[0] == 7
+    assert [path.name for path in place.iterdir()] == [variables.socket_name("task_b")]
 
 
 async def test_settings_that_cannot_be_read_fail_the_task_with_the_reason(host: Host) -> None:
@@ -166,7 +207,7 @@ async def test_new_keys_are_taken_up(host: Host) -> None:
 )
 async def test_the_command_keeps_its_exit_code(tmp_path: Path, command: list[str], code: int) -> None:
     process = await asyncio.create_subprocess_exec(
-        *forwarding(tmp_path), *command,
+        *forwarding(tmp_path, tmp_path.name), *command,
         start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert await process.wait() == code
@@ -175,7 +216,7 @@ async def test_the_command_keeps_its_exit_code(tmp_path: Path, command: list[str
 
 async def test_a_second_command_uses_the_first_ones_way_out(host: Host) -> None:
     directory, token = await host.open("task_a")
-    again = " ".join(shlex.quote(word) for word in [*forwarding(directory), sys.executable, "-c", TOOL])
+    again = " ".join(shlex.quote(word) for word in [*forwarding(directory, directory.name), sys.executable, "-c", TOOL])
     code, output = await host.run(directory, token, "/bin/sh", "-c", again)
     assert code == 7
     assert "message_stop" in output
@@ -189,7 +230,8 @@ async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path
         writer.write(b"end")
         writer.close()
 
-    server = await asyncio.start_unix_server(echo, sock=listener.bind(tmp_path))
+    made = listener.Socket(channel.Door(directory=str(tmp_path)), variables.socket_name(tmp_path.name))
+    server = await asyncio.start_unix_server(echo, sock=made.listening)
     tool = (
         "import os, socket, threading, urllib.parse\n"
         "at = urllib.parse.urlsplit(os.environ['AGENTINA_GATEWAY'])\n"
@@ -203,10 +245,11 @@ async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path
         "[t.start() for t in ts]; [t.join() for t in ts]; print('good')\n"
     )
     process = await asyncio.create_subprocess_exec(
-        *forwarding(tmp_path), sys.executable, "-c", tool,
+        *forwarding(tmp_path, tmp_path.name), sys.executable, "-c", tool,
         env=variables.tell(tmp_path.name, "agt_x"), start_new_session=True, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     output, _ = await asyncio.wait_for(process.communicate(), deadlines.HANG)
     os.killpg(process.pid, signal.SIGKILL)
+    made.remove()
     server.close()
     assert output == b"good\n"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import shutil
 import signal
@@ -22,30 +21,21 @@ import pytest
 from agentina.executors import process
 from agentina.gateway import record
 from agentina.protocol.states import Reason, State
-from tests.fakes import coding_model, control, model_provider
+from tests.fakes import coding_model, control, model_provider, real_clis
 from tests.integration.gateway import gates
 from tests.integration.host.test_daemon import DaemonProcess
 
 BUG = "def add(a, b):\n    return a - b\n"
 TEST = "import calc; assert calc.add(2, 3) == 5\n"
 FIX = "sed -i 's/a - b/a + b/' calc.py && env"
-#: Runner: the variable that names its program, its name in PATH, and the package that brings it.
-PROGRAMS = {
-    "claude-code": ("REAL_CLAUDE", "claude", "claude_agent_sdk", "_bundled/claude"),
-    "codex": ("REAL_CODEX", "codex", "codex_cli_bin", "bin/codex"),
-}
 
 
 def program_of(runner: str) -> str:
-    variable, name, package, path = PROGRAMS[runner]
-    bundled = importlib.util.find_spec(package)
-    places = [os.environ.get(variable), shutil.which(name)]
-    if bundled is not None and bundled.origin is not None:
-        places.append(str(Path(bundled.origin).parent / path))
-    found = next((place for place in places if place and os.access(place, os.X_OK)), None)
+    real = real_clis.CLIS[runner]
+    found = real_clis.installed(real)
     if found is None:
-        pytest.skip(f"{name} is not installed: {variable} names it, or the package {package} brings it")
-    return found
+        pytest.skip(f"{real.name} is not installed: {real.variable} names it, or the package {real.package} brings it")
+    return str(found)
 
 
 @pytest.fixture
@@ -92,7 +82,7 @@ def install(daemon: DaemonProcess, runner: str) -> None:
     (described / f"{runner}.yaml").write_text(f"program: {program_of(runner)}\n")
 
 
-@pytest.mark.parametrize("runner", PROGRAMS)
+@pytest.mark.parametrize("runner", real_clis.CLIS)
 async def test_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
     daemon: DaemonProcess,
     plane: control.FakeControl,
@@ -137,7 +127,7 @@ async def test_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
         assert gates.KEY in asked.headers.get("x-api-key", asked.headers.get("authorization", ""))
 
 
-@pytest.mark.parametrize("runner", PROGRAMS)
+@pytest.mark.parametrize("runner", real_clis.CLIS)
 @pytest.mark.parametrize("end", ["cancel", "kill"])
 async def test_agent_that_is_ended_in_a_tool_leaves_nothing_but_its_session(  # noqa: PLR0917 - fixtures
     daemon: DaemonProcess, plane: control.FakeControl, provider: model_provider.ModelProvider, runner: str, end: str

