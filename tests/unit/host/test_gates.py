@@ -27,9 +27,8 @@ def entry_of(tmp_path: Path, **fields: Any) -> entries.Entry:
     )  # fmt: skip
 
 
-def gates_of(name: str, *, settings: str = "/x/gateway.yaml") -> gates.Gates:
+def gates_of(*, settings: str = "/x/gateway.yaml") -> gates.Gates:
     made = executor.FakeExecutor(executor.FakeKernel({}))
-    made.name = name
     return gates.Gates(settings, executor=made, rules=lambda: None, note=lambda *_: None)
 
 
@@ -46,23 +45,22 @@ def test_a_budget_or_hosts_ask_for_it(tmp_path: Path, fields: dict[str, Any], *,
 
 def test_a_job_that_asks_is_told_of_the_way_out_and_keeps_its_own_words(tmp_path: Path) -> None:
     entry = entry_of(tmp_path, budget={}, environment={"NO_PROXY": "mine"})
-    dressed = jobs.environment_values(gates_of("process").dress(entry))
+    dressed = jobs.environment_values(gates_of().dress(entry))
     assert dressed.keys() >= TOLD
     assert (dressed["NO_PROXY"], dressed["ANTHROPIC_API_KEY"]) == ("mine", entry.token)
     assert entry.token not in repr(entry)
-    again = jobs.environment_values(gates_of("process").dress(entry))
+    again = jobs.environment_values(gates_of().dress(entry))
     assert again == dressed, "what was written into files at the preparation still holds at the start"
 
 
 def test_a_job_that_does_not_ask_is_left_as_it_is(tmp_path: Path) -> None:
     entry = entry_of(tmp_path)
-    assert gates_of("process").dress(entry) is entry.job
+    assert gates_of().dress(entry) is entry.job
     assert not entry.token
 
 
-@pytest.mark.parametrize(("name", "settings"), [("process", ""), ("systemd", "/x/gateway.yaml")])
-def test_a_budget_nobody_holds_is_refused_and_a_scope_is_as_before(tmp_path: Path, name: str, settings: str) -> None:
-    ours = gates_of(name, settings=settings)
+def test_a_budget_nobody_holds_is_refused_and_a_scope_is_as_before(tmp_path: Path) -> None:
+    ours = gates_of(settings="")
     with pytest.raises(errors.AgentinaError) as caught:
         ours.dress(entry_of(tmp_path, budget={"tokens": 1}))
     assert caught.value.code == "TASK_START_FAILED"
