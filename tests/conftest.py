@@ -12,6 +12,15 @@ import pytest
 
 from agentina.system import tasks
 
+with contextlib.suppress(ImportError):  # a host that has only what the executors' contract needs
+    import hypothesis
+
+    # How long an example takes is the machine's matter.
+    hypothesis.settings.register_profile(
+        "agentina", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("agentina")
+
 
 def pytest_configure() -> None:
     """A shell's `&` or nohup had this process ignore signals, and what tests start would inherit that."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import secrets
 import shlex
 import signal
 import sys
@@ -25,6 +27,16 @@ request.add_header("x-api-key", os.environ["ANTHROPIC_API_KEY"])
 sys.stdout.write(urllib.request.urlopen(request).read().decode())
 sys.exit(7)
 """
+
+
+#: A task's address comes from its name and is the machine's: no other run may have tasks of these names.
+TASK_A, TASK_B = (f"task_{letter}_{secrets.token_hex(8)}" for letter in "ab")
+
+
+def end_group(process: asyncio.subprocess.Process) -> None:
+    """End the forwarder that a command left, if it left one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def forwarding(directory: Path, name: str) -> list[str]:
@@ -69,7 +81,7 @@ class Host:
         try:
             output, _ = await asyncio.wait_for(process.communicate(), deadlines.HANG)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            end_group(process)
         return process.returncode, output.decode()
 
 
@@ -82,7 +94,7 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
 
 
 async def test_a_tool_in_a_task_calls_a_model(host: Host) -> None:
-    directory, token = await host.open("task_a")
+    directory, token = await host.open(TASK_A)
     code, output = await host.run(directory, token, sys.executable, "-c", TOOL)
     assert code == 7
     assert "message_stop" in output
@@ -95,7 +107,7 @@ async def test_a_tool_in_a_task_calls_a_model(host: Host) -> None:
 
 
 async def test_the_key_is_not_to_be_found_from_a_task(host: Host) -> None:
-    directory, token = await host.open("task_a")
+    directory, token = await host.open(TASK_A)
     search = f"cd /proc/{host.keeper.pid}; cat environ mem maps cmdline fd/* 2>/dev/null; env; echo done"
     if os.getuid() == 0:
         # root may look anywhere: what is not in the environment and the arguments is shown all the same
@@ -106,18 +118,18 @@ async def test_the_key_is_not_to_be_found_from_a_task(host: Host) -> None:
 
 
 async def test_another_tasks_token_is_worth_nothing(host: Host) -> None:
-    directory, _ = await host.open("task_a")
-    _, other = await host.open("task_b")
+    directory, _ = await host.open(TASK_A)
+    _, other = await host.open(TASK_B)
     code, _ = await host.run(directory, other, sys.executable, "-c", TOOL)
     assert code == 1
     assert not host.provider.asked
     word = await asyncio.wait_for(host.words.get(), deadlines.HANG)
     assert isinstance(word, channel.Refused)
-    assert (word.task_id, word.code) == ("task_a", "GATEWAY_TOKEN_REFUSED")
+    assert (word.task_id, word.code) == (TASK_A, "GATEWAY_TOKEN_REFUSED")
 
 
 async def test_a_killed_gateway_is_replaced_and_its_open_call_charged(host: Host) -> None:
-    directory, token = await host.open("task_a", most=100_000)
+    directory, token = await host.open(TASK_A, most=100_000)
     host.provider.scenario = "held"
     running = asyncio.get_running_loop().create_task(host.run(directory, token, sys.executable, "-c", TOOL))
     await asyncio.wait_for(host.provider.holding.wait(), deadlines.HANG)
@@ -135,35 +147,35 @@ async def test_a_killed_gateway_is_replaced_and_its_open_call_charged(host: Host
 
 
 async def test_a_budget_can_be_raised_and_the_last_task_ends_the_process(host: Host) -> None:
-    directory, token = await host.open("task_a", most=1)
+    directory, token = await host.open(TASK_A, most=1)
     assert (await host.run(directory, token, sys.executable, "-c", TOOL))[0] == 1
-    host.keeper.raise_to(channel.Raise(task_id="task_a", limits=budgets.Limits(tokens=10_000)))
+    host.keeper.raise_to(channel.Raise(task_id=TASK_A, limits=budgets.Limits(tokens=10_000)))
     assert (await host.run(directory, token, sys.executable, "-c", TOOL))[0] == 7
     running = host.keeper._running
     assert running is not None
-    host.keeper.close("task_a")
+    host.keeper.close(TASK_A)
     await asyncio.wait_for(running, deadlines.HANG)
     assert host.keeper.pid == 0
-    assert not (directory / variables.socket_name("task_a")).exists()
-    await host.open("task_b")
+    assert not (directory / variables.socket_name(TASK_A)).exists()
+    await host.open(TASK_B)
     assert host.keeper.pid
 
 
 async def test_a_task_is_let_in_where_it_is_found_to_run(host: Host) -> None:
     """A slot has a place for the socket only after its start; the forwarder waits for that."""
-    directory, token = await host.open("task_a", has_door=False)
+    directory, token = await host.open(TASK_A, has_door=False)
     place = directory / "orders"
     place.mkdir()
     command = [sys.executable, "-c", TOOL]
     door = channel.Door(directory=str(place), is_shared=True)
-    asyncio.get_running_loop().call_later(0.3, host.keeper.listen, "task_a", door)
-    assert (await host.run(place, token, *command, name="task_a"))[0] == 7
-    socket = place / variables.socket_name("task_a")
+    asyncio.get_running_loop().call_later(0.3, host.keeper.listen, TASK_A, door)
+    assert (await host.run(place, token, *command, name=TASK_A))[0] == 7
+    socket = place / variables.socket_name(TASK_A)
     assert socket.stat().st_mode & 0o777 == 0o666
     assert sorted(path.name for path in place.iterdir()) == [socket.name]
     # The next process finds it by itself; what its predecessor left is replaced.
     os.kill(host.keeper.pid, signal.SIGKILL)
-    assert (await host.run(place, token, *command, name="task_a"))[0] == 7
+    assert (await host.run(place, token, *command, name=TASK_A))[0] == 7
     told = record.read(directory)
     assert told is not None
     assert told.totals.calls == 2
@@ -173,29 +185,29 @@ async def test_a_door_that_is_gone_hurts_nobody(host: Host) -> None:
     """A task ended, and another has its place, before the gateway came to hear where the first was."""
     place = host.root / "orders"
     place.mkdir()
-    await host.open("task_a", has_door=False)
-    _, token = await host.open("task_b", has_door=False)
+    await host.open(TASK_A, has_door=False)
+    _, token = await host.open(TASK_B, has_door=False)
     door = channel.Door(directory=str(place), is_shared=True)
-    host.keeper.listen("task_b", door)
-    host.keeper.listen("task_a", door)
-    host.keeper.close("task_a")
-    host.keeper.listen("task_a", channel.Door(directory=str(host.root / "nowhere")))
-    assert (await host.run(place, token, sys.executable, "-c", TOOL, name="task_b"))[0] == 7
-    assert [path.name for path in place.iterdir()] == [variables.socket_name("task_b")]
+    host.keeper.listen(TASK_B, door)
+    host.keeper.listen(TASK_A, door)
+    host.keeper.close(TASK_A)
+    host.keeper.listen(TASK_A, channel.Door(directory=str(host.root / "nowhere")))
+    assert (await host.run(place, token, sys.executable, "-c", TOOL, name=TASK_B))[0] == 7
+    assert [path.name for path in place.iterdir()] == [variables.socket_name(TASK_B)]
 
 
 async def test_settings_that_cannot_be_read_fail_the_task_with_the_reason(host: Host) -> None:
     (host.root / "gateway.yaml").write_text('{"provider": []}')
     with pytest.raises(errors.AgentinaError) as caught:
-        await host.open("task_a")
+        await host.open(TASK_A)
     assert caught.value.code == "TASK_START_FAILED"
     assert "did you mean 'providers'" in caught.value.message
     gates.load(host.root, host.provider.url)
-    await host.open("task_b")
+    await host.open(TASK_B)
 
 
 async def test_new_keys_are_taken_up(host: Host) -> None:
-    directory, token = await host.open("task_a")
+    directory, token = await host.open(TASK_A)
     (host.root / "credentials/key-0").write_text("sk-new")
     host.keeper.reload()
     await host.run(directory, token, sys.executable, "-c", TOOL)
@@ -207,15 +219,15 @@ async def test_new_keys_are_taken_up(host: Host) -> None:
 )
 async def test_the_command_keeps_its_exit_code(tmp_path: Path, command: list[str], code: int) -> None:
     process = await asyncio.create_subprocess_exec(
-        *forwarding(tmp_path, tmp_path.name), *command,
+        *forwarding(tmp_path, TASK_A), *command,
         start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert await process.wait() == code
-    os.killpg(process.pid, signal.SIGKILL)
+    end_group(process)
 
 
 async def test_a_second_command_uses_the_first_ones_way_out(host: Host) -> None:
-    directory, token = await host.open("task_a")
+    directory, token = await host.open(TASK_A)
     again = " ".join(shlex.quote(word) for word in [*forwarding(directory, directory.name), sys.executable, "-c", TOOL])
     code, output = await host.run(directory, token, "/bin/sh", "-c", again)
     assert code == 7
@@ -230,7 +242,7 @@ async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path
         writer.write(b"end")
         writer.close()
 
-    made = listener.Socket(channel.Door(directory=str(tmp_path)), variables.socket_name(tmp_path.name))
+    made = listener.Socket(channel.Door(directory=str(tmp_path)), variables.socket_name(TASK_A))
     server = await asyncio.start_unix_server(echo, sock=made.listening)
     tool = (
         "import os, socket, threading, urllib.parse\n"
@@ -245,11 +257,11 @@ async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path
         "[t.start() for t in ts]; [t.join() for t in ts]; print('good')\n"
     )
     process = await asyncio.create_subprocess_exec(
-        *forwarding(tmp_path, tmp_path.name), sys.executable, "-c", tool,
-        env=variables.tell(tmp_path.name, "agt_x"), start_new_session=True, stdout=asyncio.subprocess.PIPE,
+        *forwarding(tmp_path, TASK_A), sys.executable, "-c", tool,
+        env=variables.tell(TASK_A, "agt_x"), start_new_session=True, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     output, _ = await asyncio.wait_for(process.communicate(), deadlines.HANG)
-    os.killpg(process.pid, signal.SIGKILL)
+    end_group(process)
     made.remove()
     server.close()
     assert output == b"good\n"
