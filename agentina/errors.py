@@ -385,6 +385,48 @@ TASK_UNREACHABLE_DAEMON = _entry(
     cause="It does not run now, or is being updated.",
     remedy="Go on with the work and try again later; nothing of the task is lost.",
 )  # fmt: skip
+COMPLAINT_MISSING_SECRET = _entry(
+    "COMPLAINT_MISSING_SECRET", 422, Exit.FAILED,
+    message="A task says that it lacks a secret: {about}.",
+    cause="The job's environment does not have it, or under another name.",
+    remedy="Add it to the job's environment as `{{secret: …}}` and retry the job, or answer what to do without it.",
+)  # fmt: skip
+COMPLAINT_BLOCKED_HOST = _entry(
+    "COMPLAINT_BLOCKED_HOST", 422, Exit.FAILED,
+    message="A task says that it cannot reach a host: {about}.",
+    cause="The job's scope or the host owner's policy does not name it, or it is down.",
+    remedy="Name it in the job's scope.hosts and in the host's policy, or answer what to use instead.",
+)  # fmt: skip
+COMPLAINT_BROKEN_TOOL = _entry(
+    "COMPLAINT_BROKEN_TOOL", 422, Exit.FAILED,
+    message="A task says that a tool does not work: {about}.",
+    cause="It is not installed on that host, is of another version, or fails.",
+    remedy="Look at the evidence, repair the tool on the hosts that report it, and retry the job.",
+)  # fmt: skip
+COMPLAINT_UNCLEAR_TASK = _entry(
+    "COMPLAINT_UNCLEAR_TASK", 422, Exit.FAILED,
+    message="A task says that it is not clear what it is to do: {about}.",
+    cause="The prompt leaves something open, or contradicts the repository.",
+    remedy="Answer with what is meant (`agentina anomaly answer`); it reaches the task while it runs.",
+)  # fmt: skip
+COMPLAINT_FULL_DISK = _entry(
+    "COMPLAINT_FULL_DISK", 422, Exit.FAILED,
+    message="A task says that there is no room on its disk: {about}.",
+    cause="The host's disk is full, or the task's resources.disk is too small for it.",
+    remedy="Look at the host's disk (`agentina agent show`), or raise the job's resources.disk.",
+)  # fmt: skip
+COMPLAINT_OTHER = _entry(
+    "COMPLAINT_OTHER", 422, Exit.FAILED,
+    message="A task complains: {about}.",
+    cause="It is the task's own word.",
+    remedy="Look at the evidence; answer the task (`agentina anomaly answer`) or close the anomaly.",
+)  # fmt: skip
+TASK_QUESTION = _entry(
+    "TASK_QUESTION", 409, Exit.FAILED,
+    message="A task asks: {text}.",
+    cause="It cannot or should not decide this by itself.",
+    remedy="Answer with `agentina anomaly answer`; every running task that asked the same is told.",
+)  # fmt: skip
 NOT_IN_TASK = _entry(
     "NOT_IN_TASK", 400, Exit.USAGE,
     message="This works inside a task only.",

@@ -208,11 +208,6 @@ class Daemon:
         )
         self._work.gates = self._gates
         self._parts.append(self._gates.stop)
-        self._doors = doors.Doors(
-            executor=self._executor, reports=self._outbox, budget=gates.budget_left, clocks=self._clock
-        )
-        self._work.doors = self._doors
-        self._parts.append(self._doors.close)
         self._work.search_path = shim.search_path(self._instance.state)
         self._tasks = tasks.Tasks(
             self._instance.tasks,
@@ -224,6 +219,16 @@ class Daemon:
         )
         self.anomalies = anomalies.Anomalies(self._outbox, secrets_of=self._tasks.secrets_of, clocks=self._clock)
         self._parts.append(self.anomalies.close)
+        self._gates.findings = self.anomalies
+        self._doors = doors.Doors(
+            executor=self._executor,
+            reports=self._outbox,
+            findings=self.anomalies,
+            budget=gates.budget_left,
+            clocks=self._clock,
+        )
+        self._work.doors = self._doors
+        self._parts.append(self._doors.close)
         self._parts.append(self._tasks.close)
         self._janitor = janitor.Janitor(
             self._instance, keep_days=self._settings.keep_failed_days, disk_reserve=self._settings.disk_reserve
@@ -293,6 +298,8 @@ class Daemon:
             lock=self._lock,
             clocks=self._clock,
         )
+        self._heartbeat.on_answers = self._doors.answer
+        self._doors.on_answered = self._heartbeat.beat_now
         self._reports = reports.Sender(self._outbox, self._session, self._tasks)
         view = status.StatusView(
             self._instance,

@@ -6,7 +6,7 @@ is written down (``said.json``) and reported durably before it is acknowledged, 
 | killed after | then |
 | --- | --- |
 | nothing was written | the task gets no answer, and says it again to the next daemon |
-| the report is in the outbox | as above: it is reported twice, and what repeats is counted as one by its id |
+| the report is in the outbox | as above: progress is reported twice, what has a name (complaints, questions) is not |
 | ``said.json`` is written | said again, it is known: answered, not reported |
 | it was answered | all is well |
 
@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host import entries, outbox, output, said
+from agentina.host import anomalies, entries, outbox, output, said
 from agentina.inside import door as inside
 from agentina.protocol import inputs, verbs, wire
 from agentina.system import clock, files, sockets, tasks
@@ -67,15 +67,26 @@ class Doors:
     """The doors of all tasks of an instance."""
 
     def __init__(
-        self, *, executor: contract.Executor, reports: outbox.Outbox, budget: Budget, clocks: clock.Clock
+        self,
+        *,
+        executor: contract.Executor,
+        reports: outbox.Outbox,
+        findings: anomalies.Anomalies,
+        budget: Budget,
+        clocks: clock.Clock,
     ) -> None:
         self._executor = executor
         self._reports = reports
+        self._anomalies = findings
         self._budget = budget
         self._clock = clocks
         self._doors: dict[str, Door] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._opening: set[asyncio.Task[None]] = set()
+        #: Answers that came before the door was open.
+        self._early: dict[str, list[wire.Answer]] = {}
+        self._working: set[asyncio.Task[None]] = set()
+        #: Called when answers were taken over.
+        self.on_answered: Callable[[], None] = lambda: None
 
     def attend(self, entry: entries.Entry) -> None:
         """Open the door of a task that runs, after a while."""
@@ -85,6 +96,7 @@ class Doors:
 
     async def leave(self, entry: entries.Entry) -> None:
         """Close the door of a task that has ended."""
+        self._early.pop(entry.task_id, None)
         timer = self._timers.pop(entry.task_id, None)
         if timer is not None:
             timer.cancel()
@@ -97,20 +109,19 @@ class Doors:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        await tasks.cancel(*self._opening)
+        await tasks.cancel(*self._working)
         doors, self._doors = list(self._doors.values()), {}
         for door in doors:
             await door.close()
 
-    async def answer(self, task_id: str, question: int, text: str) -> bool:
-        """Take an operator's answer to a question; whether it was new. It is durable when this returns.
-
-        Raises:
-            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``: it is to be taken again later.
-
-        """
-        door = self._doors.get(task_id)
-        return door is not None and await door.change(lambda before: said.answered(before, question, text))
+    def answer(self, answers: list[wire.Answer]) -> None:
+        """Take over what operators say to tasks; what is not taken now comes again with the next heartbeat."""
+        for task_id in {one.task_id for one in answers}:
+            own = [one for one in answers if one.task_id == task_id]
+            if task_id in self._doors:
+                self._start(self._take(self._doors[task_id], own), task_id)
+            elif task_id in self._timers:
+                self._early[task_id] = own
 
     async def notify(self, task_id: str, text: str) -> bool:
         """Tell a task something with its next word; whether it has a door.
@@ -122,10 +133,21 @@ class Doors:
         door = self._doors.get(task_id)
         return door is not None and await door.change(lambda before: said.noticed(before, text))
 
+    async def _take(self, door: Door, answers: list[wire.Answer]) -> None:
+        if await door.change(lambda before: said.take_answers(before, answers)):
+            # The control plane is told that they are here.
+            self.on_answered()
+
+    def _start(self, work: Coroutine[Any, Any, None], task_id: str) -> None:
+        def complain(error: BaseException) -> None:
+            _log.warning("task %s: %s", task_id, error, extra={"action": "task-door", "task": task_id})
+
+        started = tasks.start(work, name=f"door {task_id}", on_failure=complain)
+        self._working.add(started)
+        started.add_done_callback(self._working.discard)
+
     def _begin(self, entry: entries.Entry) -> None:
-        opening = tasks.start(self._open(entry), name=f"door {entry.task_id}")
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
+        self._start(self._open(entry), entry.task_id)
 
     async def _open(self, entry: entries.Entry) -> None:
         place = self._executor.door(entry.directory.path)
@@ -140,21 +162,22 @@ class Doors:
             _log.warning(
                 "task %s has no door: %s", entry.task_id, error, extra={"action": "task-door", "task": entry.task_id}
             )
+        early = self._early.pop(entry.task_id, [])
+        if early:
+            await self._take(door, early)
 
     async def _report(self, entry: entries.Entry, request: verbs.Request, after: said.Said) -> None:
         if isinstance(request, verbs.TellProgress):
             self._reports.report(entry.task_id, "progress", progress=after.progress)
-        elif isinstance(request, verbs.Complain):
-            about = f" ({request.about})" if request.about else ""
-            self._note(entry, f"complains, {request.kind}{about}: {request.text}")
-        elif isinstance(request, verbs.Ask):
-            self._note(entry, f"asks ({len(after.questions)}): {request.text}")
+        elif isinstance(request, verbs.Complain | verbs.Ask):
+            found = said.finding(entry.task_id, request, after)
+            self._anomalies.report(
+                found.kind, found.code, found.summary,
+                task_id=entry.task_id, evidence=found.evidence, name=found.name,
+            )  # fmt: skip
+            fields = {"action": "task-says", "task": entry.task_id, "code": found.code}
+            _log.warning("task %s says: %s", entry.task_id, found.summary[:500], extra=fields)
         await self._reports.commit()
-
-    def _note(self, entry: entries.Entry, text: str) -> None:
-        masked = output.mask(text.encode(), entry.secrets).decode("utf-8", "replace")
-        self._reports.report(entry.task_id, "note", detail=masked[: wire.MAX_DETAIL])
-        _log.warning("task %s %s", entry.task_id, masked, extra={"action": "task-says", "task": entry.task_id})
 
 
 class Door:
@@ -169,7 +192,7 @@ class Door:
         self._budget = budget
         self._clock = clocks
         self._said = read(entry.directory.path)
-        entry.progress = self._said.progress
+        entry.progress, entry.answered = self._said.progress, self._said.answered
         self._bucket = said.Bucket(clocks.boot())
         #: One change after the other, each durable before the next.
         self._changing = asyncio.Lock()
@@ -217,7 +240,8 @@ class Door:
         """Make ``after`` durable; the lock is held."""
         path = self._entry.directory.path / said.FILE
         await asyncio.to_thread(files.write_atomic, path, msgspec.json.encode(after))
-        self._said, self._entry.progress = after, after.progress
+        self._said = after
+        self._entry.progress, self._entry.answered = after.progress, after.answered
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -246,12 +270,18 @@ class Door:
             # A union of structs is a type as well, which mypy does not know.
             request: verbs.Request = inputs.decode(line, verbs.Request, "request", limit=verbs.MAX_REQUEST)  # type: ignore[arg-type]
             self._bucket.check(self._clock.boot())
-            return await self._hear(request, reader)
+            return await self._hear(self._masked(request), reader)
         except errors.AgentinaError as error:
             return verbs.Answer(error=errors.to_wire(error)["error"])
         except Exception:  # noqa: BLE001 - a fault of ours in one request must not close the door
             _log.exception("a request of task %s failed", self._entry.task_id)
             return verbs.Answer(error=errors.to_wire(errors.INTERNAL(incident="task request"))["error"])
+
+    def _masked(self, request: verbs.Request) -> verbs.Request:
+        """``request`` without the values that the job marked as secret."""
+        text = getattr(request, "text", "")
+        masked = output.mask(text.encode(), self._entry.secrets).decode("utf-8", "replace")[: len(text)]
+        return request if masked == text else msgspec.structs.replace(request, text=masked)
 
     async def _hear(self, request: verbs.Request, reader: asyncio.StreamReader) -> verbs.Answer:
         if isinstance(request, verbs.AskBudget):

@@ -50,6 +50,8 @@ class Entry:
     run: runs.Run | None = None
     #: How far it said it was.
     progress: wire.Progress | None = None
+    #: The number of the last answer of an operator that it has.
+    answered: int = 0
     next: state.Do | None = None
     driver: asyncio.Task[None] | None = None
     #: The driver is inside an operation, so that canceling it cancels that.

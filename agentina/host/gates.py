@@ -24,13 +24,23 @@ from agentina.system import files
 
 if TYPE_CHECKING:
     from agentina.gateway import channel, keeper
+    from agentina.host import anomalies
 
 _NAME: Final = "gateway.json"
 _MAX: Final = 4 << 20
 #: One process more than the task's own: what passes bytes between its tools and the gateway.
 _FORWARDER: Final = 1
-#: Notes of refusals and warnings in one task's timeline; further ones are in the log and the record only.
+#: Notes of warnings in one task's timeline; further ones are in the log and the record only.
 _MAX_NOTES: Final = 30
+
+#: Kinds of anomalies by the code of what the gateway refused; others are about ways out.
+_KINDS: Final = {
+    errors.BUDGET_EXHAUSTED.code: "budget",
+    errors.MODEL_REFUSED.code: "provider",
+    errors.PROVIDER_FAILED.code: "provider",
+    errors.DISK_FULL.code: "host",
+    errors.STATE_UNWRITABLE.code: "host",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +95,8 @@ class Gates:
         """
         self._settings = settings
         self._note = note
+        #: Where anomalies are raised.
+        self.findings: anomalies.Anomalies | None = None
         #: Notes of each task that is open.
         self._notes: collections.Counter[str] = collections.Counter()
         self._executor = executor
@@ -237,7 +249,12 @@ class Gates:
         if isinstance(word, said.Refused):
             fields = {"action": "gateway-refused", "task": word.task_id, "code": word.code}
             _log.warning("task %s was refused by the gateway: %s", word.task_id, word.message, extra=fields)
-            self._tell(word.task_id, f"refused by the gateway: {word.message} [{word.code}]")
+            # The control plane puts it into the timeline of the job as well.
+            if self.findings is not None and word.task_id in self._open:
+                about = {"host or model": word.host, "refused by": word.reason}
+                evidence = {name: text for name, text in about.items() if text}
+                kind = _KINDS.get(word.code, "egress")
+                self.findings.report(kind, word.code, word.message, task_id=word.task_id, evidence=evidence)
         elif isinstance(word, said.Warned):
             fields = {"action": "budget-near", "task": word.task_id}
             _log.warning("the budget of task %s is nearly used up: %s", word.task_id, word.text, extra=fields)

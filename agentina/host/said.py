@@ -6,8 +6,8 @@ the asker's; one that was said before, by whoever got no answer, changes nothing
 | verb | changes | is told to the control plane as | at most |
 | --- | --- | --- | --- |
 | progress | the present progress | a ``progress`` report | - |
-| complain | one more complaint | a complaint | 50 |
-| ask | a question without an answer | a question | 20 |
+| complain | one more complaint | an anomaly | 50 |
+| ask | a question without an answer | an anomaly | 20 |
 | answer | nothing | - | - |
 | artifact | one more path, if it is new | - (it is collected at the end) | 200 |
 | budget | nothing | - | - |
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -61,7 +62,12 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: list[str] = []
     #: What the task is to be told with its next word.
     notices: list[str] = []
+    #: The number of the last answer of an operator that was taken over.
+    answered: int = 0
 
+
+#: Names of questions begin with it.
+_QUESTION: Final = "question:"
 
 #: Requests that are answered from what was said.
 Told = verbs.TellProgress | verbs.Complain | verbs.Ask | verbs.Hear | verbs.DeclareArtifact
@@ -75,6 +81,17 @@ class Step:
     answer: verbs.Answer
     #: It has not been said before: the control plane is to hear of it.
     is_new: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """An anomaly to be raised (:meth:`agentina.host.anomalies.Anomalies.report`)."""
+
+    kind: str
+    code: str
+    summary: str
+    evidence: dict[str, str]
+    name: str
 
 
 class Bucket:
@@ -132,12 +149,42 @@ def hear(said: Said, request: Told, *, workspace: str, now_ms: int) -> Step:
     return _declare(said, request.path, workspace)
 
 
-def answered(said: Said, number: int, text: str) -> Said | None:
-    """``said`` with an operator's answer; None: there is no such question, or it has that answer already."""
-    if not 1 <= number <= len(said.questions) or said.questions[number - 1].answer == text:
+def finding(task_id: str, request: verbs.Complain | verbs.Ask, after: Said) -> Finding:
+    """What a complaint or question is to the control plane. Named: said again, also to another daemon, it is one."""
+    if isinstance(request, verbs.Ask):
+        number = next(number for number, one in enumerate(after.questions, 1) if one.id == request.id)
+        name = f"{_QUESTION}{task_id}:{number}"
+        return Finding(kind="question", code=errors.TASK_QUESTION.code, summary=request.text, evidence={}, name=name)
+    about = request.about or request.text
+    code = f"COMPLAINT_{request.kind.upper().replace('-', '_')}"
+    return Finding(
+        kind="complaint",
+        code=code,
+        summary=f"{request.kind}: {about}",
+        evidence={"it says": request.text} if request.about else {},
+        name=f"complaint:{task_id}:{request.id}",
+    )
+
+
+def take_answers(said: Said, answers: Iterable[wire.Answer]) -> Said | None:
+    """``said`` with what operators say, each answer once; None: it has them all.
+
+    An answer to a question becomes that, any other is something to tell the task.
+    """
+    new = sorted((one for one in answers if one.number > said.answered), key=lambda one: one.number)
+    if not new:
         return None
+    for one in new:
+        said = _take_answer(msgspec.structs.replace(said, answered=one.number), one)
+    return said
+
+
+def _take_answer(said: Said, given: wire.Answer) -> Said:
+    number = given.report.rpartition(":")[2] if given.report.startswith(_QUESTION) else ""
+    if not number.isdecimal() or not 1 <= int(number) <= len(said.questions):
+        return noticed(said, f"an operator answers what was reported about this task ({given.anomaly}): {given.text}")
     questions = list(said.questions)
-    questions[number - 1] = msgspec.structs.replace(questions[number - 1], answer=text)
+    questions[int(number) - 1] = msgspec.structs.replace(questions[int(number) - 1], answer=given.text)
     return msgspec.structs.replace(said, questions=questions)
 
 

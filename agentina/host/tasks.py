@@ -115,6 +115,7 @@ class Tasks:
                 task_id=entry.task_id,
                 state=entry.task.shown,
                 output_bytes=entry.sent or 0,
+                answered=entry.answered,
                 agent=None if entry.run is None else entry.run.so_far(entry.secrets),
                 models=entry.models,
             )

@@ -96,7 +96,17 @@ async def test_a_refused_host_is_told(bed: Bed) -> None:
     assert b"403" in bytes(task.output)
     told = "may not reach example.org:80: the policy of the host's owner does not name it"
     assert told in bed.log
-    assert [told in note for note in task.notes] == [True]
+    (found,) = bed.plane.anomalies
+    assert (found.kind, found.code) == ("egress", "EGRESS_REFUSED")
+    assert told in found.summary
+    assert found.evidence["host or model"] == "example.org"
+
+
+async def test_a_used_up_budget_is_told(bed: Bed) -> None:
+    task = bed.plane.submit(f"{sys.executable} {bed.tool}", budget={"tokens": 1})
+    await bed.plane.until_ended(task)
+    await bed.plane.until(lambda: bool(bed.plane.anomalies))
+    assert [(found.kind, found.code) for found in bed.plane.anomalies] == [("budget", "BUDGET_EXHAUSTED")]
 
 
 async def test_a_job_s_own_variables_win(bed: Bed) -> None:

@@ -70,9 +70,29 @@ async def test_command_line_works_in_a_task(daemon: DaemonProcess, plane: contro
     assert lines[-1] == "This task has no budget."
     progress = next(report.progress for report in plane.reports if report.progress is not None)
     assert (progress.text, progress.percent) == ("half way", 50)
-    notes = [report.detail for report in plane.reports if report.kind == "note"]
     # What is marked as secret is no more said here than printed.
-    assert notes == ["complains, blocked-host (x.org): ******", "asks (1): what now?"]
+    assert [(found.kind, found.code, found.summary, found.evidence) for found in plane.anomalies] == [
+        ("complaint", "COMPLAINT_BLOCKED_HOST", "blocked-host: x.org", {"it says": "******"}),
+        ("question", "TASK_QUESTION", "what now?", {}),
+    ]
+
+
+async def test_operators_answer_reaches_the_task(daemon: DaemonProcess, plane: control.FakeControl, tool: Path) -> None:
+    complaint = {"verb": "complain", "kind": "missing-secret", "text": "no token"}
+    task = plane.submit(say(tool, complaint, {"verb": "ask", "text": "which?", "wait": 600}, {"verb": "budget"}))
+    await plane.until(lambda: len(plane.anomalies) == 2, 30)
+    asked = {found.kind: found.id for found in plane.anomalies}
+    plane.answer(task, asked["complaint"], "take the other one")
+    await plane.until(lambda: any(held.answered == 1 for beat in plane.heartbeats for held in beat.tasks), 30)
+    # A daemon that was killed gets them again, and tells the task once.
+    await daemon.kill()
+    await daemon.start()
+    plane.answer(task, asked["question"], "that one")
+    await plane.until_ended(task, seconds=60)
+    _, question, last = answers(task)
+    assert (question["question"], question["answer"]) == (1, "that one")
+    assert question["notices"] == ["an operator answers what was reported about this task (ano_1): take the other one"]
+    assert "notices" not in last
 
 
 async def test_task_says_it_to_the_next_daemon_when_its_own_is_killed(

@@ -7,13 +7,17 @@ from hypothesis import strategies as st
 
 from agentina import errors
 from agentina.host import said
-from agentina.protocol import verbs
+from agentina.protocol import verbs, wire
 
 WORKSPACE = "/t/workspace"
 
 
 def hear(before: said.Said, request: said.Told) -> said.Step:
     return said.hear(before, request, workspace=WORKSPACE, now_ms=5)
+
+
+def answer(number: int, report: str, text: str) -> wire.Answer:
+    return wire.Answer(number=number, task_id="job_x.1", report=report, anomaly="ano_1", text=text)
 
 
 def complaint(name: str) -> verbs.Complain:
@@ -39,15 +43,50 @@ def test_complaint_said_again_is_one() -> None:
 def test_question_said_again_keeps_its_number_and_gets_its_answer() -> None:
     step = hear(said.Said(), verbs.Ask(id="a", text="which?"))
     assert (step.answer.question, step.answer.answer) == (1, None)
-    after = said.answered(step.said, 1, "this one")
+    after = said.take_answers(step.said, [answer(3, "question:job_x.1:1", "this one")])
     assert after is not None
     again = hear(after, verbs.Ask(id="a", text="which?"))
     assert not again.is_new
     assert (again.answer.question, again.answer.answer) == (1, "this one")
     assert hear(after, verbs.Hear(id="b", question=1)).answer.answer == "this one"
-    assert said.answered(after, 1, "this one") is None
-    assert said.answered(after, 2, "x") is None
-    assert said.answered(after, 0, "x") is None
+
+
+def test_each_answer_is_taken_once_and_in_order() -> None:
+    before = hear(said.Said(), verbs.Ask(id="a", text="which?")).said
+    given = [answer(2, "question:job_x.1:1", "second"), answer(1, "question:job_x.1:1", "first")]
+    after = said.take_answers(before, given)
+    assert after is not None
+    assert (after.questions[0].answer, after.answered) == ("second", 2)
+    assert said.take_answers(after, given) is None
+    again = said.take_answers(after, [*given, answer(5, "question:job_x.1:1", "third")])
+    assert again is not None
+    assert again.questions[0].answer == "third"
+
+
+@pytest.mark.parametrize(
+    "report", ["complaint:job_x.1:a", "question:job_x.1:2", "question:job_x.1:0", "question:", "x"]
+)
+def test_answer_to_anything_else_is_a_notice(report: str) -> None:
+    before = hear(said.Said(), verbs.Ask(id="a", text="which?")).said
+    after = said.take_answers(before, [answer(1, report, "so")])
+    assert after is not None
+    assert after.questions == before.questions
+    assert after.notices == ["an operator answers what was reported about this task (ano_1): so"]
+
+
+@pytest.mark.parametrize("kind", verbs.COMPLAINT_KINDS)
+def test_every_kind_of_complaint_has_a_remedy(kind: verbs.ComplaintKind) -> None:
+    request = verbs.Complain(id="a", kind=kind, text="it fails", about="X")
+    found = said.finding("job_x.1", request, hear(said.Said(), request).said)
+    assert (found.summary, found.evidence) == (f"{kind}: X", {"it says": "it fails"})
+    assert errors.CATALOGUE[found.code].remedy
+    assert found.name == "complaint:job_x.1:a"
+
+
+def test_question_is_named_by_its_number() -> None:
+    first = hear(said.Said(), verbs.Ask(id="a", text="which?")).said
+    second = verbs.Ask(id="b", text="and?")
+    assert said.finding("job_x.1", second, hear(first, second).said).name == "question:job_x.1:2"
 
 
 def test_answer_to_no_question() -> None:
