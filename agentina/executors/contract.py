@@ -119,7 +119,7 @@ class Condition(enum.Enum):
 
 
 class Door(NamedTuple):
-    """Where a task meets its gateway: a directory for a socket, which the daemon makes and the task finds."""
+    """Where a task meets its daemon and its gateway: a directory for sockets, which they make and the task finds."""
 
     #: As the task sees it.
     inside: Path

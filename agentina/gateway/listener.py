@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import socket
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +11,7 @@ import msgspec
 
 from agentina import errors
 from agentina.gateway import account, calls, channel, egress, models, requests, streams, tokens, variables
-from agentina.system import files
+from agentina.system import files, sockets
 
 #: Connections of one task served at once; more wait in the kernel's queue.
 AT_ONCE: Final = 128
@@ -31,7 +28,7 @@ class Listener:
 
     def __init__(self, task: account.Account, *, serving: models.Models, ways: egress.Egress) -> None:
         self.task = task
-        self._socket: Socket | None = None
+        self._socket: sockets.Listening | None = None
         self._models = serving
         self._egress = ways
         self._server: asyncio.Server | None = None
@@ -49,14 +46,14 @@ class Listener:
             return
         name = variables.socket_name(self.task.task_id)
         try:
-            self._socket = Socket(door, name)
+            self._socket = sockets.Listening(
+                door.directory, name, mode=0o666 if door.is_shared else 0o600, queue=_QUEUE
+            )
         except FileNotFoundError:
             return  # the task has ended meanwhile
         except OSError as error:
             raise files.from_os_error(error, Path(door.directory) / name) from error
-        self._server = await asyncio.start_unix_server(
-            self._connected, sock=self._socket.listening, limit=streams.PIECE
-        )
+        self._server = await asyncio.start_unix_server(self._connected, sock=self._socket.socket, limit=streams.PIECE)
 
     async def close(self) -> None:
         """Stop serving: from here on the task's token is worth nothing."""
@@ -116,40 +113,6 @@ class Listener:
             await client.answer(200, msgspec.json.encode(document), media=_JSON)
         else:
             await self._models.serve(client, request, self.task)
-
-
-class Socket:
-    """A listening socket and its name. Nothing is done by a path that could lead elsewhere meanwhile."""
-
-    def __init__(self, door: channel.Door, name: str) -> None:
-        """Bind, however long the path is (unix(7) takes 107 bytes).
-
-        Raises:
-            OSError: It cannot be made.
-
-        """
-        self._name = name
-        self._directory = os.open(door.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        # It gets its name when it is ready: whoever finds it can connect.
-        unready = f".{name}"
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(unready, dir_fd=self._directory)
-            self.listening.bind(f"/proc/self/fd/{self._directory}/{unready}")
-            os.chmod(unready, 0o666 if door.is_shared else 0o600, dir_fd=self._directory)
-            self.listening.listen(_QUEUE)
-            os.rename(unready, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        except OSError:
-            self.listening.close()
-            os.close(self._directory)
-            raise
-
-    def remove(self) -> None:
-        """Take the name away. Where the task's directory is gone with it, nothing is left to do."""
-        with contextlib.suppress(OSError):
-            os.unlink(self._name, dir_fd=self._directory)
-        os.close(self._directory)
 
 
 def _offered(request: requests.Request) -> str | None:

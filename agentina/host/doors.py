@@ -27,7 +27,6 @@ import msgspec
 from agentina import errors
 from agentina.executors import contract
 from agentina.host import anomalies, entries, outbox, output, said
-from agentina.inside import door as inside
 from agentina.protocol import inputs, verbs, wire
 from agentina.system import clock, files, sockets, tasks
 
@@ -47,9 +46,9 @@ Budget = Callable[[entries.Entry], Awaitable[verbs.Budget | None]]
 _Report = Callable[[entries.Entry, verbs.Request, said.Said], Awaitable[None]]
 
 
-def socket_path(door: contract.Door) -> str:
-    """The socket, as the task finds it."""
-    return str(door.inside / inside.NAME)
+def socket_name(task_id: str) -> str:
+    """The file name of a task's socket: its own, as with its gateway's (:mod:`agentina.gateway.variables`)."""
+    return f"task-{task_id}.sock"
 
 
 def read(directory: Path) -> said.Said:
@@ -209,7 +208,7 @@ class Door:
             OSError: It cannot.
 
         """
-        self._listening = sockets.Listening(directory, inside.NAME, mode=mode, queue=_QUEUE)
+        self._listening = sockets.Listening(directory, socket_name(self._entry.task_id), mode=mode, queue=_QUEUE)
         self._server = await asyncio.start_unix_server(
             self._serve, sock=self._listening.socket, limit=verbs.MAX_REQUEST
         )

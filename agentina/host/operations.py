@@ -188,8 +188,8 @@ class Operations:
         seen = entry.directory if place is entry.directory.path else records.TaskDirectory(place)
         workspace = seen.workspace
         has_home = runner.needs_home or leaves_files(job)
-        door = doors.socket_path(self._executor.door(entry.directory.path))
-        return runner_contract.Place(workspace=workspace, home=seen.home if has_home else workspace, door=door)
+        door = self._executor.door(entry.directory.path).inside / doors.socket_name(entry.task_id)
+        return runner_contract.Place(workspace=workspace, home=seen.home if has_home else workspace, door=str(door))
 
     async def _attend(self, entry: entries.Entry) -> None:
         """Hear a task until it has ended."""

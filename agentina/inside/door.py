@@ -15,7 +15,6 @@ from typing import Any, Final
 
 #: Where the socket is; set in every task.
 VARIABLE: Final = "AGENTINA_TASK_SOCKET"
-NAME: Final = "task.sock"
 #: Seconds the daemon may be away, and seconds between two tries.
 PATIENCE: Final = 60.0
 _AGAIN: Final = 0.05

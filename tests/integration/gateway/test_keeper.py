@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.gateway import budgets, channel, forwarder, keeper, listener, record, tokens, variables
+from agentina.gateway import budgets, channel, forwarder, keeper, record, tokens, variables
+from agentina.system import sockets
 from tests.fakes import deadlines, model_provider
 from tests.integration.gateway import gates
 
@@ -242,8 +243,8 @@ async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path
         writer.write(b"end")
         writer.close()
 
-    made = listener.Socket(channel.Door(directory=str(tmp_path)), variables.socket_name(TASK_A))
-    server = await asyncio.start_unix_server(echo, sock=made.listening)
+    made = sockets.Listening(tmp_path, variables.socket_name(TASK_A), mode=0o600, queue=8)
+    server = await asyncio.start_unix_server(echo, sock=made.socket)
     tool = (
         "import os, socket, threading, urllib.parse\n"
         "at = urllib.parse.urlsplit(os.environ['AGENTINA_GATEWAY'])\n"

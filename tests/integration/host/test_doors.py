@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agentina.host import said
+from agentina.host import doors, said
 from agentina.inside import door
 from agentina.protocol.states import State
 from tests.fakes import control
@@ -49,7 +49,9 @@ def is_connected(task_id: str, root: Path) -> bool:
     """Whether somebody is connected to a task's door: unix sockets that are, by the kernel (proc_net_unix)."""
     connected = "03"
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-    return any(line[5] == connected and line[-1].endswith(door.NAME) for line in lines if len(line) > 7)
+    return any(
+        line[5] == connected and line[-1].endswith(doors.socket_name(task_id)) for line in lines if len(line) > 7
+    )
 
 
 async def test_command_line_works_in_a_task(daemon: DaemonProcess, plane: control.FakeControl) -> None:
@@ -141,7 +143,7 @@ NOT_SAID = [
 
 async def test_nothing_but_verbs_gets_in(daemon: DaemonProcess, plane: control.FakeControl, root: Path) -> None:
     task = plane.submit("sleep 600")
-    path = daemon.instance.tasks / task.id / door.NAME
+    path = daemon.instance.tasks / task.id / doors.socket_name(task.id)
     await plane.until(path.exists, 30)
     for line in NOT_SAID:
         reader, writer = await asyncio.open_unix_connection(path)
