@@ -16,6 +16,7 @@ import pytest
 from agentina import errors
 from agentina.protocol.states import State
 from tests.acceptance import fleet as fleets
+from tests.fakes import deadlines
 
 KILLS = int(os.environ.get("AGENTINA_TEST_KILLS", "200"))
 JOBS = max(40, KILLS * 2)
@@ -106,7 +107,7 @@ def test_nothing_is_lost_or_done_twice_under_kill_9(tmp_path: Path) -> None:
         submitter.start()
         wreak_havoc(fleet, chance, kills=KILLS)
         fleets.wait_for(fleet.is_ready, "the control plane is back")
-        submitter.join(120)
+        submitter.join(deadlines.HANG)
         assert submitter.failure is None, submitter.failure
         assert len(submitter.jobs) == JOBS
 

@@ -98,7 +98,7 @@ def test_bytes_arrive_as_they_are(fleet: fleets.Fleet) -> None:
 
 
 def test_time_limit(fleet: fleets.Fleet) -> None:
-    job = fleet.submit_script("echo begun; sleep 1000", limits={"timeout": 0.5, "grace": 0.2})
+    job = fleet.submit_script("echo begun; sleep 1000", limits={"timeout": 3, "grace": 0.2})
     view = fleet.wait_final(job)
     assert (view.job.state, view.job.reason) == (State.TIMED_OUT, Reason.TIME_LIMIT)
     assert fleet.output(job) == b"begun\n"

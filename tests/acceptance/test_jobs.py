@@ -48,17 +48,20 @@ def git(repository: Path, *arguments: str) -> None:
 
 
 def test_needs_are_met_in_order_and_broken_ones_cancel(fleet: fleets.Fleet, tmp_path: Path) -> None:
-    marks = tmp_path / "marks"
-    first = fleet.submit_script(f"sleep 0.3; echo first >> {marks}")
+    marks, gate = tmp_path / "marks", tmp_path / "gate"
+    first = fleet.submit_script(f"until [ -e {gate} ]; do sleep 0.02; done; echo first >> {marks}")
     second = fleet.submit_script(f"echo second >> {marks}", needs=[first])
     waiting = fleet.job(second)
     assert waiting.job.reason is Reason.WAITING_FOR_NEEDS
     assert first in " ".join(waiting.blockers)
+    gate.touch()
     assert fleet.wait_final(second).job.state is State.SUCCEEDED
     assert marks.read_text() == "first\nsecond\n"
-    broken = fleet.submit_script("sleep 0.3; exit 1")
+    gate.unlink()
+    broken = fleet.submit_script(f"until [ -e {gate} ]; do sleep 0.02; done; exit 1")
     dependent = fleet.submit_script(f"echo never >> {marks}", needs=[broken])
     further = fleet.submit_script(f"echo never >> {marks}", needs=[dependent])
+    gate.touch()
     for job in (dependent, further):
         view = fleet.wait_final(job)
         assert (view.job.state, view.job.reason) == (State.CANCELED, Reason.NEED_NOT_MET)

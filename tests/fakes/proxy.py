@@ -71,7 +71,7 @@ class Proxy:
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(deadlines.HANG)
         self._loop.close()
 
     def set(self, fault: Fault) -> None:
@@ -83,7 +83,7 @@ class Proxy:
             self._changed.set()
             self._changed = asyncio.Event()
 
-        asyncio.run_coroutine_threadsafe(change(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(change(), self._loop).result(deadlines.HANG)
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)

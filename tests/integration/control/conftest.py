@@ -12,6 +12,7 @@ import uvloop
 
 from agentina.control import app, config, plane
 from agentina.control.services import duties
+from tests.fakes import deadlines
 from tests.integration.control import simulated
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class ControlPlane:
     def __exit__(self, *_: object) -> None:
         self.operator.close()
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
+        self._thread.join(deadlines.HANG)
         assert not self._thread.is_alive()
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -108,8 +108,8 @@ def test_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
             server.kill()
             server.start()
         is_over.set()
-        submitter.join(20)
-        worker.join(20)
+        submitter.join(deadlines.HANG)
+        worker.join(deadlines.HANG)
         assert worker.failure is None
         while tasks := worker.agent.take(slots=100):
             worker.work(tasks)

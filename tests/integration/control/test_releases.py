@@ -127,7 +127,7 @@ def test_downloads_are_bounded_and_a_stalled_reader_gives_its_place_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(releases, "_MOST_DOWNLOADS", 1)
-    object.__setattr__(bench.control.settings, "body_seconds", 0.3)
+    object.__setattr__(bench.control.settings, "body_seconds", 3.0)
     bench.publish("0.4.0", "stable", content=b"x" * (64 << 20))
     bench.look()
     [archive] = bench.place.directory.rglob("*.tar.gz")

@@ -14,6 +14,7 @@ from agentina.cli import main
 from agentina.control.services import rollout_duty
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
+from tests.fakes import deadlines
 from tests.integration.control import conftest, simulated
 
 OLD, NEW = "1.0.0", "1.1.0"
@@ -189,7 +190,7 @@ def test_a_poll_that_waits_brings_the_order_at_once(fleet: Fleet) -> None:
     thread.start()
     rollout = fleet.start()
     fleet.look()
-    thread.join(10)
+    thread.join(deadlines.HANG)
     assert answers[0].directives.update == wire.UpdateOrder(id=f"{rollout}.1", action="upgrade", version=NEW)
 
 
@@ -320,7 +321,7 @@ def test_following_returns_with_the_next_change(fleet: Fleet) -> None:
     thread = threading.Thread(target=lambda: answers.append(client.call("GET", path)))
     thread.start()
     fleet.act(rollout, "pause")
-    thread.join(10)
+    thread.join(deadlines.HANG)
     assert answers[0]["rollout"]["state"] == "paused"
     assert answers[0]["revision"] > revision
 

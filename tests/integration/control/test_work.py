@@ -49,15 +49,15 @@ def test_a_submitted_job_wakes_one_held_poll(control: Any, operator: simulated.O
         polls.append(held_poll(agent))
         wait_until_held(control, agent)
     job = operator.submit()
-    polls[0][0].join(5)
+    polls[0][0].join(deadlines.HANG)
     (assignment,) = agents[0].assignments(polls[0][1][0])
     assert (assignment.job_id, assignment.epoch, assignment.session) == (job, 1, agents[0].session)
     assert [result for _, result in polls[1:]] == [[], []]
     operator.submit()
-    polls[1][0].join(5)
+    polls[1][0].join(deadlines.HANG)
     assert polls[2][1] == []
     operator.submit()
-    polls[2][0].join(5)
+    polls[2][0].join(deadlines.HANG)
 
 
 def test_a_waiting_agent_is_given_the_job_by_the_submission_itself(control: Any, operator: simulated.Operator) -> None:
@@ -76,7 +76,7 @@ def test_a_waiting_agent_is_given_the_job_by_the_submission_itself(control: Any,
 
     control.plane.store.write = counted
     job = operator.submit()
-    thread.join(5)
+    thread.join(deadlines.HANG)
     assert [assignment.job_id for assignment in agent.assignments(result[0])] == [job]
     assert writes == 1
     texts = [event["text"].split()[0] for event in operator.show(job)["events"]]
@@ -128,7 +128,7 @@ def test_a_newer_poll_takes_over_from_an_older_one(control: Any, operator: simul
     copy = simulated.Agent(control.url, key=agent.key)
     copy.__dict__ |= {**agent.__dict__, "_connection": None}
     assert copy.take() == []
-    thread.join(5)
+    thread.join(deadlines.HANG)
     assert result[0].assignments == []
     job = operator.submit()
     assert copy.take(wait=5) == [f"{job}.1"]
@@ -199,7 +199,7 @@ def test_an_agent_set_aside_is_told_at_once_and_gets_nothing(
     thread, result = held_poll(agent)
     wait_until_held(control, agent)
     operator.call("POST", f"/v1/agents/{agent.activated.agent_id}/{act}", {"reason": "disk"})
-    thread.join(5)
+    thread.join(deadlines.HANG)
     directives = result[0].directives
     assert (directives.drain, directives.quarantine) == ((True, "") if act == "drain" else (False, "disk"))
     job = operator.submit()
@@ -317,7 +317,7 @@ def test_cancellation_of_waiting_and_of_running_jobs(control: Any, operator: sim
     thread, result = held_poll(agent)
     wait_until_held(control, agent)
     operator.call("POST", f"/v1/jobs/{running}/cancel")
-    thread.join(5)
+    thread.join(deadlines.HANG)
     assert [(stop.task_id, stop.reason) for stop in result[0].stop] == [(task, Reason.CANCELED_BY_OPERATOR)]
     assert agent.poll().stop == []
     assert [stop.task_id for stop in agent.heartbeat((task, State.RUNNING)).stop] == [task]
@@ -407,7 +407,7 @@ def test_followers_wake_when_output_arrives(control: Any, operator: simulated.Op
     while not control.plane.bells._waiting and time.monotonic() < deadline:
         time.sleep(0.005)
     agent.output(task, 0, b"live")
-    thread.join(5)
+    thread.join(deadlines.HANG)
     assert got == [b"live"]
     follower.close()
 

@@ -12,6 +12,7 @@ import pytest
 from agentina import errors
 from agentina.client import local
 from agentina.system import paths, services, users
+from tests.fakes import deadlines
 
 Listen = Callable[[bytes], list[bytes]]
 
@@ -46,7 +47,7 @@ def listen(instance: paths.InstancePaths) -> Iterator[Listen]:
 
     yield start
     for thread in threads:
-        thread.join(5)
+        thread.join(deadlines.HANG)
     listener.close()
 
 
