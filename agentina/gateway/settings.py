@@ -170,6 +170,8 @@ def _source(provider: Provider, places: list[Path], where: str) -> Source:
 def _read_key(name: str, places: list[Path]) -> str:
     for place in places:
         path = place / name
+        # systemd lets the unit's user in by an access list where it can; the mode shows that as the group's rights.
+        allowed = 0o700 if place == places[-1] else 0o740
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -181,7 +183,7 @@ def _read_key(name: str, places: list[Path]) -> str:
             content = os.read(descriptor, _MAX_KEY + 1)
         finally:
             os.close(descriptor)
-        if mode & 0o077:
+        if mode & ~allowed:
             problem = f"others may read it (mode {mode:04o}); expected 0600 or 0400"
             raise errors.FILE_UNREADABLE(where=str(path), problem=problem)
         return _check_key(content, path)

@@ -18,9 +18,9 @@ from typing import Any, Final
 import pytest
 
 from agentina.protocol import states
-from tests.vm import container, host, lab, machine, slots
+from tests.vm import attacks, container, host, lab, machine, slots
 
-#: What is planted wherever a secret is. Programs that look for it put it together, so as not to find themselves.
+#: What is planted wherever a secret is.
 MARK: Final = "agentina-planted-secret"
 #: Places of secrets, by what they stand for. The daemon's own files, whatever their names, are all in its directory.
 PLANTED: Final = {
@@ -42,24 +42,6 @@ SMALL: Final = {"memory": "128MiB", "cpu": 1, "pids": 64}
 
 # --- programs --------------------------------------------------------------------------------------------------------
 
-# Prints every file below the usual places whose beginning has the mark, and every process whose environment or command
-# line has it.
-_SEEK: Final = """
-import os, stat
-mark = ("agentina-planted" + "-secret").encode()
-for top in "/etc", "/var", "/run", "/root", "/home", "/srv", "/opt", "/mnt", "/media", "/tmp", "/dev/shm", "/proc":
-    for here, below, names in os.walk(top):
-        if here.startswith("/proc/"):
-            below[:], names = [], [name for name in names if name in ("environ", "cmdline", "keys")]
-        for name in names:
-            try:
-                descriptor = os.open(f"{here}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-                if stat.S_ISREG(os.fstat(descriptor).st_mode) and mark in os.read(descriptor, 1 << 20):
-                    print(f"{here}/{name}")
-                os.close(descriptor)
-            except OSError:
-                pass
-"""
 # Prints everything on the host that can be written to, but for sockets.
 _WRITABLE: Final = """
 import os, stat
@@ -87,23 +69,6 @@ def look(path):
         if entry.is_dir(follow_symlinks=False):
             look(entry.path)
 look("/")
-"""
-# Tries to connect to every socket that has a name, in the file system or beside it.
-_CONNECT: Final = """
-import os, socket, stat
-names = {line.split()[7] for line in open("/proc/net/unix") if len(line.split()) == 8}
-for top in "/run", "/var", "/tmp", "/dev", "/etc", "/home", "/opt", "/srv":
-    for here, _, files in os.walk(top):
-        names |= {f"{here}/{name}" for name in files}
-for name in sorted(names | {"@agentina-test-abstract", "/run/systemd/notify", "/run/systemd/private"}):
-    for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET:
-        try:
-            if name.startswith("@") or stat.S_ISSOCK(os.stat(name).st_mode):
-                address = "\\0" + name[1:] if name.startswith("@") else name
-                socket.socket(socket.AF_UNIX, kind).connect(address)
-                print(name)
-        except OSError:
-            pass
 """
 # Runs each attempt of a list in a process of its own, and prints the names of those that succeed. Python attempts end
 # with an exception when they fail, shell attempts with an exit code.
@@ -339,11 +304,11 @@ def stage(new_container: Callable[..., container.Container], run_lab: lab.Lab) -
 
 
 def test_job_finds_no_secret(stage: Stage) -> None:
-    to_root = stage.try_as("root", _SEEK)
+    to_root = stage.try_as("root", attacks.seek(MARK))
     assert set(PLANTED.values()) <= set(to_root)
     assert f"/proc/{stage.neighbour}/environ" in to_root
     assert [path for path in to_root if path.startswith("/var/lib/agentina/.slots/")]
-    assert stage.attack(_SEEK) == []
+    assert stage.attack(attacks.seek(MARK)) == []
 
 
 def test_job_writes_nowhere_else(stage: Stage) -> None:
@@ -359,10 +324,10 @@ def test_job_writes_nowhere_else(stage: Stage) -> None:
 
 
 def test_job_reaches_nobody(stage: Stage) -> None:
-    to_root = stage.try_as("root", _CONNECT)
+    to_root = stage.try_as("root", attacks.CONNECT)
     assert {"@agentina-test-abstract", "/run/dbus/system_bus_socket", "/run/systemd/private"} <= set(to_root)
     assert "/run/agentina/default/agentina.sock" in to_root
-    assert stage.attack(_CONNECT) == []
+    assert set(stage.attack(attacks.CONNECT)) <= {attacks.TASK_DOOR}
 
 
 def test_job_gains_nothing(stage: Stage) -> None:
@@ -560,4 +525,34 @@ def test_directories_lead_nowhere_else(stage: Stage) -> None:
         print(0)
         """,
     )
+    stage.check_unhurt()
+
+
+def test_orders_lead_nowhere_else(stage: Stage) -> None:
+    """Anything may be where orders and the gateway's socket are: root deletes it, and follows nothing."""
+    done = hostile(
+        stage,
+        """
+        import socket
+        launched = shell("job_y000000000000000.1", "sleep 100")
+        (places.tickets / "1").write_bytes(ticket(launched))
+        start(wait=False)
+        orders = places.orders(places.name(1))
+        for name in "stop.tmp", "gateway-job_y000000000000000.1.sock":
+            (orders / name).symlink_to(VICTIM / "file")
+        (orders / "linked").symlink_to(VICTIM)
+        (orders / "deep/er").mkdir(parents=True)
+        (orders / "deep/er/linked").symlink_to(VICTIM)
+        os.mkfifo(orders / "fifo")
+        socket.socket(socket.AF_UNIX).bind(str(orders / "socket"))
+        subprocess.run(["systemctl", "stop", places.unit(1)], check=True, timeout=120)
+        left = sorted(os.listdir(orders.parent))
+        async def main():
+            executor = await opened()
+            ended = await run(executor, shell("job_z000000000000000.1", "ls -A /var/lib/agentina/task/orders"))
+            print(json.dumps({"left": left, **ended}))
+        asyncio.run(main())
+        """,
+    )
+    assert (done["left"], done["output"]) == ([], "")
     stage.check_unhurt()

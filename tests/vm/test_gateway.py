@@ -6,6 +6,9 @@ has them, or somebody named them (tests/fakes/real_clis.py).
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import dataclasses
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,11 +17,12 @@ from typing import Any, Final
 
 import pytest
 
-from agentina.gateway import record
+from agentina import errors
+from agentina.gateway import forwarder, record, variables
 from agentina.protocol import api
 from agentina.protocol.states import Reason, State
 from tests.fakes import coding_model, model_provider, real_clis
-from tests.vm import container, host, images, lab, models
+from tests.vm import attacks, container, host, images, lab, models
 
 RUNNERS: Final = {"claude-code": "claude", "codex": "codex"}
 REPOSITORY: Final = """
@@ -197,3 +201,151 @@ def recorded(there: container.Container, task: str) -> list[dict[str, Any]]:
     """What a task's record says."""
     log = there.get(f"/var/lib/agentina/default/tasks/{task}/{record.NAME}").decode()
     return [json.loads(line[9:]) for line in log.splitlines()]
+
+
+# --- a hostile task --------------------------------------------------------------------------------------------------
+
+#: Asks a gateway by a socket's or an address's name, as the holder of a token; prints the status of its answer.
+ASK: Final = """
+import socket, sys
+def ask(place, token, head="GET /agentina/budget HTTP/1.1", host="x"):
+    try:
+        if isinstance(place, str):
+            made = socket.socket(socket.AF_UNIX)
+        else:
+            made = socket.socket()
+        made.settimeout(20)
+        made.connect(place)
+        proof = f"Proxy-Authorization: Bearer {token}\\r\\nx-api-key: {token}"
+        made.sendall(f"{head}\\r\\nHost: {host}\\r\\n{proof}\\r\\nConnection: close\\r\\n\\r\\n".encode())
+        return int(made.recv(100).split()[1])
+    except OSError as error:
+        return error.strerror or str(error)
+"""
+
+
+@dataclasses.dataclass
+class Neighbour:
+    """Another task, which sleeps."""
+
+    job: str
+    task: str
+    token: str
+    #: Its socket, as root sees it.
+    socket: str
+
+
+@pytest.fixture
+def neighbour(there: container.Container, run_lab: lab.Lab) -> Iterator[Neighbour]:
+    job = run_lab.fleet.submit_script(
+        "exec sleep 100000", budget={"tokens": 100_000}, resources={"memory": "64MiB", "cpu": 0.1}
+    )
+    run_lab.fleet.wait_state(job, State.RUNNING, seconds=host.PATIENCE)
+    pid = there.wait("pgrep -x -f 'sleep 100000'", "the neighbour runs").strip()
+    environment = dict(pair.split("=", 1) for pair in there.run(f"tr '\\0' '\\n' < /proc/{pid}/environ").splitlines())
+    task = environment["AGENTINA_TASK_ID"]
+    made = there.wait(f"ls /var/lib/agentina/.slots/*/task/orders/gateway-{task}.sock", "its gateway listens").strip()
+    yield Neighbour(job, task, environment["ANTHROPIC_API_KEY"], made)
+    with contextlib.suppress(errors.AgentinaError):  # it has ended
+        run_lab.fleet.client.cancel_job(job)
+    run_lab.fleet.wait_final(job)
+
+
+def attack(run_lab: lab.Lab, provider: coding_model.CodingModel, program: str, **fields: Any) -> tuple[str, list[str]]:
+    """Have an agent run a Python program, after its command line has asked the model; its task, and what it printed."""
+    packed = base64.b64encode(program.encode()).decode()
+    provider.command = f"echo {packed} | base64 -d > ../home/program; python3 ../home/program && echo complete"
+    job = submit(run_lab, **fields)
+    view = run_lab.fleet.wait_final(job)
+    for line in run_lab.fleet.output(job).decode().splitlines():
+        event = json.loads(line)
+        if event["type"] == "user":
+            *found, last = event["message"]["content"][0]["content"].splitlines()
+            assert last == "complete", event
+            return view.tasks[0].id, found
+    raise AssertionError(run_lab.fleet.output(job).decode())
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_no_key_is_in_a_task(there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel) -> None:
+    seek = attacks.seek(*models.KEYS.values(), is_deep=True)
+    there.put(seek.encode(), "/root/seek.py")
+    to_root = there.run("python3 /root/seek.py").split()
+    gateway = int(there.run(GATEWAY))
+    handed = {f"/run/credentials/agentina@default.service/{name}" for name in ("openai", "spare")}
+    assert {*models.STORES.values(), *handed, f"/proc/{gateway}/mem"} == set(to_root)
+    # All three are in use: the task has asked models of each provider.
+    task, found = attack(run_lab, provider, seek, verify={"argv": ["false"]})
+    assert found == []
+    # What its command line and we wrote of it is kept, and has none either: nor have the journal and what we print.
+    kept = f"/var/lib/agentina/default/tasks/{task}"
+    assert there.run(f"ls -A {kept}/home").split() == [".agentina", ".claude.log", "program"]
+    keys = " ".join(f"-e {key}" for key in models.KEYS.values())
+    assert there.run(f"grep -rlF {keys} /var/lib/agentina /var/cache /run/agentina /tmp || true") == ""
+    assert there.run(f"journalctl -a | grep -F {keys} || true") == ""
+    assert there.run(f"ps -eo args | grep -F {keys} | grep -v grep || true") == ""
+
+
+def test_key_of_each_provider_is_used(
+    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel
+) -> None:
+    """A model that only the spare provider serves is asked with the key that was encrypted on the disk."""
+    call = (
+        "import json, os, urllib.request as u\n"
+        "body = json.dumps({'model': 'spare-1', 'max_tokens': 9, 'messages': [{'role': 'user', 'content': 'x'}]})\n"
+        "url, key = os.environ['ANTHROPIC_BASE_URL'] + '/v1/messages', os.environ['ANTHROPIC_API_KEY']\n"
+        "print(u.urlopen(u.Request(url, body.encode(), {'x-api-key': key})).status)\n"
+    )
+    assert there
+    assert attack(run_lab, provider, call)[1] == ["200"]
+    used = [asked.headers["x-api-key"] for asked in provider.asked if asked.document["model"] == "spare-1"]
+    assert used == [models.KEYS["spare"]]
+
+
+def test_task_reaches_its_own_gateway_only(
+    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, neighbour: Neighbour
+) -> None:
+    to_root = there.run("cat > /root/connect.py; python3 /root/connect.py", text=attacks.CONNECT).split()
+    assert neighbour.socket in to_root
+    orders = "/var/lib/agentina/task/orders"
+    program = f"""{attacks.CONNECT}{ASK}
+import glob, os
+print("--")
+(own,) = glob.glob("{orders}/gateway-*.sock")
+token = os.environ["ANTHROPIC_API_KEY"]
+print(ask(own, token), ask(own, "{neighbour.token}"), ask(own, "agt_x"), ask(own, ""))
+print(ask(own, "{neighbour.token}", "CONNECT example.com:443 HTTP/1.1", "example.com:443"))
+print(ask(("{variables.address(neighbour.task)}", {forwarder.PORT}), "{neighbour.token}"))
+for act in (
+    lambda: os.unlink(own), lambda: os.rename(own, own + "x"), lambda: os.chmod(own, 0), lambda: os.link(own, "./x"),
+    lambda: socket.socket(socket.AF_UNIX).bind("{orders}/x"), lambda: os.rename("{orders}", "{orders}x"),
+    lambda: open(f"{{os.path.dirname(own)}}/lease", "a"),
+):
+    try:
+        act()
+        print("done")
+    except OSError as error:
+        print(error.strerror)
+"""
+    task, found = attack(run_lab, provider, program)
+    at = found.index("--")
+    own = f"{orders}/{variables.socket_name(task)}"
+    assert own in found[:at]
+    assert set(found[:at]) <= {own, attacks.TASK_DOOR}
+    answers, proxied, other, *acts = found[at + 1 :]
+    assert answers == "200 403 403 403"
+    assert proxied == "407"
+    assert other == "Connection refused"
+    assert set(acts) == {"Permission denied", "Operation not permitted"}, acts
+
+
+def test_token_is_worth_nothing_after_its_task(
+    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, neighbour: Neighbour
+) -> None:
+    _, found = attack(run_lab, provider, "import os; print(os.environ['ANTHROPIC_API_KEY'])")
+    there.put(f"{ASK}\nprint(*(ask(sys.argv[1], token) for token in sys.argv[2:]))".encode(), "/root/ask.py")
+    ask = f"python3 /root/ask.py {neighbour.socket} {neighbour.token} {found[0]}"
+    assert there.run(ask).split() == ["200", "403"]
+    run_lab.fleet.client.cancel_job(neighbour.job)
+    run_lab.fleet.wait_final(neighbour.job)
+    assert there.run(ask).strip() == "No such file or directory No such file or directory"

@@ -32,15 +32,20 @@ def test_a_provider_is_found_by_language_and_model(tmp_path: Path) -> None:
     assert caught.value.code == "MODEL_REFUSED"
 
 
-def test_systemds_credentials_go_first_and_no_key_is_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o400, 0o440])
+def test_systemds_credentials_go_first_and_no_key_is_shown(tmp_path: Path, mode: int) -> None:
+    """The user is let in as the owner, or by an access list, which makes the group's rights seem wider."""
     handed = tmp_path / "handed"
     handed.mkdir()
     (handed / "key").write_text("sk-handed")
-    (handed / "key").chmod(0o400)
+    (handed / "key").chmod(mode)
     path = write(tmp_path, {"providers": [PROVIDER]})
     source = settings.load(path, credentials=handed).sources[0]
     assert source.authorize(source.key(0)) == (b"x-api-key", b"sk-handed")
     assert "sk-" not in repr(source.key(0))
+    (handed / "key").chmod(0o444)
+    with pytest.raises(errors.AgentinaError, match="others may read it"):
+        settings.load(path, credentials=handed)
     (handed / "key").unlink()
     source = settings.load(path, credentials=handed).sources[0]
     assert source.authorize(source.key(0)) == (b"x-api-key", b"sk-1")
