@@ -75,6 +75,22 @@ class StopReason(enum.Enum):
     NONE = "none"
 
 
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """An order to end a task, as it waits in the task's directory."""
+
+    reason: StopReason
+    #: Seconds between SIGTERM and SIGKILL; None means the launch's own.
+    grace_seconds: float | None = None
+
+    def following(self, before: Order | None) -> Order:
+        """The order that stands: the first reason to end the task, and the shorter grace where both say one."""
+        if before is None:
+            return self
+        reason = self.reason if before.reason is StopReason.FINISHED else before.reason
+        said = [grace for grace in (before.grace_seconds, self.grace_seconds) if grace is not None]
+        return Order(reason=reason, grace_seconds=min(said, default=None))
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """How the process ended, as ``result.json`` holds it. The executor's word; the host makes the outcome of it."""
 

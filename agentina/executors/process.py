@@ -179,7 +179,7 @@ class ProcessExecutor:
             return
         wake = signal.SIGHUP
         try:
-            order = _merged(_read_order(directory), _Order(reason=reason.value, grace_seconds=grace_seconds))
+            order = contract.Order(reason=reason, grace_seconds=grace_seconds).following(_read_order(directory))
             files.write_atomic(directory / "stop", msgspec.json.encode(order), durable=False)
         except errors.AgentinaError as error:
             # SIGTERM ends it without an order, with its own grace; only the reason is lost.
@@ -296,28 +296,11 @@ def _own_variables() -> dict[str, str]:
     return {"USER": name, "LOGNAME": name, "SHELL": "/bin/sh"}
 
 
-class _Order(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a ``stop`` file."""
-
-    reason: str
-    #: None means the launch's own.
-    grace_seconds: float | None = None
-
-
-def _read_order(directory: Path) -> _Order | None:
+def _read_order(directory: Path) -> contract.Order | None:
     try:
-        return msgspec.json.decode(files.read_bounded(directory / "stop", limit=_MAX_FENCE), type=_Order)
+        return msgspec.json.decode(files.read_bounded(directory / "stop", limit=_MAX_FENCE), type=contract.Order)
     except (OSError, msgspec.MsgspecError, errors.AgentinaError):
         return None
-
-
-def _merged(before: _Order | None, after: _Order) -> _Order:
-    """The order that stands: the first reason to end the task, and the shorter grace where both say one."""
-    if before is None:
-        return after
-    reason = after.reason if before.reason == contract.StopReason.FINISHED.value else before.reason
-    said = [grace for grace in (before.grace_seconds, after.grace_seconds) if grace is not None]
-    return _Order(reason=reason, grace_seconds=min(said, default=None))
 
 
 def _open_supervisor(directory: Path) -> int | None:

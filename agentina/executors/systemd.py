@@ -167,11 +167,7 @@ class SystemdExecutor:
                     break
         finally:
             self._starting.discard(launch.directory)
-        try:
-            self._pass_on_stop(launch.directory)
-        except errors.AgentinaError as error:
-            _log.warning("the order to stop %s could not be written: %s", launch.task_id, error)
-            self._stop_unit(launch.directory)
+        self._have_stopped(launch.directory)
         return running
 
     def _claim(self, launch: contract.Launch, nonce: str) -> int:
@@ -293,9 +289,9 @@ class SystemdExecutor:
             return None
         if result.stopped is contract.StopReason.CANCELED:
             # A base older than this release takes an order it does not know for that.
-            finished = contract.StopReason.FINISHED
-            if _one(_read(directory / "stop"), "reason") == finished.value:
-                return msgspec.structs.replace(result, stopped=finished)
+            order = _read_order(directory)
+            if order is not None and order.reason is contract.StopReason.FINISHED:
+                return msgspec.structs.replace(result, stopped=order.reason)
         return result
 
     def end_leftovers(self, directory: Path) -> int:  # noqa: ARG002 - see below
@@ -312,26 +308,23 @@ class SystemdExecutor:
         condition, _ = self.adopt(directory)
         if condition in {contract.Condition.ENDED, contract.Condition.VANISHED}:
             return
-        before = _read(directory / "stop")
-        graces = [float(grace) for grace in before.get("grace_seconds", ())]
-        graces += [] if grace_seconds is None else [grace_seconds]
-        first = _one(before, "reason")
-        order = [("reason", reason.value if first in {"", contract.StopReason.FINISHED.value} else first)]
-        order += [("grace_seconds", str(min(graces)))] if graces else []
+        order = contract.Order(reason=reason, grace_seconds=grace_seconds)
+        self._have_stopped(directory, order.following(_read_order(directory)))
+
+    def _have_stopped(self, directory: Path, order: contract.Order | None = None) -> None:
+        """Give an order, or the one that waits, to the supervisor, if there are both."""
         try:
-            # Here for a start still to come, and for the next daemon; the supervisor's own copy follows.
-            files.write_atomic(directory / "stop", fields.encode(order), durable=False)
-            self._pass_on_stop(directory)
+            if order is not None:
+                # Here for a start still to come, and for the next daemon; the supervisor's own copy follows.
+                files.write_atomic(directory / "stop", _order_file(order), durable=False)
+            orders = self._orders(directory)
+            if orders is not None and (directory / "stop").exists():
+                with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+                    content = files.read_bounded(directory / "stop")
+                    files.write_atomic(orders / "stop", content, mode=0o644, durable=False)
         except errors.AgentinaError as error:
             _log.warning("the order to stop %s could not be written: %s", directory.name, error)
             self._stop_unit(directory)
-
-    def _pass_on_stop(self, directory: Path) -> None:
-        """Give the order to the supervisor, if there are both."""
-        orders = self._orders(directory)
-        if orders is not None and (directory / "stop").exists():
-            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
-                files.write_atomic(orders / "stop", files.read_bounded(directory / "stop"), mode=0o644, durable=False)
 
     def _stop_unit(self, directory: Path) -> None:
         """Where no file can be written PID 1 carries the order, without its reason."""
@@ -407,6 +400,21 @@ def _read(path: Path) -> dict[str, list[str]]:
         return fields.decode(files.read_bounded(path, limit=_MAX_FILE))
     except (OSError, ValueError, errors.AgentinaError):
         return {}
+
+
+def _read_order(directory: Path) -> contract.Order | None:
+    """The order that waits; None when there is none that can be read."""
+    found = _read(directory / "stop")
+    try:
+        grace = float(_one(found, "grace_seconds")) if "grace_seconds" in found else None
+        return contract.Order(reason=contract.StopReason(_one(found, "reason")), grace_seconds=grace)
+    except ValueError:
+        return None
+
+
+def _order_file(order: contract.Order) -> bytes:
+    grace = [] if order.grace_seconds is None else [("grace_seconds", str(order.grace_seconds))]
+    return fields.encode([("reason", order.reason.value), *grace])
 
 
 def _one(found: dict[str, list[str]], name: str) -> str:
