@@ -125,7 +125,8 @@ class Marks:
             )
         program = self.directory / "mark"
         source = Path(__file__).with_name("mark.c")
-        subprocess.run([compiler, "-O2", "-static", "-o", str(program), str(source)], check=True)
+        bare = ["-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector"]
+        subprocess.run([compiler, "-O2", *bare, "-o", str(program), str(source)], check=True)
         return str(program)
 
     def argv(self, name: str, *, sleep_seconds: float = 0) -> list[str]:

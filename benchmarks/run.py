@@ -1,15 +1,19 @@
 """``make bench``: speed and size in one run, as ratios to goals, to limits of this machine, and to peers.
 
-Absolute numbers depend on the machine; the ratios are what to compare between versions. ``--help`` lists the
-benchmarks; ``--page`` puts the figures into docs/explanation/performance.md.
+Absolute numbers depend on the machine; the ratios are what to compare between versions. What varies from one run to the
+next is measured several times: the median counts, and the best and the worst are told. ``--help`` lists the benchmarks;
+``--page`` puts the figures into docs/explanation/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,21 +32,27 @@ _PAGE_END: Final = "<!-- end of figures -->"
 
 
 class Figure(NamedTuple):
-    """One thing measured."""
+    """One thing measured, once or several times."""
 
     name: str
-    value: float
+    values: tuple[float, ...]
     unit: str
     goal: float | None = None
     better: str = "lower"
 
     @property
+    def value(self) -> float:
+        """The median."""
+        return statistics.median(self.values)
+
+    @property
     def verdict(self) -> str:
-        """How it compares with its goal; empty without one."""
+        """How the median compares with its goal, and in how many runs it was met; empty without one."""
         if self.goal is None:
             return ""
-        is_met = self.value <= self.goal if self.better == "lower" else self.value >= self.goal
-        return f"{self.value / self.goal:.2f} x, {'met' if is_met else 'NOT met'}"
+        met = sum(value <= self.goal if self.better == "lower" else value >= self.goal for value in self.values)
+        said = "met" if met == len(self.values) else f"met in {met} of {len(self.values)}" if met else "NOT met"
+        return f"{self.value / self.goal:.2f} x, {said}"
 
 
 #: What was measured so far, by name.
@@ -51,9 +61,30 @@ FIGURES: dict[str, Figure] = {}
 
 def show(name: str, value: float, unit: str, *, goal: float | None = None, better: str = "lower") -> None:
     """Note one figure and print it; with a goal also the ratio to it."""
-    figure = FIGURES[name] = Figure(name, value, unit, goal, better)
-    verdict = "" if goal is None else f"   goal {goal:g} {unit}: {figure.verdict}"
+    earlier = FIGURES[name].values if name in FIGURES else ()
+    FIGURES[name] = Figure(name, (*earlier, value), unit, goal, better)
+    verdict = "" if goal is None else f"   goal {goal:g} {unit}: {Figure(name, (value,), unit, goal, better).verdict}"
     print(f"  {name:<58} {value:10.2f} {unit}{verdict}", flush=True)
+
+
+def floor() -> None:
+    """What the same work costs with no product around it: a process for each job, and what must be durable."""
+    count = 500
+    with marking() as marks, tempfile.TemporaryFile() as log:
+        measure.wait_quiet()
+        began, busy = time.monotonic(), measure.machine_busy_seconds()
+        for number in range(count):
+            os.waitpid(os.posix_spawn(marks.program, marks.argv(f"job-{number}"), {}), 0)
+        cpu, seconds = measure.machine_busy_seconds() - busy, time.monotonic() - began
+        show("floor: a process that does nothing, started and waited for", 1000 * seconds / count, "ms")
+        show("floor: its CPU", 1000 * cpu / count, "ms")
+        began, busy = time.monotonic(), measure.machine_busy_seconds()
+        for _ in range(count):
+            os.write(log.fileno(), bytes(4096))
+            os.fdatasync(log.fileno())
+        cpu, seconds = measure.machine_busy_seconds() - busy, time.monotonic() - began
+        show("floor: 4 KiB made durable", 1000 * seconds / count, "ms")
+        show("floor: their CPU", 1000 * cpu / count, "ms")
 
 
 def dispatch() -> None:
@@ -300,8 +331,12 @@ def gateway() -> None:
 
 ALL: dict[str, Callable[[], None]] = {
     function.__name__: function
-    for function in (dispatch, throughput, burst, supervision, idle, cli, output, control, polls, gateway, peers)
+    for function in (floor, dispatch, throughput, burst, supervision, idle, cli, output, control, polls, gateway, peers)
 }
+
+
+#: Those whose figures vary most from one run to the next.
+REPEATED: Final = frozenset({"dispatch", "throughput", "burst"})
 
 
 class marking:  # noqa: N801 - reads as a context manager
@@ -351,14 +386,19 @@ def median_seconds(argv: list[str], environment: dict[str, str], *, runs: int = 
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures as a table in Markdown."""
-    lines = ["| what | measured | goal | |", "| --- | ---: | ---: | --- |"]
+    lines = ["| what | median | best to worst | goal | |", "| --- | ---: | ---: | ---: | --- |"]
     for figure in figures:
         unit = f" {figure.unit}" if figure.unit else ""
         sign = "≤" if figure.better == "lower" else "≥"
         goal = "" if figure.goal is None else f"{sign} {figure.goal:g}{unit}"
-        digits = 2 if figure.value == 0 or abs(figure.value) >= 0.1 else 4
-        lines.append(f"| {figure.name} | {figure.value:,.{digits}f}{unit} | {goal} | {figure.verdict} |")
+        ordered = sorted(figure.values, reverse=figure.better != "lower")
+        spread = f"{_shown(ordered[0])} to {_shown(ordered[-1])}" if len(ordered) > 1 else ""
+        lines.append(f"| {figure.name} | {_shown(figure.value)}{unit} | {spread} | {goal} | {figure.verdict} |")
     return "\n".join(lines)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.{2 if value == 0 or abs(value) >= 0.1 else 4}f}"
 
 
 def with_figures(page: str, figures: Sequence[Figure], *, said: str) -> str:
@@ -385,6 +425,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("names", nargs="*", metavar="BENCHMARK", help="which to run (default: all)")
+    again = ", ".join(sorted(REPEATED))
+    made.add_argument("--runs", type=int, default=5, metavar="N", help=f"how often to run each of {again} (default: 5)")
     made.add_argument("--page", type=Path, metavar="FILE", help="put the figures into this page, between its marks")
     return made
 
@@ -398,9 +440,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
     for name in chosen.names or ALL:
         print(f"{name}: {(ALL[name].__doc__ or '').strip()}", flush=True)
-        ALL[name]()
+        for _ in range(chosen.runs if name in REPEATED else 1):
+            ALL[name]()
     if chosen.page is not None:
-        said = f"Measured on {clock.show_time(time.time_ns() // 1_000_000)[:10]} on a machine with two cores."
+        day = clock.show_time(time.time_ns() // 1_000_000)[:10]
+        said = f"Measured on {day} on a machine with {os.cpu_count()} processors."
         chosen.page.write_text(with_figures(chosen.page.read_text(), list(FIGURES.values()), said=said))
 
 

@@ -9,9 +9,9 @@ import pytest
 from benchmarks import run
 
 FIGURES = [
-    run.Figure("latency", 4.0, "ms", 5),
-    run.Figure("rate", 1200.0, "jobs/s", 2000, "higher"),
-    run.Figure("size", 3.5, "MiB"),
+    run.Figure("latency", (4.0,), "ms", 5),
+    run.Figure("rate", (1300.0, 900.0, 1200.0), "jobs/s", 2000, "higher"),
+    run.Figure("size", (3.5,), "MiB"),
 ]
 
 
@@ -28,12 +28,17 @@ def test_unknown_benchmark_is_refused_before_anything_runs(capsys: pytest.Captur
         run.main(["dispatch", "dispach"])
     assert ended.value.code == 2
     printed = capsys.readouterr()
-    assert "no benchmark dispach; there are dispatch, " in printed.err
+    assert "no benchmark dispach; there are floor, dispatch, " in printed.err
     assert printed.out == ""
 
 
 def test_verdict_goes_by_what_is_better() -> None:
     assert [figure.verdict for figure in FIGURES] == ["0.80 x, met", "0.60 x, NOT met", ""]
+
+
+def test_verdict_tells_when_only_some_runs_met_the_goal() -> None:
+    figure = run.Figure("latency", (4.0, 6.0, 4.5), "ms", 5)
+    assert figure.verdict == "0.90 x, met in 2 of 3"
 
 
 def test_page_keeps_everything_but_earlier_figures() -> None:
@@ -43,7 +48,7 @@ def test_page_keeps_everything_but_earlier_figures() -> None:
     assert made.endswith("\nthe end\n")
     assert "old" not in made
     assert "Measured once." in made
-    assert "| rate | 1,200.00 jobs/s | ≥ 2000 jobs/s | 0.60 x, NOT met |" in made
+    assert "| rate | 1,200.00 jobs/s | 1,300.00 to 900.00 | ≥ 2000 jobs/s | 0.60 x, NOT met |" in made
     assert run.with_figures(made, FIGURES, said="Measured once.") == made
 
 
