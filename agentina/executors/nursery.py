@@ -101,9 +101,12 @@ class Nursery:
 
     def _become_supervisor(self, own: int) -> NoReturn:
         try:
-            os.closerange(3, own)
-            os.closerange(own + 1, _MAX_FILES)
-            supervising.serve(socket.socket(fileno=own), self._lock_path)
+            lock = supervising.share_lock(self._lock_path)
+            first, second = sorted((own, lock))
+            os.closerange(3, first)
+            os.closerange(first + 1, second)
+            os.closerange(second + 1, _MAX_FILES)
+            supervising.serve(socket.socket(fileno=own), lock, os.path.dirname(self._lock_path))
         finally:
             os._exit(0)
 

@@ -48,7 +48,7 @@ _CALM_SECONDS: Final = 0.002
 _FREE_SECONDS: Final = 10.0
 #: Seconds between looks whether those that have tasks were stopped.
 _LOOK_SECONDS: Final = 2.0
-#: Most that are free; a new one has 0.8 MiB of its own, one that had tasks twice that.
+#: Most that are free; each has 1.7 MiB of its own.
 _MAX_FREE: Final = 128
 #: Tasks after which a supervisor is let go, so that no leak can grow.
 _MAX_TASKS: Final = 1000

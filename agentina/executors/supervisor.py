@@ -109,6 +109,11 @@ class Supervisor:
             return True
         return ended.get("exit_code") == 0 and self._stopped == limits.NONE
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether somebody asked it to end, or a limit did."""
+        return self._stopped != limits.NONE
+
     def kill(self) -> None:
         """End everything of the task."""
         self._children.kill()

@@ -437,6 +437,44 @@ async def test_there_is_one_in_advance_for_each_slot(tmp_path: Path, monkeypatch
         await executor.close()
 
 
+async def test_supervisors_born_in_advance_have_rehearsed_and_left_nothing(tmp_path: Path) -> None:
+    executor = process.ProcessExecutor(tmp_path, slots=2)
+    await executor.open()
+    try:
+        await until(lambda: len(free_of(executor)) == 2)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["nursery.lock"]
+        for pid in free_of(executor):
+            # Standard input, output and errors, the socket, the lock.
+            assert len(list(Path(f"/proc/{pid}/fd").iterdir())) == 5
+            assert Path(f"/proc/{pid}/task/{pid}/children").read_text() == ""
+            assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    finally:
+        await executor.close()
+
+
+def rehearsed(place: Path, *, signals: str = "") -> str:
+    """What a rehearsal in ``place`` answers, with ``signals`` sent to it before."""
+    script = f"""import os, signal, sys
+from agentina.executors import supervising
+signal.pthread_sigmask(signal.SIG_BLOCK, supervising._BLOCKED)
+for name in {signals.split()}:
+    os.kill(os.getpid(), signal.Signals[name])
+print(supervising._rehearse(sys.argv[1]))"""
+    command = [sys.executable, "-c", script, str(place)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+def test_a_rehearsal_hears_who_ends_its_process(tmp_path: Path) -> None:
+    assert rehearsed(tmp_path / "place") == "True"
+    assert rehearsed(tmp_path / "place", signals="SIGHUP") == "True"
+    assert rehearsed(tmp_path / "place", signals="SIGTERM") == "False"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_rehearsal_is_possible_there_is_none(tmp_path: Path) -> None:
+    assert rehearsed(tmp_path / "absent" / "place") == "True"
+
+
 async def test_no_spares_are_tried_over_and_over_where_none_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
