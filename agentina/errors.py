@@ -684,6 +684,20 @@ RELEASE_SKIPPED = _entry(
     cause="It was tried here before and rolled back.",
     remedy="Read `agentina status` for what happened; `agentina upgrade {version} --retry` tries it all the same.",
 )  # fmt: skip
+CONFIGURATION_LEFT = _entry(
+    "CONFIGURATION_LEFT", 409, Exit.FAILED,
+    message="Configuration {version} does not hold on this host: {reason}.",
+    cause="It has a key or value that the host's release does not know, no task could run with it, or the daemon ended "
+    "again and again before it could say that it works.",
+    remedy="The host uses the settings it had before. Correct the file, or update the host, and start another rollout.",
+)  # fmt: skip
+ROLLOUT_HALTED = _entry(
+    "ROLLOUT_HALTED", 409, Exit.FAILED,
+    message="Rollout {rollout} was halted by the gate {gate}: {reason}.",
+    cause="Agents with the new release, or the new settings, did worse than before and than the others.",
+    remedy="Everybody goes back by itself. `agentina rollout status {rollout}` shows the figures and the agents; the "
+    "anomalies of those agents show what failed there.",
+)  # fmt: skip
 ROLLOUT_OVERLAPS = _entry(
     "ROLLOUT_OVERLAPS", 409, Exit.CONFLICT,
     message="Rollout {rollout} ({state}) may choose the same agents: it is for {select}.",

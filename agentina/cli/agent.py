@@ -32,16 +32,34 @@ def list_agents(*, as_json: bool) -> None:
         (
             one.id, _state(one), f"{one.hostname}/{one.instance}", one.organization, one.role or "-",
             output.labels(one.labels), f"{len(one.tasks)}/{one.max_concurrent_tasks}", _version(one),
-            one.channel or "-", output.ago(one.last_heartbeat_ms, now),
+            one.channel or "-", _configuration(one), output.ago(one.last_heartbeat_ms, now),
         )
         for one in listed.agents
     ]  # fmt: skip
     output.table(
-        ("ID", "STATE", "HOST", "ORGANIZATION", "ROLE", "LABELS", "TASKS", "VERSION", "CHANNEL", "HEARTBEAT"), rows
+        (
+            "ID",
+            "STATE",
+            "HOST",
+            "ORGANIZATION",
+            "ROLE",
+            "LABELS",
+            "TASKS",
+            "VERSION",
+            "CHANNEL",
+            "SETTINGS",
+            "HEARTBEAT",
+        ),
+        rows,
     )
     behind = sum(one.behind for one in listed.agents)
     if behind:
         output.say(f"* {behind} of {units.show_count(len(listed.agents), 'agent')} could run a newer version.")
+    skewed = sum(_is_skewed(one) for one in listed.agents)
+    if skewed:
+        output.say(
+            f"! {skewed} of {units.show_count(len(listed.agents), 'agent')} have other settings than are wanted."
+        )
 
 
 @agent.command(epilog=options.examples("agentina agent show AGENT"))
@@ -76,6 +94,7 @@ def render(one: api.AgentView, *, now_ms: int) -> None:
             ("pinned by its host to", output.clean(one.host_pinned)),
             ("update window", output.clean(one.update_window)),
             ("update", _update(one)),
+            ("settings", output.clean(_settings(one))),
             ("heartbeat", f"{output.ago(one.last_heartbeat_ms, now_ms)}, session {one.session}"),
             ("tasks", f"{len(one.tasks)} of {one.max_concurrent_tasks}: {', '.join(one.tasks) or 'none'}"),
             (
@@ -99,6 +118,24 @@ def render(one: api.AgentView, *, now_ms: int) -> None:
         output.pairs(
             [(output.clean(key), output.clean(value)) for key, value in sorted(one.guarantees.items())], indent=2
         )
+
+
+def _is_skewed(one: api.AgentView) -> bool:
+    return one.configuration_wanted not in {"", one.configuration}
+
+
+def _configuration(one: api.AgentView) -> str:
+    """The settings that hold, marked where a rollout wants others."""
+    return f"{one.configuration or '-'}{'!' if _is_skewed(one) else ''}"
+
+
+def _settings(one: api.AgentView) -> str:
+    wanted = f", wanted {one.configuration_wanted}" if _is_skewed(one) else ""
+    report = one.configuration_report
+    became = (
+        "" if report is None else f"; {report.version} {report.state}{f': {report.detail}' if report.detail else ''}"
+    )
+    return f"{one.configuration or 'none of the control plane'}{wanted}{became}"
 
 
 def _verb(name: str, summary: str, example: str) -> Callable[..., Any]:

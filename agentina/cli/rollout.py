@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from agentina import errors
 from agentina.cli import connection, lazy, options, output
-from agentina.protocol import api, units
+from agentina.protocol import api, inputs, settings, units
+from agentina.system import files
 
 if TYPE_CHECKING:
     from agentina.client import api as clients
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _HOLD = 30.0
 #: Agents shown unless all are asked for.
 _SHOWN = 20
+#: Largest file of settings, in bytes.
+_MOST_BYTES = 1 << 16
 _ENDS = {"completed", "rolled-back"}
 _WHO = {"updated": "with the release", "past": "the same agents before", "others": "not updated"}
 
@@ -45,9 +49,13 @@ class _Percent(click.ParamType):  # type: ignore[type-arg]  # only newer version
         "agentina rollout start 1.4.0",
         "agentina rollout start 1.4.0 --canary 3 --soak 2h --batch 10% --select role=coder,label.zone=a --follow",
         "agentina rollout start 1.4.0 --window 'mon-fri 22:00-05:00' --skip agt_1",
+        "agentina rollout start --config settings.yaml --soak 1h",
     )
 )
-@click.argument("version")
+@click.argument("version", required=False)
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), help="Roll out the settings in FILE instead (YAML)."
+)
 @click.option("--canary", type=click.IntRange(1, 100), default=1, show_default=True, help="Agents in the first stage.")
 @click.option("--soak", type=options.Duration(), default="24h", show_default=True, help="How long they are watched.")
 @click.option("--batch", type=_Percent(), default="25%", show_default=True, help="Agents in each further stage.")
@@ -70,9 +78,16 @@ class _Percent(click.ParamType):  # type: ignore[type-arg]  # only newer version
 @options.root_option
 @options.json_option
 def start(terms: tuple[str, ...], skipped: tuple[str, ...], *, follow: bool, as_json: bool, **wanted: Any) -> int:
-    """Begin a rollout: canaries, then batches; any that does worse halts it and takes all of it back."""
+    """Begin a rollout of release VERSION, or of settings: canaries, then batches; any that does worse halts it.
+
+    What was changed is then taken back.
+    """
+    if (wanted["version"] is None) == (wanted["config"] is None):
+        raise errors.USAGE(problem="expected either a VERSION or --config FILE")
     request = api.RolloutStart(
-        version=wanted["version"], canary=wanted["canary"], soak_seconds=wanted["soak"],
+        version=wanted["version"] or "",
+        settings=None if wanted["config"] is None else _read(wanted["config"]),
+        canary=wanted["canary"], soak_seconds=wanted["soak"],
         batch_percent=wanted["batch"], watch_seconds=wanted["watch"], tolerance_percent=wanted["tolerance"],
         patience_seconds=wanted["patience"], window=wanted["window"],
         select=[term for text in terms for term in text.split(",")], skip=list(skipped),
@@ -87,6 +102,19 @@ def start(terms: tuple[str, ...], skipped: tuple[str, ...], *, follow: bool, as_
         output.say(f"{units.show_count(len(view.agents), 'agent')}; see `agentina rollout status {view.rollout.id}`")
         output.answer(view.rollout.id)
     return int(errors.Exit.OK)
+
+
+def _read(path: Path) -> settings.Settings:
+    """The settings in a file."""
+    import yaml
+
+    try:
+        document = yaml.safe_load(files.read_bounded(path, limit=_MOST_BYTES))
+    except OSError as error:
+        raise errors.FILE_UNREADABLE(where=str(path), problem=str(error.strerror)) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.INPUT_UNREADABLE(where=str(path), problem=" ".join(str(error).split())) from error
+    return inputs.convert({} if document is None else document, settings.Settings, str(path))
 
 
 @rollout.command("list", epilog=options.examples("agentina rollout list", "agentina rollout list --json"))
@@ -209,6 +237,7 @@ def _render(view: api.RolloutView) -> None:
             ("stage", _stage_words(view)),
             ("for", output.clean(one.select)),
             ("plan", _plan(view.plan)),
+            ("settings", output.clean(_settings(plan))),
             ("window", output.clean(plan.window)),
             ("started", f"{output.moment(one.created_ms)} by {output.clean(one.created_by)}"),
         ],
@@ -255,6 +284,13 @@ def _stage_words(view: api.RolloutView) -> str:
     if view.rollout.phase == "watching":
         watched = f" {units.show_duration(view.watched_seconds)} of {units.show_duration(view.watch_seconds)}"
     return _stage(view.rollout) + watched
+
+
+def _settings(plan: api.RolloutStart) -> str:
+    if plan.settings is None:
+        return ""
+    given = ((name, getattr(plan.settings, name)) for name in plan.settings.__struct_fields__)
+    return ", ".join(f"{name}: {value}" for name, value in given if value is not None) or "the hosts' own"
 
 
 def _plan(plan: api.RolloutStart) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 from collections.abc import Iterator
 from typing import Final
 
@@ -70,6 +71,31 @@ class Held:
         self.stop_poll = 0
 
 
+@dataclasses.dataclass(slots=True)
+class Configured:
+    """An agent's settings from the control plane."""
+
+    #: Those that hold there, and what became of the latest order for others, as of the last heartbeat; None: none was
+    #: heard since the control plane's start.
+    version: str | None = None
+    report: wire.UpdateReport | None = None
+    #: What rollouts want, by the rollout's row id, and the version that the newest of them wants.
+    orders: dict[int, wire.ConfigurationOrder] = dataclasses.field(default_factory=dict)
+    wanted: str = ""
+    #: The order that was signed last, with its envelope.
+    signed: tuple[wire.ConfigurationOrder, signing.Signed] | None = None
+
+    @property
+    def order(self) -> wire.ConfigurationOrder | None:
+        """What is wanted now: to leave settings comes before taking some."""
+        return min(self.orders.values(), key=lambda order: order.action == "apply", default=None)
+
+    @property
+    def is_skewed(self) -> bool:
+        """Whether others hold than are wanted."""
+        return self.wanted not in {"", self.version}
+
+
 class Agent:
     """An activated agent."""
 
@@ -77,6 +103,7 @@ class Agent:
         "assertions",
         "channel",
         "classes",
+        "configured",
         "created_ms",
         "drain_reason",
         "executor",
@@ -172,6 +199,7 @@ class Agent:
         self.update: wire.UpdateReport | None = None
         #: What rollouts want of it, by the rollout's row id.
         self.update_orders: dict[int, wire.UpdateOrder] = {}
+        self.configured = Configured()
         #: The only version an operator, and its host's owner, let it run; empty: any.
         self.pinned = ""
         self.host_pinned = ""

@@ -62,6 +62,10 @@ class Metrics:
             "agents_version_skew", "Share of online agents on another version than the control plane.",
             registry=self.registry,
         )  # fmt: skip
+        self.configuration_skew = prometheus_client.Gauge(
+            "agents_configuration_skew", "Share of online agents with other settings than the newest rollout wants.",
+            registry=self.registry,
+        )  # fmt: skip
         self.release_expiry = prometheus_client.Gauge(
             "release_metadata_expiry_timestamp_seconds", "When a role's metadata of the release repository expires.",
             ["role"], registry=self.registry,

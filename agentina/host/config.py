@@ -48,6 +48,9 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     update_window: str = ""
     #: The only version that rollouts may give this host; empty: any.
     update_pin: Annotated[str, msgspec.Meta(max_length=60)] = ""
+    #: Whether rollouts may change settings here (docs/how-to/roll-out-settings.md); what is stricter holds, theirs or
+    #: this file's.
+    remote_settings: bool = True
     #: Seconds the process of an AI agent may go on, silent, after it said that it had finished; then it is ended.
     agent_linger: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 15.0
     #: The gateway's settings (``gateway.yaml``), for jobs with a budget or hosts in their scope; empty: no gateway.

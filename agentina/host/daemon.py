@@ -43,6 +43,7 @@ from agentina.host import (
     poll,
     preemption,
     probe,
+    remote,
     reports,
     session,
     shim,
@@ -132,6 +133,8 @@ class Daemon:
         self._instance = instance
         self._settings = settings
         self._identity = who
+        #: What is logged now.
+        self._log_level = settings.log_level
         self._clock = clocks or clock.SystemClock()
         self._boot_id = clock.boot_id()
         self._executor = executor or executors.choose(
@@ -144,6 +147,13 @@ class Daemon:
         self._lock = asyncio.Lock()
         self._departure = departure.Departure()
         self._session = session.Session(self._link, clocks=self._clock)
+        self._remote = remote.Remote(
+            instance.state / "configuration.json",
+            settings,
+            agent_id=who.agent_id,
+            trusted=who.trusted_keys,
+            clocks=self._clock,
+        )
         self._orders = orders.Orders(instance, clocks=self._clock)
         self._loops: list[asyncio.Task[None]] = []
         self._parts: list[Callable[[], Awaitable[None]]] = []
@@ -160,6 +170,7 @@ class Daemon:
         self._parts.append(self._link.close)
         self._outbox = await outbox.Outbox.open(self._instance.outbox, clocks=self._clock)
         self._parts.append(self._outbox.close)
+        self._remote.start()
         self._make_workers()
         self._adopt()
         self._make_loops()
@@ -267,6 +278,8 @@ class Daemon:
         )
         found = reader.read(self._outbox.held, outbox_fresh=self._outbox.fresh)
         self._standing.damage.extend(found.damage)
+        if self._remote.damage is not None:
+            self._standing.damage.append(self._remote.damage)
         for path in (*found.leftovers, *self._probe.leftovers()):
             self._janitor.remove(path, keep=False)
         for adoption in found.adoptions:
@@ -288,6 +301,7 @@ class Daemon:
             update=self._orders.report,
             update_window=self._settings.update_window,
             update_pin=self._settings.update_pin,
+            remotely=self._remote,
             clocks=self._clock,
         )
         self._poll = poll.Poll(
@@ -324,7 +338,10 @@ class Daemon:
         self._session.on_directives = self._on_directives
 
     def _start_loops(self) -> None:
-        self._reconsider()
+        self._remote.facts = self._standing.facts
+        self._remote.use = self._use
+        self._use(self._remote.effective())
+        self._remote.raise_problem(self.anomalies)
         self._orders.raise_problem(self.anomalies)
         loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             ("session", lambda: self._session.keep_open(self._describe, self._opened, self._lock)),
@@ -383,6 +400,18 @@ class Daemon:
             self._standing.renew_license(directives.license)
         self._orders.obey(directives.update)
         self._heartbeat.hear(directives)
+        if self._remote.obey(directives.configuration, self.anomalies):
+            self._heartbeat.beat_now()
+
+    def _use(self, settings: config.HostConfig) -> None:
+        """Work with other settings from now on."""
+        self._standing.use(settings)
+        self._janitor.use(keep_days=settings.keep_failed_days, disk_reserve=settings.disk_reserve)
+        self._work.agent_linger = settings.agent_linger
+        if settings.log_level != self._log_level:
+            self._log_level = settings.log_level
+            logs.set_level(settings.log_level)
+        self._reconsider()
 
     def _on_update(self) -> None:
         """Tell how an update goes, and raise one that ended badly; a daemon that was away meanwhile, at its start."""

@@ -9,7 +9,7 @@ from typing import Final
 
 from agentina import errors
 from agentina.client import backoff, link
-from agentina.host import session, tasks
+from agentina.host import remote, session, tasks
 from agentina.protocol import wire
 from agentina.system import clock
 
@@ -31,9 +31,9 @@ def deadline(sent: float, lease_seconds: float) -> float:
     return sent + lease_seconds - margin(lease_seconds)
 
 
-def interval(directives: wire.Directives, *, holding: bool) -> float:
-    """Seconds between heartbeats."""
-    wished = directives.heartbeat_seconds
+def interval(directives: wire.Directives, *, holding: bool, set_seconds: float | None = None) -> float:
+    """Seconds between heartbeats; ``set_seconds``: at least that often."""
+    wished = directives.heartbeat_seconds if set_seconds is None else min(directives.heartbeat_seconds, set_seconds)
     if holding:
         wished = min(wished, directives.lease_seconds / 3)
     return min(max(wished, _LEAST_SECONDS), _MOST_SECONDS)
@@ -53,6 +53,7 @@ class Heartbeat:
         update: Callable[[], wire.UpdateReport | None] = lambda: None,
         update_window: str = "",
         update_pin: str = "",
+        remotely: remote.Remote | None = None,
         clocks: clock.Clock,
     ) -> None:
         self._session = sessions
@@ -62,6 +63,7 @@ class Heartbeat:
         self._version = version
         self._update = update
         self._window, self._pin = update_window, update_pin
+        self._remote = remotely
         self._clock = clocks
         self._now = asyncio.Event()
         #: Takes over what operators say to tasks; it comes again while :attr:`wire.Held.answered` does not name it.
@@ -98,11 +100,12 @@ class Heartbeat:
             AgentinaError: It was not answered.
 
         """
-        sent = self._clock.boot()
+        sent, configuration = self._clock.boot(), ""
 
         def make(number: int) -> wire.Heartbeat:
-            nonlocal sent
+            nonlocal sent, configuration
             sent = self._clock.boot()
+            configuration = "" if self._remote is None else self._remote.version
             reason = self._drain_reason()
             return wire.Heartbeat(
                 session=number,
@@ -114,6 +117,8 @@ class Heartbeat:
                 update=self._update(),
                 update_window=self._window,
                 update_pin=self._pin,
+                configuration=configuration,
+                configuration_report=None if self._remote is None else self._remote.report(),
             )
 
         answer = await self._session.post(_PATH, make, wire.HeartbeatAnswer)
@@ -121,6 +126,8 @@ class Heartbeat:
         self._tasks.renew(answer.renewed, deadline(sent, answer.directives.lease_seconds))
         self._tasks.stop(answer.stop)
         self._tasks.forget(answer.forget)
+        if self._remote is not None and self._remote.confirm(configuration):
+            self.beat_now()
         if answer.answers:
             self.on_answers(answer.answers)
         self._answers = max(self._answers, answer.directives.answers)
@@ -132,7 +139,10 @@ class Heartbeat:
             self.beat_now()
 
     def _interval(self) -> float:
-        return interval(self._session.directives, holding=bool(self._tasks.occupied))
+        return interval(
+            self._session.directives, holding=bool(self._tasks.occupied),
+            set_seconds=None if self._remote is None else self._remote.heartbeat_seconds,
+        )  # fmt: skip
 
     async def _wait(self, begun: float, delay: float) -> None:
         """Wait ``delay`` seconds; less when tasks came meanwhile whose leases are shorter than it."""

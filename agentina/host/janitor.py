@@ -34,10 +34,14 @@ class Janitor:
         self._tasks = instance.tasks
         self._kept = instance.state / "tasks-kept"
         self._trash = instance.state / "trash"
-        self._keep_seconds = keep_days * _DAY
-        self._disk_reserve = disk_reserve
+        self.use(keep_days=keep_days, disk_reserve=disk_reserve)
         self._queue: list[tuple[Path, bool]] = []
         self._wake = asyncio.Event()
+
+    def use(self, *, keep_days: float, disk_reserve: int) -> None:
+        """Clean by other settings from now on."""
+        self._keep_seconds = keep_days * _DAY
+        self._disk_reserve = disk_reserve
 
     def remove(self, directory: Path, keep: bool) -> None:  # noqa: FBT001 - a callback's signature
         """Have a task directory deleted; ``keep`` it for a look for the configured days."""

@@ -152,11 +152,16 @@ def set_up(*, instance: str, level: str, file: Path) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = handlers
-    root.setLevel(logging.getLevelNamesMapping().get(level.upper(), logging.INFO))
+    set_level(level)
     # asyncio tells of slow callbacks and sockets only where somebody looks for them.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     if trouble is not None:
         root.warning("`agentina logs` will have nothing: %s cannot be written: %s", file, trouble.strerror)
+
+
+def set_level(level: str) -> None:
+    """Log what is at least of this level."""
+    logging.getLogger().setLevel(logging.getLevelNamesMapping().get(level.upper(), logging.INFO))
 
 
 def _to_journal(instance: str) -> list[logging.Handler]:

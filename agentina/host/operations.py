@@ -57,7 +57,8 @@ class Operations:
         self._transfers = transfers
         self._clock = clocks
         self._boot_id = boot_id
-        self._agent_linger = agent_linger
+        #: Seconds the process of an AI agent may go on, silent, after it said that it had finished.
+        self.agent_linger = agent_linger
         self._git: workspaces.Workspaces | None = None
 
     async def perform(self, entry: entries.Entry, operation: state.Do) -> state.Event:
@@ -209,7 +210,7 @@ class Operations:
             return
         entry.run = _run_of(entry, runner)
         following = tasks.start(
-            entry.run.follow(lambda: self._end_hung(entry), linger=self._agent_linger), name=f"run {entry.task_id}"
+            entry.run.follow(lambda: self._end_hung(entry), linger=self.agent_linger), name=f"run {entry.task_id}"
         )
         try:
             await self._executor.wait(entry.directory.path)

@@ -67,6 +67,11 @@ class Standing:
 
     # --- what may change while running -------------------------------------------------------------------------------
 
+    def use(self, settings: config.HostConfig) -> None:
+        """Decide by other settings from now on."""
+        self._settings = settings
+        self._limits = self._read_limits()
+
     def load_policy(self) -> None:
         """Read the policy file, at start and on SIGHUP. A broken one refuses all work."""
         try:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from agentina.protocol import budgets, jobs
+from agentina.protocol.settings import Settings
 from agentina.protocol.states import Reason, State
 from agentina.protocol.wire import AgentRun, ArtifactInfo, HostFacts, Outcome, Progress, UpdateReport
 
@@ -219,6 +220,11 @@ class AgentView(_Message, frozen=True, kw_only=True):
     update_window: str = ""
     #: The latest update on its host, as of the last heartbeat.
     update: UpdateReport | None = None
+    #: The settings that hold there (``cfg-…``, ``none``; empty: its host takes none; None: not heard yet), those that
+    #: the newest rollout wants there, and what became of the latest order for some.
+    configuration: str | None = None
+    configuration_wanted: str = ""
+    configuration_report: UpdateReport | None = None
 
 
 class AgentList(_Message, frozen=True, kw_only=True):
@@ -243,9 +249,14 @@ class AgentPin(_Request, frozen=True, kw_only=True):
 
 
 class RolloutStart(_Request, frozen=True, kw_only=True):
-    """``POST /v1/rollouts``: bring a release to agents, a few at first. docs/explanation/rollouts.md has the rules."""
+    """``POST /v1/rollouts``: bring a release, or settings, to agents, a few at first.
 
-    version: Annotated[str, msgspec.Meta(max_length=64)]
+    docs/explanation/rollouts.md has the rules.
+    """
+
+    #: Of a release; or, instead, settings for the hosts.
+    version: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    settings: Settings | None = None
     #: ``organization=``, ``role=``, ``channel=``, ``label.NAME=``; an agent must meet all. None: all agents.
     select: Annotated[list[Annotated[str, msgspec.Meta(max_length=200)]], msgspec.Meta(max_length=64)] = []
     canary: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
@@ -278,6 +289,9 @@ class RolloutSummary(_Message, frozen=True, kw_only=True):
     """One line of a list of rollouts."""
 
     id: str
+    #: ``release`` or ``configuration``.
+    kind: str = "release"
+    #: Of the release, or (``cfg-…``) of the settings.
     version: str
     #: ``running``, ``paused``, ``rolling-back``, ``completed``, ``rolled-back``.
     state: str

@@ -198,6 +198,20 @@ class UpdateOrder(_Message, frozen=True, kw_only=True):
     version: Short
 
 
+class ConfigurationOrder(_Message, frozen=True, kw_only=True):
+    """Other settings that the control plane wants a host to use, or to leave; signed with purpose ``configuration``."""
+
+    #: Names the order, as that of an update: a host acts once on each.
+    id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+    agent_id: str
+    #: ``apply``: use ``settings``; ``leave``: go back from ``version``, if that is what holds.
+    action: Literal["apply", "leave"]
+    #: ``cfg-`` and digits of the settings' hash.
+    version: Short
+    #: :class:`agentina.protocol.settings.Settings`; checked by the host, which may know fewer keys.
+    settings: dict[str, Any] = {}
+
+
 class Directives(_Message, frozen=True, kw_only=True):
     """What the control plane wants of the agent. Levels, not edges: every answer carries the present truth."""
 
@@ -218,6 +232,8 @@ class Directives(_Message, frozen=True, kw_only=True):
     answers: Count = 0
     #: What a rollout wants of this host; None: nothing. Stays until the host's report names its id as over.
     update: UpdateOrder | None = None
+    #: The same for settings: a :class:`ConfigurationOrder`.
+    configuration: signing.Signed | None = None
 
 
 class SessionOpened(_Message, frozen=True, kw_only=True):
@@ -301,6 +317,10 @@ class Heartbeat(_Message, frozen=True, kw_only=True):
     #: When its owner lets rollouts change it (agentina/protocol/windows.py), and the only version he lets it run.
     update_window: Short = ""
     update_pin: Short = ""
+    #: The settings of the control plane that hold, by their version; ``none``: none do; empty: the host takes none.
+    configuration: Short = ""
+    #: What became of the latest order for settings: ``refused``, ``on-trial``, ``promoted``, ``rolled-back``.
+    configuration_report: UpdateReport | None = None
 
 
 class HeartbeatAnswer(_Message, frozen=True, kw_only=True):

@@ -126,6 +126,8 @@ async def metrics(call: routing.Call) -> routing.Reply:
     other = sum(agent.version != agentina.__version__ for agent in online)
     control.metrics.online.set(len(online) / max(len(control.fleet.agents), 1))
     control.metrics.skew.set(other / max(len(online), 1))
+    unset = sum(agent.configured.is_skewed for agent in online)
+    control.metrics.configuration_skew.set(unset / max(len(online), 1))
     control.metrics.rollout_agents.clear()
     for row in control.store.read(rollouts.standings):
         control.metrics.rollout_agents.labels(row["public_id"], row["standing"]).set(row["agents"])

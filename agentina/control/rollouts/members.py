@@ -192,6 +192,8 @@ def _lasting(rollout: model.Rollout, member: model.Member, fact: model.Fact) -> 
     for pin, whose in ((fact.pinned, "an operator"), (fact.host_pinned, "its host")):
         if pin not in {"", rollout.plan.version}:
             return f"{whose} pins it to {pin}"
+    if fact.is_closed and fact.is_online:
+        return "its host takes no settings: its release is too old, or its owner wants none"
     if member.skipped:
         return f"skipped: {member.reason}" if member.reason else "skipped"
     if selection.is_newer(fact.version, rollout.plan.version):

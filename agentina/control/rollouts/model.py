@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from agentina.control.rollouts import figures, spread
-from agentina.protocol import wire
+from agentina.protocol import settings, wire
 
 #: Longest sentence kept as a reason, in characters.
 MAX_REASON: Final = 500
@@ -65,7 +65,11 @@ CHANGED: Final = frozenset({Standing.ORDERED, Standing.UPDATED, Standing.FAILED,
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator asked for. It never changes."""
 
+    #: Of the release, or of the settings.
     version: str
+    #: A release, or settings for the hosts (:mod:`agentina.protocol.settings`), which follow the same rules.
+    kind: Literal["release", "configuration"] = "release"
+    settings: settings.Settings = settings.Settings()
     #: Agents in the first stage.
     canary: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     #: How long the first stage is watched.
@@ -144,7 +148,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     place: spread.Place
     #: For people: host and instance.
     name: str
-    #: The release it runs.
+    #: The release it runs, or the settings that hold there.
     version: str
     is_online: bool
     #: Not heard of for so long that something is wrong.
@@ -152,6 +156,8 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     #: Its host said that it takes no new work; it may be about to go away.
     is_leaving: bool = False
     is_quarantined: bool = False
+    #: Its host takes no settings from here.
+    is_closed: bool = False
     #: When it was last heard of.
     heard_ms: int = 0
     report: wire.UpdateReport | None = None

@@ -7,10 +7,14 @@ from typing import Final
 
 import msgspec
 
+from agentina import errors
 from agentina.control import fleet, plane
 from agentina.control.rollouts import model, rules
+from agentina.control.services import anomalies, changes
 from agentina.control.services import rollouts as service
-from agentina.control.store import audit, engine, rollouts
+from agentina.control.store import anomalies as store_anomalies
+from agentina.control.store import audit, rollouts
+from agentina.protocol import wire
 
 #: Longest time between two looks, in seconds, that counts as watched: a suspended machine has not looked.
 _LONGEST_LOOK: Final = 60.0
@@ -70,9 +74,10 @@ class Rollouts:
         if stored.rollout.state is model.State.RUNNING:
             watched = self._unstored.get(stored.id, 0.0) + elapsed
         decision = rules.decide(
-            stored.rollout, known.values(), service.facts(control, known.values()), now_ms=control.clock.wall_ms(),
+            stored.rollout, known.values(), service.facts(control, stored.rollout.plan, known.values()),
+            now_ms=control.clock.wall_ms(),
             elapsed=watched,
-            is_withdrawn=control.published is not None and stored.rollout.plan.version not in control.published,
+            is_withdrawn=_is_withdrawn(control, stored.rollout.plan),
         )  # fmt: skip
         changed = {member.agent: member for member in new} | dict(decision.members)
         # Only that time has passed need not be stored each time.
@@ -83,18 +88,19 @@ class Rollouts:
         if decision.rollout == stored.rollout and not changed and not decision.lines:
             self._unstored[stored.id] = 0.0  # nothing is being watched
             return
-        if await control.store.write(lambda tx: self._store(tx, stored, decision, changed)):
+        if await control.write(lambda work: self._store(work, stored, decision, changed)):
             self._unstored[stored.id] = 0.0
             self._act(stored, decision, changed)
 
     def _store(
         self,
-        tx: engine.Transaction,
+        work: changes.Work,
         stored: rollouts.Stored,
         decision: rules.Decision,
         changed: dict[int, model.Member],
     ) -> bool:
         """Store a decision; False: an operator was faster, and the next look decides anew."""
+        tx = work.tx
         if not rollouts.save(tx, stored, decision.rollout):
             return False
         now_ms = self._control.clock.wall_ms()
@@ -106,7 +112,22 @@ class Rollouts:
                     tx, actor="control-plane", action=f"rollout.{line.act}", subject=stored.rollout.public_id,
                     detail={"text": line.text}, now_ms=now_ms,
                 )  # fmt: skip
+        if decision.rollout.gate and not stored.rollout.gate:
+            self._raise(work, stored, decision.rollout)
         return True
+
+    def _raise(self, work: changes.Work, stored: rollouts.Stored, after: model.Rollout) -> None:
+        """Somebody should look why a gate halted it: one anomaly for each organization it is for."""
+        known = rollouts.members(work.tx, stored.id)
+        agents = (self._control.fleet.agents.get(member.agent) for member in known if member.stage)
+        for organization in {agent.organization_id for agent in agents if agent is not None}:
+            found = wire.Anomaly(
+                id=after.public_id, kind="rollout", code=errors.ROLLOUT_HALTED.code, release=after.plan.version,
+                summary=errors.ROLLOUT_HALTED(rollout=after.public_id, gate=after.gate, reason=after.reason).message,
+                evidence={"gate": after.gate, "reason": after.reason},
+            )  # fmt: skip
+            source = store_anomalies.Source(organization_id=organization, at_ms=work.now_ms)
+            anomalies.note(work, source, found)
 
     def _act(self, stored: rollouts.Stored, decision: rules.Decision, changed: dict[int, model.Member]) -> None:
         after = decision.rollout
@@ -122,3 +143,8 @@ class Rollouts:
             extra = {"action": f"rollout-{line.act}" if line.act else "rollout", "rollout": after.public_id}
             _log.log(logging.WARNING if line.act == "halt" else logging.INFO, "rollout %s: %s", after.public_id,
                      line.text, extra=extra)  # fmt: skip
+
+
+def _is_withdrawn(control: plane.Plane, plan: model.Plan) -> bool:
+    """Whether the release is in no channel any more."""
+    return plan.kind == "release" and control.published is not None and plan.version not in control.published

@@ -44,9 +44,11 @@ def view(control: plane.Plane, public_id: str, *, limit: int) -> api.RolloutView
         return stored, rollouts.members(tx, stored.id), rollouts.lines(tx, stored.id)
 
     stored, known, lines = control.store.read(read)
-    facts = service.facts(control, known)
     rollout, now_ms = stored.rollout, control.clock.wall_ms()
+    facts = service.facts(control, rollout.plan, known)
     plan = msgspec.structs.asdict(rollout.plan)
+    if plan.pop("kind") == "release":
+        del plan["settings"]
     terms = stored.selection.words()
     return api.RolloutView(
         rollout=_summary(stored, collections.Counter(member.standing.value for member in known)),
@@ -63,7 +65,8 @@ def view(control: plane.Plane, public_id: str, *, limit: int) -> api.RolloutView
 def _summary(stored: rollouts.Stored, counts: Mapping[str, int]) -> api.RolloutSummary:
     rollout = stored.rollout
     return api.RolloutSummary(
-        id=rollout.public_id, version=rollout.plan.version, state=rollout.state.value, stage=rollout.stage,
+        id=rollout.public_id, kind=rollout.plan.kind, version=rollout.plan.version,
+        state=rollout.state.value, stage=rollout.stage,
         phase=rollout.phase, reason=rollout.reason, gate=rollout.gate, select=stored.selection.words(),
         agents=dict(counts), created_ms=stored.created_ms, created_by=stored.created_by,
     )  # fmt: skip
@@ -87,7 +90,7 @@ def _agents(
             reason = _progress(rollout, member, fact) or reason
         shown.append(
             api.RolloutAgent(
-                id=agent.public_id, name=agent.name, version=agent.version, standing=member.standing.value,
+                id=agent.public_id, name=agent.name, version=fact.version, standing=member.standing.value,
                 stage=member.stage, reason=reason, since_ms=member.since_ms,
             )
         )  # fmt: skip

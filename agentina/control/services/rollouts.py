@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
@@ -17,8 +17,14 @@ from agentina.control import fleet, ids, plane
 from agentina.control.rollouts import model, rules, selection, spread
 from agentina.control.services import administration, releases
 from agentina.control.store import agents, audit, engine, rollouts
-from agentina.protocol import api, windows
+from agentina.protocol import api, settings, windows, wire
 from agentina.updates import versions
+
+T = TypeVar("T")
+
+#: Standings of agents that have what is rolled out, and states in which all agents are to have it.
+_HAVING: Final = frozenset({model.Standing.CURRENT, model.Standing.UPDATED, model.Standing.RETURNING})
+_WANTING: Final = frozenset({model.State.RUNNING, model.State.PAUSED, model.State.COMPLETED})
 
 #: Heartbeats after which an agent that was changed counts as silent.
 _SILENT_HEARTBEATS: Final = 10
@@ -59,11 +65,32 @@ def fact(control: plane.Plane, agent: fleet.Agent, now: float, now_ms: int) -> m
     )
 
 
-def facts(control: plane.Plane, known: Iterable[model.Member]) -> dict[int, model.Fact]:
+def facts(control: plane.Plane, plan: model.Plan, known: Iterable[model.Member]) -> dict[int, model.Fact]:
     """What is known of the members that were not removed."""
     now, now_ms = control.clock.boot(), control.clock.wall_ms()
-    present = ((member.agent, control.fleet.agents.get(member.agent)) for member in known)
-    return {number: fact(control, agent, now, now_ms) for number, agent in present if agent is not None}
+    found = {}
+    for member in known:
+        agent = control.fleet.agents.get(member.agent)
+        if agent is None:
+            continue
+        known_now = fact(control, agent, now, now_ms)
+        found[member.agent] = _settings_fact(agent, plan, member, known_now) if _is_settings(plan) else known_now
+    return found
+
+
+def _is_settings(plan: model.Plan) -> bool:
+    return plan.kind == "configuration"
+
+
+def _settings_fact(agent: fleet.Agent, plan: model.Plan, member: model.Member, known: model.Fact) -> model.Fact:
+    """The same about settings. Where no heartbeat was heard since the start, they are as they were stored."""
+    version = agent.configured.version
+    if version is None:
+        version = plan.version if member.standing in _HAVING else settings.NONE
+    return msgspec.structs.replace(
+        known, version=version, report=agent.configured.report, pinned="", host_pinned="",
+        is_closed=agent.configured.version == "",
+    )  # fmt: skip
 
 
 def newcomers(
@@ -75,7 +102,7 @@ def newcomers(
         for agent in control.fleet.agents.values()
         if agent.id not in known
         and chosen.matches(organization=agent.organization, role=agent.role, channel=agent.channel, labels=agent.labels)
-        and not selection.is_newer(agent.version, plan.version)
+        and (_is_settings(plan) or not selection.is_newer(agent.version, plan.version))
     ]
 
 
@@ -90,15 +117,40 @@ def give_orders(
         agent = control.fleet.agents.get(member.agent)
         if agent is None:
             continue
-        order = model.order(rollout, member)
-        if order == agent.update_orders.get(number):
-            continue
-        if order is None:
-            del agent.update_orders[number]
+        if _is_settings(rollout.plan):
+            is_changed = _give_settings(agent, number, rollout, member)
         else:
-            agent.update_orders[number] = order
-        agent.orders = True
-        agent.wake()
+            is_changed = _give(agent.update_orders, number, model.order(rollout, member))
+        if is_changed:
+            agent.orders = True
+            agent.wake()
+
+
+def _give(orders: dict[int, T], number: int, order: T | None) -> bool:
+    """Put an order, or None, in the place of a rollout's; whether that is another one."""
+    if order == orders.get(number):
+        return False
+    if order is None:
+        del orders[number]
+    else:
+        orders[number] = order
+    return True
+
+
+def _give_settings(agent: fleet.Agent, number: int, rollout: model.Rollout, member: model.Member) -> bool:
+    plan, order = rollout.plan, model.order(rollout, member)
+    if rollout.state in _WANTING and not rollout.superseded and not member.skipped:
+        agent.configured.wanted = plan.version
+    elif agent.configured.wanted == plan.version:
+        agent.configured.wanted = ""
+    if order is None:
+        return _give(agent.configured.orders, number, None)
+    is_applied = order.action == "upgrade"
+    wanted = wire.ConfigurationOrder(
+        id=order.id, agent_id=agent.public_id, version=plan.version, action="apply" if is_applied else "leave",
+        settings=msgspec.to_builtins(plan.settings) if is_applied else {},
+    )  # fmt: skip
+    return _give(agent.configured.orders, number, wanted)
 
 
 def load(control: plane.Plane) -> None:
@@ -137,7 +189,7 @@ async def start(control: plane.Plane, request: api.RolloutStart, *, actor: str) 
     detail = {"version": plan.version, "select": chosen.words(), "agents": len(members)}
 
     def operation(tx: engine.Transaction) -> list[tuple[rollouts.Stored, model.Rollout]]:
-        replaced = _replace(tx, chosen)
+        replaced = _replace(tx, chosen, plan.kind)
         number = rollouts.insert(tx, rollout, chosen, actor=actor, now_ms=now_ms)
         rollouts.save_members(tx, number, members)
         text = f"started by {actor} for {chosen.words()}: {len(members)} agents"
@@ -147,20 +199,32 @@ async def start(control: plane.Plane, request: api.RolloutStart, *, actor: str) 
 
     for stored, after in await control.store.write(operation):
         follow_change(control, stored, after)
+    follow_change(control, control.store.read(lambda tx: find(tx, rollout.public_id)), rollout)
     return rollout.public_id
 
 
 async def _check(control: plane.Plane, request: api.RolloutStart) -> tuple[model.Plan, selection.Selection]:
-    version = versions.check(request.version)
+    if (request.settings is None) == (not request.version):
+        raise errors.INPUT_INVALID(where="version", problem="expected either a release's version or settings")
     windows.parse(request.window)
+    if request.settings is not None:
+        return _plan(request, settings.version_of(request.settings)), selection.parse(request.select)
+    version = versions.check(request.version)
     if version not in (control.published or ()):
         # It may have been published a moment ago. Whatever is wrong with the repository, the duty for it complains.
         with contextlib.suppress(errors.AgentinaError):
             await releases.look(control)
     if control.published is not None and version not in control.published:
         raise errors.RELEASE_UNKNOWN(what=f"release {version}", where="the control plane's repository")
-    fields = {name: getattr(request, name) for name in model.Plan.__struct_fields__}
-    return model.Plan(**fields), selection.parse(request.select)
+    return _plan(request, version), selection.parse(request.select)
+
+
+def _plan(request: api.RolloutStart, version: str) -> model.Plan:
+    wanted = {name: getattr(request, name) for name in model.Plan.__struct_fields__ if hasattr(request, name)}
+    if request.settings is None:
+        del wanted["settings"]
+    kind: Literal["release", "configuration"] = "release" if request.settings is None else "configuration"
+    return model.Plan(**{**wanted, "version": version, "kind": kind})
 
 
 def _first_members(
@@ -183,7 +247,9 @@ def _first_members(
     return members
 
 
-def _replace(tx: engine.Transaction, chosen: selection.Selection) -> list[tuple[rollouts.Stored, model.Rollout]]:
+def _replace(
+    tx: engine.Transaction, chosen: selection.Selection, kind: str
+) -> list[tuple[rollouts.Stored, model.Rollout]]:
     """Take agents over from rollouts that have ended.
 
     Raises:
@@ -198,6 +264,8 @@ def _replace(tx: engine.Transaction, chosen: selection.Selection) -> list[tuple[
             raise errors.ROLLOUT_OVERLAPS(
                 rollout=stored.rollout.public_id, state=stored.rollout.state.value, select=stored.selection.words()
             )
+        if stored.rollout.plan.kind != kind:
+            continue  # a release and settings live side by side
         after = msgspec.structs.replace(stored.rollout, superseded=True)
         rollouts.save(tx, stored, after)
         replaced.append((stored, after))

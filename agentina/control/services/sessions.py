@@ -11,7 +11,7 @@ from agentina import errors
 from agentina.control import fleet, ids, plane
 from agentina.control.services import activation, changes, clones, licenses, outcomes, releases
 from agentina.control.store import agents, audit, engine, tasks
-from agentina.protocol import names, wire
+from agentina.protocol import names, signing, wire
 from agentina.protocol.states import FINAL, Reason, State
 
 
@@ -49,7 +49,19 @@ def directives(control: plane.Plane, agent: fleet.Agent, *, renew: bool = False)
         update_title=title,
         answers=agent.newest_answer,
         update=agent.update_order,
+        configuration=_configuration(control, agent),
     )
+
+
+def _configuration(control: plane.Plane, agent: fleet.Agent) -> signing.Signed | None:
+    """The order for settings; signed once, though each answer carries it."""
+    configured, order = agent.configured, agent.configured.order
+    if order is None:
+        return None
+    last = configured.signed
+    if last is None or last[0] is not order:
+        last = configured.signed = order, control.identity.signing_key.sign_struct("configuration", order)
+    return last[1]
 
 
 @dataclasses.dataclass(slots=True)
@@ -157,6 +169,7 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
     agent.drain_reason = message.drain_reason
     agent.version = message.version or agent.version
     agent.update, agent.update_window, agent.host_pinned = message.update, message.update_window, message.update_pin
+    agent.configured.version, agent.configured.report = message.configuration, message.configuration_report
     renewed: list[str] = []
     answers: list[wire.Answer] = []
     unheld_listed: list[wire.Held] = []

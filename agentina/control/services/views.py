@@ -144,6 +144,8 @@ def agent_view(control: plane.Plane, agent: fleet.Agent) -> api.AgentView:
         session=agent.session, created_ms=agent.created_ms, host=agent.host, facts=agent.facts,
         channel=agent.channel, newest=newest, behind=releases.is_behind(agent.version, newest or agentina.__version__),
         pinned=agent.pinned, host_pinned=agent.host_pinned, update_window=agent.update_window, update=agent.update,
+        configuration=agent.configured.version, configuration_wanted=agent.configured.wanted,
+        configuration_report=agent.configured.report,
     )  # fmt: skip
 
 

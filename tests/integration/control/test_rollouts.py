@@ -154,6 +154,9 @@ def test_a_bad_release_is_halted_and_taken_back(fleet: Fleet) -> None:
     assert [act for act, _ in fleet.audit()] == ["rollout.start", "rollout.halt", "rollout.roll-back-complete"]
     metrics = fleet.operator.call("GET", "/metrics").decode()
     assert 'rollouts_halted_total{gate="rollbacks"} 1.0' in metrics
+    (found,) = fleet.operator.call("GET", "/v1/anomalies")["anomalies"]
+    assert (found["kind"], found["code"], found["count"]) == ("rollout", "ROLLOUT_HALTED", 1)
+    assert "crashed" in found["summary"]
 
 
 def test_tasks_that_fail_on_canaries_halt_it(fleet: Fleet) -> None:

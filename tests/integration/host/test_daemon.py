@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from agentina.executors import process
-from agentina.protocol import local, signing
+from agentina.protocol import local, signing, wire
 from agentina.protocol.states import Reason, State
 from agentina.system import paths
 from tests.fakes import cloud_metadata, control, deadlines, logind
@@ -159,6 +159,33 @@ async def test_an_answer_to_a_task_is_fetched_at_once(daemon: DaemonProcess, pla
     beats = len(plane.heartbeats)
     plane.answer(task, "question:1", "main")
     await plane.until(lambda: len(plane.heartbeats) > beats)
+
+
+async def test_settings_of_the_control_plane_hold_over_restarts(
+    daemon: DaemonProcess, plane: control.FakeControl
+) -> None:
+    await plane.until(lambda: plane.polls[-1].slots == 4 if plane.polls else False)
+    order = wire.ConfigurationOrder(
+        id="roll_1.1", agent_id=control.AGENT, action="apply", version="cfg-1", settings={"max_concurrent_tasks": 2}
+    )
+    plane.directives = msgspec.structs.replace(
+        plane.directives, configuration=plane.key.sign_struct("configuration", order)
+    )
+
+    def reported() -> str:
+        report = plane.heartbeats[-1].configuration_report if plane.heartbeats else None
+        return report.state if report is not None else ""
+
+    await plane.until(lambda: reported() == "promoted" and plane.heartbeats[-1].configuration == "cfg-1")
+    await plane.until(lambda: plane.polls[-1].slots == 2)
+    sessions, beats = plane.session, len(plane.heartbeats)
+    await daemon.kill()
+    await daemon.start()
+    await plane.until(lambda: plane.session > sessions and len(plane.heartbeats) > beats)
+    assert (plane.heartbeats[-1].configuration, reported()) == ("cfg-1", "promoted")
+    polls = len(plane.polls)
+    await plane.until(lambda: len(plane.polls) > polls or plane.polls[-1].slots == 2)
+    assert plane.polls[-1].slots == 2
 
 
 async def test_job_runs_and_is_forgotten(daemon: DaemonProcess, plane: control.FakeControl) -> None:

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentina.host import config
+from agentina.protocol import inputs, settings
+
+OWN = msgspec.structs.asdict(config.HostConfig(control_plane="http://localhost"))
+numbers = st.integers(1, 60)
+wanted = st.builds(
+    settings.Settings,
+    heartbeat_seconds=st.none() | numbers.map(float),
+    max_concurrent_tasks=st.none() | numbers,
+    memory_reserve=st.none() | st.integers(0, 1 << 40),
+    disk_reserve=st.none() | st.integers(0, 1 << 40),
+    max_memory_pressure=st.none() | numbers.map(float),
+    max_io_pressure=st.none() | numbers.map(float),
+    keep_failed_days=st.none() | numbers.map(float),
+    agent_linger=st.none() | numbers.map(float),
+    log_level=st.none() | st.sampled_from(["debug", "info", "warning", "error"]),
+)
+#: Keys of which the smaller, and the larger, value is the stricter one.
+SMALLER = ("max_concurrent_tasks", "max_memory_pressure", "max_io_pressure", "keep_failed_days", "agent_linger")
+LARGER = ("memory_reserve", "disk_reserve")
+
+
+@given(wanted)
+def test_nothing_is_taken_from_what_the_owner_keeps_back(given_: settings.Settings) -> None:
+    held = OWN | settings.stricter(OWN, given_)
+    assert all(held[key] <= OWN[key] for key in SMALLER)
+    assert all(held[key] >= OWN[key] for key in LARGER)
+    others = set(OWN) - set(settings.Settings.__struct_fields__)
+    assert all(held[key] == OWN[key] for key in others)
+    for key in (*SMALLER, *LARGER):
+        value = getattr(given_, key)
+        assert held[key] in {OWN[key], value}
+        if value is not None:
+            assert held[key] == (min if key in SMALLER else max)(OWN[key], value)
+    config.HostConfig(**held)
+
+
+@given(wanted, wanted)
+def test_a_version_is_its_content(one: settings.Settings, other: settings.Settings) -> None:
+    assert (settings.version_of(one) == settings.version_of(other)) == (one == other)
+    travelled = inputs.convert(msgspec.to_builtins(one), settings.Settings, "settings")
+    assert settings.version_of(travelled) == settings.version_of(one)
+    assert settings.version_of(one).startswith("cfg-")
+
+
+def test_every_setting_is_a_key_of_the_owners_or_of_the_control_planes() -> None:
+    assert set(settings.Settings.__struct_fields__) - set(OWN) == {"heartbeat_seconds"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"control_plane": "https://evil.example"}, {"max_concurrent_tasks": 0}, {"log_level": "all"}, [], "x",
+     {"memory_reserve": -1}, {"heartbeat_seconds": 0.01}, {"executor": "process"}],
+)  # fmt: skip
+def test_what_is_not_safe_to_set_is_refused(document: Any) -> None:
+    with pytest.raises(Exception, match="INPUT_"):
+        inputs.convert(document, settings.Settings, "settings")
