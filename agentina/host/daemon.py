@@ -411,7 +411,8 @@ class Daemon:
         if settings.log_level != self._log_level:
             self._log_level = settings.log_level
             logs.set_level(settings.log_level)
-        self._reconsider()
+        self._poll.ask_anew()
+        self._follower.reconsider()
 
     def _on_update(self) -> None:
         """Tell how an update goes, and raise one that ended badly; a daemon that was away meanwhile, at its start."""

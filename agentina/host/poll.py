@@ -83,6 +83,12 @@ class Poll:
         if self._waiting is not None and admission.improves(self._waiting[0], self._offer()):
             _end(self._waiting[1])
 
+    def ask_anew(self) -> None:
+        """What the host offers is decided by other rules now: the poll that waits may offer too much."""
+        self._changed.set()
+        if self._waiting is not None:
+            _end(self._waiting[1])
+
     async def run(self) -> None:
         """Poll. Runs until canceled."""
         pause = backoff.Backoff()
