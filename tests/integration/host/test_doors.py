@@ -82,15 +82,15 @@ async def test_command_line_works_in_a_task(daemon: DaemonProcess, plane: contro
 async def test_operators_answer_reaches_the_task(daemon: DaemonProcess, plane: control.FakeControl, tool: Path) -> None:
     complaint = {"verb": "complain", "kind": "missing-secret", "text": "no token"}
     task = plane.submit(say(tool, complaint, {"verb": "ask", "text": "which?", "wait": 600}, {"verb": "budget"}))
-    await plane.until(lambda: len(plane.anomalies) == 2, 30)
+    await plane.until(lambda: len(plane.anomalies) == 2)
     asked = {found.kind: found.id for found in plane.anomalies}
     plane.answer(task, asked["complaint"], "take the other one")
-    await plane.until(lambda: any(held.answered == 1 for beat in plane.heartbeats for held in beat.tasks), 30)
+    await plane.until(lambda: any(held.answered == 1 for beat in plane.heartbeats for held in beat.tasks))
     # A daemon that was killed gets them again, and tells the task once.
     await daemon.kill()
     await daemon.start()
     plane.answer(task, asked["question"], "that one")
-    await plane.until_ended(task, seconds=60)
+    await plane.until_ended(task)
     _, question, last = answers(task)
     assert (question["question"], question["answer"]) == (1, "that one")
     assert question["notices"] == ["an operator answers what was reported about this task (ano_1): take the other one"]
@@ -107,12 +107,12 @@ async def test_task_says_it_to_the_next_daemon_when_its_own_is_killed(
     def questions() -> int:
         return len(msgspec.json.decode(written.read_bytes(), type=said.Said).questions) if written.exists() else 0
 
-    await plane.until(lambda: questions() == 2, 30)
+    await plane.until(lambda: questions() == 2)
     for number in (signal.SIGKILL, signal.SIGTERM):
         await daemon.kill(number)
         await daemon.start()
         # Whoever waits for an answer asks the next daemon, under the question's own number.
-        await plane.until(lambda: is_connected(task.id, root), 30)
+        await plane.until(lambda: is_connected(task.id, root))
         assert questions() == 2
     plane.cancel(task)
     await plane.until_ended(task)
@@ -144,7 +144,7 @@ NOT_SAID = [
 async def test_nothing_but_verbs_gets_in(daemon: DaemonProcess, plane: control.FakeControl, root: Path) -> None:
     task = plane.submit("sleep 600")
     path = daemon.instance.tasks / task.id / doors.socket_name(task.id)
-    await plane.until(path.exists, 30)
+    await plane.until(path.exists)
     for line in NOT_SAID:
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(line)
@@ -162,4 +162,4 @@ async def test_nothing_but_verbs_gets_in(daemon: DaemonProcess, plane: control.F
         writer.close()
     plane.cancel(task)
     await plane.until_ended(task)
-    await plane.until(lambda: not path.exists(), 30)
+    await plane.until(lambda: not path.exists())

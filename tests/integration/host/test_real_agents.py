@@ -102,8 +102,8 @@ async def test_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
         limits={"timeout": "5m"},
         budget={"tokens": 1_000_000},
     )
-    await plane.until(lambda: task.outcome is not None or record.read(daemon.instance.tasks / task.id) is not None, 60)
-    await plane.until_ended(task, seconds=120)
+    await plane.until(lambda: task.outcome is not None or record.read(daemon.instance.tasks / task.id) is not None)
+    await plane.until_ended(task)
     outcome = task.outcome
     assert outcome is not None
     assert (outcome.state, outcome.reason) == (State.SUCCEEDED, Reason.AGENT_FINISHED), (outcome, bytes(task.output))
@@ -144,12 +144,12 @@ async def test_agent_that_is_ended_in_a_tool_leaves_nothing_but_its_session(  # 
         limits={"grace": 10},
         budget={"tokens": 9_999_999},
     )
-    await plane.until(lambda: bool(running(mark)) and mark.encode() in task.output, 60)
+    await plane.until(lambda: bool(running(mark)) and mark.encode() in task.output)
     if end == "cancel":
         plane.cancel(task)
     else:
         os.kill(process.read_fence(daemon.instance.tasks / task.id).main_pid, signal.SIGKILL)
-    await plane.until_ended(task, seconds=60)
+    await plane.until_ended(task)
     outcome = task.outcome
     assert outcome is not None
     expected = Reason.CANCELED_BY_OPERATOR if end == "cancel" else Reason.KILLED_BY_SIGNAL

@@ -87,7 +87,9 @@ def test_processes_are_found_by_their_whole_variable() -> None:
 
 async def test_run_gives_code_output_and_the_end_of_stderr(tmp_path: Path) -> None:
     script = "pwd; echo problem >&2; exit 3"
-    done = await processes.run(["sh", "-c", script], environment=ENVIRONMENT, directory=tmp_path, timeout_seconds=5)
+    done = await processes.run(
+        ["sh", "-c", script], environment=ENVIRONMENT, directory=tmp_path, timeout_seconds=deadlines.HANG
+    )
     assert (done.code, done.output, done.problem) == (3, f"{tmp_path}\n".encode(), "problem")
     assert not done.truncated
 
@@ -108,7 +110,7 @@ async def test_run_ends_who_takes_too_long_with_all_its_children(tmp_path: Path)
 
 async def test_run_ends_who_writes_too_much(tmp_path: Path) -> None:
     done = await processes.run(
-        ["yes"], environment=ENVIRONMENT, directory=tmp_path, timeout_seconds=5, output_limit=1000
+        ["yes"], environment=ENVIRONMENT, directory=tmp_path, timeout_seconds=deadlines.HANG, output_limit=1000
     )
     assert (done.output, done.truncated, done.code) == (b"y\n" * 500, True, -signal.SIGKILL)
 
@@ -119,7 +121,7 @@ async def test_run_into_a_file_keeps_nothing_in_memory(tmp_path: Path) -> None:
             ["head", "-c", "300000", "/dev/zero"],
             environment=ENVIRONMENT,
             directory=tmp_path,
-            timeout_seconds=5,
+            timeout_seconds=deadlines.HANG,
             output_limit=1 << 20,
             output_file=file.fileno(),
         )
@@ -129,4 +131,6 @@ async def test_run_into_a_file_keeps_nothing_in_memory(tmp_path: Path) -> None:
 
 async def test_run_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        await processes.run(["no-such-program"], environment=ENVIRONMENT, directory=tmp_path, timeout_seconds=5)
+        await processes.run(
+            ["no-such-program"], environment=ENVIRONMENT, directory=tmp_path, timeout_seconds=deadlines.HANG
+        )
