@@ -371,6 +371,33 @@ POLICY_REFUSED = _entry(
     "(`agentina policy check` explains).",
 )  # fmt: skip
 
+# --- how runs go ----------------------------------------------------------------------------------------------------
+
+RUN_STUCK = _entry(
+    "RUN_STUCK", 409, Exit.FAILED,
+    message="A task is stuck: {problem}.",
+    cause="It waits for something that does not come: a prompt for a person, a lock, a connection.",
+    remedy="Look at its last output (`agentina job logs`); cancel and retry it, or set the job's health.act.",
+)  # fmt: skip
+RUN_LOOPING = _entry(
+    "RUN_LOOPING", 409, Exit.FAILED,
+    message="An AI agent goes in circles: {problem}.",
+    cause="It tries the same again and again, or waits for something by asking over and over.",
+    remedy="Look at its output; cancel it and say in the prompt what to do instead, or set the job's health.act.",
+)  # fmt: skip
+RUN_CONTEXT_FULL = _entry(
+    "RUN_CONTEXT_FULL", 409, Exit.FAILED,
+    message="An AI agent's context is nearly full: {problem}.",
+    cause="The work is long, or tools answer with much text; it will forget the beginning, or end.",
+    remedy="Split the job, or have its tools print less.",
+)  # fmt: skip
+RUN_HUNG = _entry(
+    "RUN_HUNG", 409, Exit.FAILED,
+    message="An AI agent's process did not end after its result.",
+    cause="A process that it started, or a tool server, holds it.",
+    remedy="Nothing: it was ended and keeps its result. If it repeats, look at what its tool servers do at the end.",
+)  # fmt: skip
+
 # --- what tasks say -------------------------------------------------------------------------------------------------
 
 TASK_SAYS_TOO_MUCH = _entry(

@@ -189,6 +189,10 @@ class Executor(Protocol):
         """What became of the task in ``directory``."""
         ...
 
+    def cpu_seconds(self, directory: Path) -> float | None:
+        """Processor time that a running task has used so far; None: nobody can tell."""
+        ...
+
     async def wait(self, directory: Path) -> None:
         """Return when the task no longer runs."""
         ...

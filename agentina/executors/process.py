@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from agentina import errors
-from agentina.executors import contract, pool, supervising
+from agentina.executors import containment, contract, pool, supervising
 from agentina.system import cgroups, clock, files, processes
 
 #: Variable in every task's environment by which leftovers of a killed supervisor are found.
@@ -137,6 +137,13 @@ class ProcessExecutor:
             return contract.Condition.ENDED, None
         started = path.exists() or (directory / "result.json").exists()
         return (contract.Condition.VANISHED if started else contract.Condition.UNSTARTED), None
+
+    def cpu_seconds(self, directory: Path) -> float | None:
+        """See :meth:`agentina.executors.contract.Executor.cpu_seconds`."""
+        _, running = self.adopt(directory)
+        if running is None or not running.pid:
+            return None
+        return containment.cpu_seconds([running.pid, *containment.tree_below(running.pid).pids])
 
     async def wait(self, directory: Path) -> None:
         """See :meth:`agentina.executors.contract.Executor.wait`."""

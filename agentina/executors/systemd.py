@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.executors import contract, fields
+from agentina.executors import containment, contract, fields
 from agentina.system import cgroups, clock, files, systemd, tasks
 
 TEMPLATE: Final = "agentina-task"
@@ -269,6 +269,13 @@ class SystemdExecutor:
         if _one(started, "boot_id") != self._boot_id or not self._places.cgroup(name).exists():
             return False
         return _one(_read(self._places.run(name, "state")), "nonce") == _one(started, "nonce")
+
+    def cpu_seconds(self, directory: Path) -> float | None:
+        """See :meth:`agentina.executors.contract.Executor.cpu_seconds`."""
+        started = _read(directory / "started")
+        if not self._occupies(started):
+            return None
+        return containment.cgroup_usage(str(self._places.cgroup(_one(started, "slot")))).cpu_seconds
 
     async def wait(self, directory: Path) -> None:
         """See :meth:`agentina.executors.contract.Executor.wait`."""

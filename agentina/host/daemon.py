@@ -30,6 +30,7 @@ from agentina.host import (
     follow,
     gates,
     grace,
+    healthwatch,
     heartbeat,
     identity,
     intake,
@@ -239,6 +240,9 @@ class Daemon:
             clocks=self._clock,
         )
         self._work.doors = self._doors
+        self._work.health = healthwatch.HealthWatch(
+            executor=self._executor, findings=self.anomalies, notices=self._doors, clocks=self._clock
+        )
         self._parts.append(self._doors.close)
         self._parts.append(self._tasks.close)
         self._janitor = janitor.Janitor(

@@ -13,7 +13,7 @@ import msgspec
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host import doors, entries, outcomes, records, state, uploads
+from agentina.host import doors, entries, healthwatch, outcomes, records, state, uploads
 from agentina.inside import door as inside
 from agentina.protocol import jobs, wire
 from agentina.protocol.states import Reason, State
@@ -49,6 +49,8 @@ class Operations:
         self.gates: gates.Gates | None = None
         #: Where tasks say what they have to say.
         self.doors: doors.Doors | None = None
+        #: The watch over how runs go.
+        self.health: healthwatch.HealthWatch | None = None
         #: Where programs are looked for by tasks.
         self.search_path = runner_contract.SEARCH_PATH
         self._executor = executor
@@ -204,18 +206,19 @@ class Operations:
             await self.doors.leave(entry)
 
     async def _watch(self, entry: entries.Entry) -> None:
-        runner = None if entry.job is None else self._runners.get(entry.job.runner)
-        if runner is None or not runner.stream:
-            await self._executor.wait(entry.directory.path)
-            return
-        entry.run = _run_of(entry, runner)
-        following = tasks.start(
-            entry.run.follow(lambda: self._end_hung(entry), linger=self.agent_linger), name=f"run {entry.task_id}"
-        )
+        job = entry.job
+        runner = None if job is None else self._runners.get(job.runner)
+        beside: list[asyncio.Task[None]] = []
+        if runner is not None and runner.stream:
+            run = entry.run = _run_of(entry, runner)
+            follow = run.follow(lambda: self._end_hung(entry), linger=self.agent_linger)
+            beside.append(tasks.start(follow, name=f"run {entry.task_id}"))
+        if self.health is not None and job is not None and healthwatch.applies(job, has_stream=bool(beside)):
+            beside.append(tasks.start(self.health.watch(entry, entry.run), name=f"health {entry.task_id}"))
         try:
             await self._executor.wait(entry.directory.path)
         finally:
-            await tasks.cancel(following)
+            await tasks.cancel(*beside)
 
     def _end_hung(self, entry: entries.Entry) -> None:
         """End a command line that has finished but does not end."""
@@ -224,6 +227,8 @@ class Operations:
                 "task %s has finished but its process does not end: it is ended", entry.task_id,
                 extra={"action": "task-hung", "task": entry.task_id},
             )  # fmt: skip
+            if self.health is not None:
+                self.health.report_hung(entry)
             self._executor.stop(entry.directory.path, contract.StopReason.FINISHED)
 
     async def _read_run(self, entry: entries.Entry, job: jobs.JobSpec) -> wire.AgentRun | None:
@@ -252,6 +257,8 @@ class Operations:
         outcome = outcomes.from_result(result, job, await self._read_run(entry, job))
         if entry.task.stop is not None and outcome.reason is Reason.CANCELED_BY_OPERATOR:
             outcome = _with_stop(outcome, entry.task.stop)
+        elif entry.task.stop is None:
+            outcome = healthwatch.explain(entry.directory.path, outcome)
         declared = doors.read(entry.directory.path).artifacts
         if not leaves_files(job) and not declared:
             return state.Collected(outcome)

@@ -24,7 +24,7 @@ import msgspec
 
 from agentina.host import output
 from agentina.protocol import wire
-from agentina.runners.streams import formats, reading
+from agentina.runners.streams import events, formats, reading
 
 #: Seconds between looks at the output.
 _PERIOD: Final = 0.25
@@ -41,6 +41,8 @@ class Run:
         """``stream`` is the format of the output, as its runner names it."""
         self._reader = reading.Reader(formats.FORMATS[stream])
         self._path = path
+        #: Takes what the stream says, piece by piece from its beginning.
+        self.hear: Callable[[list[events.Event]], None] = lambda _: None
 
     async def follow(self, on_hung: Callable[[], None], *, linger: float) -> None:
         """Read on until canceled; ``on_hung`` is called once: finished, and silent for ``linger`` seconds."""
@@ -98,7 +100,9 @@ class Run:
             return False
         finally:
             os.close(descriptor)
-        self._reader.feed(piece)
+        happened = self._reader.feed(piece)
+        if happened:
+            self.hear(happened)
         return bool(piece)
 
 

@@ -158,6 +158,23 @@ class Budget(_Spec, frozen=True, kw_only=True):
     on_exhausted: Literal["stop", "park"] = "stop"
 
 
+class Health(_Spec, frozen=True, kw_only=True):
+    """When a run counts as unwell, and what is done about it (docs/explanation/health.md). 0 turns a rule off.
+
+    Watched over are AI agents, and other jobs that have this key.
+    """
+
+    #: Seconds without a byte of output, processor time, or use of models.
+    stuck_after: Seconds = 1800.0
+    #: Calls of tools that repeat with the same results, or fail alike, in a row.
+    loop_after: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 8
+    #: Filled share of the model's context.
+    context_at: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.9
+    #: Once it has gone on for twice as long: only ``report`` it; ``nudge`` the agent with its next tool of agentina's;
+    #: ``stop`` the task; ``retry``: stop it and, within ``retry.max_attempts``, begin afresh.
+    act: Literal["report", "nudge", "stop", "retry"] = "report"
+
+
 class Retry(_Spec, frozen=True, kw_only=True):
     """When another attempt is made. The default repeats only what the infrastructure lost."""
 
@@ -191,6 +208,7 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     #: Ids of jobs that must have succeeded first.
     needs: Annotated[list[str], msgspec.Meta(max_length=256)] = []
     retry: Retry = Retry()
+    health: Health | None = None
     #: 0 to 100; higher runs first.
     priority: Annotated[int, msgspec.Meta(ge=0, le=100)] = 50
     #: Glob patterns, relative to the workspace, of files to keep. A new file that one matches is not in the patch.
@@ -231,6 +249,7 @@ _DURATION_KEYS: Final = (
     ("retry", "backoff"),
     ("retry", "max_backoff"),
     ("budget", "duration"),
+    ("health", "stuck_after"),
 )
 _SECRET_NAME: Final = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)($|_)", re.IGNORECASE)
 _HIDDEN: Final = "(hidden)"

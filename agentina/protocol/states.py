@@ -100,6 +100,7 @@ class Reason(enum.Enum):
     DISK_LIMIT = "disk-limit"
     PROCESS_LIMIT = "process-limit"
     ARTIFACT_LIMIT = "artifact-limit"
+    UNHEALTHY = "unhealthy"
     # timed-out, out-of-memory
     TIME_LIMIT = "time-limit"
     MEMORY_LIMIT = "memory-limit"
@@ -143,6 +144,7 @@ REASONS: Final[dict[Reason, str]] = {
     Reason.DISK_LIMIT: "used more disk than its limit",
     Reason.PROCESS_LIMIT: "had more processes than its limit",
     Reason.ARTIFACT_LIMIT: "left more artifacts than its limit",
+    Reason.UNHEALTHY: "was stopped because it was stuck or went in circles",
     Reason.TIME_LIMIT: "ran longer than its time limit",
     Reason.MEMORY_LIMIT: "used more memory than its limit",
     Reason.CANCELED_BY_OPERATOR: "was canceled",

@@ -204,6 +204,9 @@ class FakeExecutor:
             return Condition.ENDED, None
         return (Condition.VANISHED if (directory / "supervisor").exists() else Condition.UNSTARTED), None
 
+    def cpu_seconds(self, directory: Path) -> float | None:  # noqa: ARG002 - it has no processes
+        return None
+
     async def wait(self, directory: Path) -> None:
         task = self.kernel.tasks.get(directory)
         if task is not None:

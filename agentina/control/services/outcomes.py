@@ -20,6 +20,7 @@ class _RetryPart(msgspec.Struct):
     """The only part of a stored specification that the end of a task needs."""
 
     retry: protocol_jobs.Retry = protocol_jobs.Retry()
+    health: protocol_jobs.Health | None = None
 
 
 _UNMET: Final = lifecycle.Verdict(state=State.CANCELED, reason=Reason.NEED_NOT_MET)
@@ -34,7 +35,7 @@ def end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome) -> Non
     _end_task(work, task, outcome, counted=True)
     if _decides(task):
         # A success is one whatever the policy says: nearly all jobs end so, and their specification stays unread.
-        retry = protocol_jobs.Retry() if outcome.state is State.SUCCEEDED else _retry(work, task.job)
+        retry = protocol_jobs.Retry() if outcome.state is State.SUCCEEDED else _retry(work, task.job, outcome.reason)
         verdict = lifecycle.after_end(_facts(task.job, retry), outcome.state, outcome.reason)
         _settle(work, task, verdict, outcome)
     else:
@@ -49,7 +50,7 @@ def return_task(work: changes.Work, task: tasks.Task, detail: str) -> None:
     task.job.returns += 1
     _end_task(work, task, outcome, counted=False)
     if _decides(task):
-        _settle(work, task, lifecycle.after_return(_facts(task.job, _retry(work, task.job))), outcome)
+        _settle(work, task, lifecycle.after_return(_facts(task.job, _retry(work, task.job, outcome.reason))), outcome)
     else:
         tasks.save(work.tx, task)
 
@@ -150,8 +151,12 @@ def _end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome, *, co
     )
 
 
-def _retry(work: changes.Work, job: jobs.Job) -> protocol_jobs.Retry:
-    return _retry_decoder.decode(jobs.spec(work.tx, job.id)).retry
+def _retry(work: changes.Work, job: jobs.Job, reason: Reason) -> protocol_jobs.Retry:
+    """The job's policy; a run that was stopped for its health may have one of its own."""
+    part = _retry_decoder.decode(jobs.spec(work.tx, job.id))
+    if reason is Reason.UNHEALTHY and part.health is not None and part.health.act == "retry":
+        return msgspec.structs.replace(part.retry, on=[*part.retry.on, "failed"])
+    return part.retry
 
 
 def _facts(job: jobs.Job, retry: protocol_jobs.Retry) -> lifecycle.Job:

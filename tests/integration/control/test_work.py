@@ -272,6 +272,21 @@ def test_retries_follow_the_policy_and_end_as_a_dead_letter(control: Any, operat
     assert operator.state(job) == ("succeeded", "exit-zero")
 
 
+@pytest.mark.parametrize(("act", "state"), [("retry", "queued"), ("stop", "failed"), ("report", "failed")])
+def test_run_stopped_for_its_health_begins_afresh_where_the_job_wants_that(
+    control: Any, operator: simulated.Operator, act: str, state: str
+) -> None:
+    agent = control.agent()
+    job = operator.submit(health={"act": act}, retry={"max_attempts": 2, "backoff": 0})
+    (first,) = agent.take()
+    agent.run(first, State.FAILED, Reason.UNHEALTHY)
+    assert operator.state(job)[0] == state
+    if act == "retry":
+        (second,) = agent.take()
+        agent.run(second, State.FAILED, Reason.UNHEALTHY)
+        assert operator.state(job) == ("failed", "unhealthy")
+
+
 def test_needs_are_met_or_cancel_what_depends_on_them(control: Any, operator: simulated.Operator) -> None:
     agent = control.agent()
     good, bad = operator.submit(name="good"), operator.submit(name="bad")

@@ -140,6 +140,16 @@ async def test_output_is_kept_byte_for_byte(executor: process.ProcessExecutor, t
     assert output(launch) == bytes(range(256)) * 40
 
 
+async def test_processor_time_of_a_running_task_is_known(executor: process.ProcessExecutor, tmp_path: Path) -> None:
+    busy = shell(tmp_path, "(while :; do :; done) & sleep 600")
+    await executor.start(busy)
+    # That of its children too, and it only grows.
+    await until(lambda: (executor.cpu_seconds(busy.directory) or 0) > 0.2)
+    executor.stop(busy.directory, StopReason.CANCELED)
+    await ended(executor, busy.directory)
+    assert executor.cpu_seconds(busy.directory) is None
+
+
 async def test_large_command_line_and_environment(executor: process.ProcessExecutor, tmp_path: Path) -> None:
     arguments = ["x" * 1000] * 900
     launch = launches.make(

@@ -14,7 +14,7 @@ import pytest
 
 from agentina.host import doors, said
 from agentina.inside import door
-from agentina.protocol.states import State
+from agentina.protocol.states import Reason, State
 from tests.fakes import control
 from tests.integration.host.test_daemon import DaemonProcess, daemon, plane, root
 
@@ -163,3 +163,21 @@ async def test_nothing_but_verbs_gets_in(daemon: DaemonProcess, plane: control.F
     plane.cancel(task)
     await plane.until_ended(task)
     await plane.until(lambda: not path.exists())
+
+
+# --- what is found without the task's help ---------------------------------------------------------------------------
+
+
+async def test_stuck_task_is_reported_and_then_stopped(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    task = plane.submit("sleep 600", health={"stuck_after": 2, "act": "retry"})
+    await plane.until(lambda: bool(plane.anomalies))
+    (found,) = plane.anomalies
+    assert (found.kind, found.code) == ("health", "RUN_STUCK")
+    # The next daemon knows nothing of it, finds it again, and tells nobody twice.
+    await daemon.kill()
+    await daemon.start()
+    await plane.until_ended(task)
+    assert task.outcome is not None
+    assert (task.outcome.state, task.outcome.reason) == (State.FAILED, Reason.UNHEALTHY)
+    assert "nothing written" in task.outcome.detail
+    assert len(plane.anomalies) == 1
