@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from agentina import errors
-from agentina.cli import agent_run, connection, following, job_submit, lazy, options, output, report
+from agentina.cli import agent_run, budget, connection, following, job_submit, lazy, options, output, report
 from agentina.client import api as api_client
 from agentina.protocol import api, budgets, names, states, units, wire
 
@@ -65,10 +65,11 @@ def show(job_id: str, *, as_json: bool) -> None:
     """Show a job: state, attempts, timeline, artifacts, and why it waits."""
     with connection.open_client() as client:
         view = client.get_job(job_id)
+        left = client.get_budget("job", job_id) if view.spec.budget is not None and not as_json else None
     if as_json:
         output.document(view)
     else:
-        render(view)
+        render(view, left=left)
 
 
 @job.command(epilog=options.examples("agentina job logs -f job_0123456789abcdef", "agentina job logs JOB --task JOB.1"))
@@ -188,8 +189,8 @@ def fetch(client: api_client.Client, job_id: str, item: wire.ArtifactInfo, direc
     return target
 
 
-def render(view: api.JobView) -> None:
-    """Print everything about a job for people."""
+def render(view: api.JobView, *, left: budgets.BudgetView | None = None) -> None:
+    """Print everything about a job for people; ``left``: its budget."""
     summary = view.job
     output.answer(f"{summary.id}  {output.clean(summary.name)}")
     output.pairs(
@@ -208,10 +209,14 @@ def render(view: api.JobView) -> None:
             ("workspace", _workspace(view)),
             ("limits", _limits(view)),
             ("progress", _progress(view)),
+            ("budget", "" if left is None else budget.sentence(left)),
             ("dead letter", "yes: out of attempts; `agentina job retry` runs it again" if view.dead_letter else ""),
         ],
         indent=2,
     )
+    for task in view.tasks:
+        if task.parked:
+            output.answer(f"  parked: {output.clean(task.parked)}; `agentina budget raise` lets it go on")
     for blocker in view.blockers:
         output.answer(f"  waits: {output.clean(blocker)}")
     if view.tasks:

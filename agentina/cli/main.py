@@ -42,6 +42,9 @@ SECTIONS = (
             "token": lazy.Lazy(_COMMANDS + "token:token", "Make and manage activation tokens."),
             "organization": lazy.Lazy(_COMMANDS + "organization:organization", "See and set a tenant's limits."),
             "audit": lazy.Lazy(_COMMANDS + "audit:audit", "Read and verify the record of what was done."),
+            "budget": lazy.Lazy(
+                _COMMANDS + "budget:budget", "See and set what organizations, agents and jobs may use of models."
+            ),
             "report": lazy.Lazy(_COMMANDS + "report:report", "See what the fleet used, and what that cost."),
             "rollout": lazy.Lazy(
                 _COMMANDS + "rollout:rollout",

@@ -11,7 +11,7 @@ import click
 
 from agentina import errors
 from agentina.cli import connection, lazy, options, output
-from agentina.protocol import api, budgets
+from agentina.protocol import budgets
 
 _HEADERS: Final = {
     "job": ("JOB", "NAME"), "agent": ("AGENT", "HOST"), "organization": ("ORGANIZATION", ""), "model": ("MODEL", ""),
@@ -60,7 +60,7 @@ def usage(
         _print(found)
 
 
-def table(rows: list[api.UsageRow], *, headers: tuple[str, str], total: budgets.Amounts | None = None) -> None:
+def table(rows: list[budgets.UsageRow], *, headers: tuple[str, str], total: budgets.Amounts | None = None) -> None:
     """Print rows of usage, and a last one for all of them together."""
     lines = [(row.key, row.name, *_cells(row)) for row in rows]
     if total is not None:
@@ -83,7 +83,7 @@ def remarks(total: budgets.Amounts) -> list[str]:
     return found
 
 
-def _print(found: api.UsageReport) -> None:
+def _print(found: budgets.UsageReport) -> None:
     output.answer(f"{found.since} to {found.until} (UTC)")
     table(found.rows, headers=_HEADERS[found.by], total=found.total)
     if found.is_cut:
@@ -92,7 +92,7 @@ def _print(found: api.UsageReport) -> None:
         output.say(remark)
 
 
-def _write_csv(found: api.UsageReport) -> None:
+def _write_csv(found: budgets.UsageReport) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([found.by, "name", *budgets.FIGURES])
     for row in found.rows:

@@ -86,6 +86,7 @@ def render(one: dict[str, Any], *, now_ms: int) -> None:
     output.answer(f"{one.get('instance', '?')}  {output.paint(state)}{reason}  {health}")
     output.pairs(_facts(one, now_ms), indent=2)
     _render_tasks(one.get("tasks") or [], now_ms)
+    _render_use(one.get("tasks") or [])
     _render_guarantees(one)
     _render_problems(one.get("problems") or [])
 
@@ -196,6 +197,30 @@ def _render_tasks(tasks: list[dict[str, Any]], now_ms: int) -> None:
             percent = "" if progress.get("percent") is None else f" ({progress['percent']:.0f} %)"
             said = output.ago(progress.get("at_ms"), now_ms)
             output.answer(f"  {task.get('task_id')} says{percent}: {output.clean(progress.get('text'))}, {said}")
+
+
+def _render_use(tasks: list[dict[str, Any]]) -> None:
+    """What tasks used of models, what is left of their budgets, and which of them are held."""
+    shown = [task for task in tasks if task.get("used") or task.get("budget") or task.get("parked")]
+    if not shown:
+        return
+    output.answer()
+    rows = [(task.get("task_id"), *_use(task), task.get("parked") or "-") for task in shown]
+    output.table(("TASK", "CALLS", "TOKENS", "CACHED", "COST", "PARKED"), rows, ends_in_prose=True)
+
+
+def _use(task: dict[str, Any]) -> tuple[object, ...]:
+    used, budget = task.get("used") or {}, task.get("budget") or {}
+    tokens = sum(used.get(name, 0) for name in ("input", "cache_write", "cache_write_1h", "output"))
+    cost = f"${used.get('cost_nano', 0) / 1e9:,.4f}"
+    if used.get("unpriced"):
+        cost += f" + {used['unpriced']} unpriced"
+    return (
+        used.get("calls", 0),
+        str(tokens) if budget.get("tokens") is None else f"{tokens} of {budget['tokens']}",
+        used.get("cached", 0),
+        cost if budget.get("cost") is None else f"{cost} of ${budget['cost']:,.2f}",
+    )
 
 
 def _render_guarantees(one: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ import msgspec
 from agentina import errors
 from agentina.client import address as addresses
 from agentina.client import backoff
-from agentina.protocol import api, inputs, wire
+from agentina.protocol import api, budgets, inputs, wire
 
 T = TypeVar("T")
 
@@ -120,9 +120,34 @@ class Client:
 
     # --- usage ---
 
-    def get_usage(self, query: Query) -> api.UsageReport:
+    def get_usage(self, query: Query) -> budgets.UsageReport:
         """What models were used for."""
-        return self._get("/v1/usage", api.UsageReport, query)
+        return self._get("/v1/usage", budgets.UsageReport, query)
+
+    def list_budgets(self) -> budgets.BudgetList:
+        """Daily budgets of organizations and agents."""
+        return self._get("/v1/budgets", budgets.BudgetList)
+
+    def get_budget(self, scope: str, name: str) -> budgets.BudgetView:
+        """One budget, and what is used of it."""
+        return self._get(_budget(scope, name), budgets.BudgetView)
+
+    def set_budget(self, scope: str, name: str, limits: budgets.BudgetSet) -> budgets.BudgetView:
+        """Set all its limits."""
+        return _decode(
+            self.request("PUT", _budget(scope, name), body=msgspec.to_builtins(limits), repeatable=True),
+            budgets.BudgetView,
+        )
+
+    def raise_budget(self, scope: str, name: str, more: budgets.BudgetRaise) -> budgets.BudgetView:
+        """Add to its limits."""
+        return _decode(
+            self.request("POST", f"{_budget(scope, name)}/raise", body=msgspec.to_builtins(more)), budgets.BudgetView
+        )
+
+    def remove_budget(self, scope: str, name: str) -> None:
+        """Take a daily budget away."""
+        self.request("DELETE", _budget(scope, name))
 
     # --- jobs ---
 
@@ -476,6 +501,10 @@ def _retry_after(response: http.client.HTTPResponse) -> float | None:
 def _query(query: Query | None) -> str:
     given = {key: value for key, value in (query or {}).items() if value is not None}
     return "?" + urllib.parse.urlencode(given) if given else ""
+
+
+def _budget(scope: str, name: str) -> str:
+    return f"/v1/budgets/{scope}/{_quote(name)}"
 
 
 def _quote(part: str) -> str:

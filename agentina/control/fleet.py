@@ -37,7 +37,8 @@ class Held:
     """A task an agent holds, with its lease."""
 
     __slots__ = (
-        "agent", "answers", "deadline", "is_taken", "job", "job_id", "memory_bytes", "models", "poll", "run", "spec",
+        "agent", "answers", "deadline", "is_taken", "job", "job_id", "memory_bytes", "models", "parked", "poll", "run",
+        "spec",
         "state", "stop", "stop_poll", "task", "task_id",
     )  # fmt: skip
 
@@ -67,6 +68,8 @@ class Held:
         self.models: list[budgets.ModelUsage] = []
         #: What operators say to it, by the report that is answered: the newest, the last one last.
         self.answers: dict[str, wire.Answer] = {}
+        #: Why its host holds it at a call of a model; empty: it does not.
+        self.parked = ""
         #: The poll whose answer carried the stop; 0: none did yet.
         self.stop_poll = 0
 

@@ -6,6 +6,7 @@ Everything here runs on the event loop, so a decision and its reservation are on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -13,8 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from agentina import errors
-from agentina.gateway import budgets, calls, channel, record, rules, tokens
-from agentina.protocol import budgets as protocol_budgets
+from agentina.gateway import budgets, calls, channel, days, record, rules, tokens
 from agentina.system import clock
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ _FAST: Final = 0.001
 RESOLVING: Final = 4
 #: Kinds of refusal told to the daemon; more are answered only.
 _MAX_TOLD: Final = 500
+#: Seconds that the question what is left waits for the budgets of the day to be known.
+_KNOWN_SECONDS: Final = 3.0
 
 
 class Account:
@@ -37,6 +39,7 @@ class Account:
         grants: rules.Rules,
         clocks: clock.Clock,
         tell: Callable[[channel.Word], None],
+        shared: days.Days,
     ) -> None:
         """Take up a task; calls a killed gateway left are charged in full.
 
@@ -49,9 +52,12 @@ class Account:
         self._digest = opened.digest
         self._clock = clocks
         self._tell = tell
+        self._days = shared
         self._record = record.Record(Path(opened.directory))
         #: What making the record durable took last.
         self._sync_seconds = 0.0
+        #: Why calls are held, by call.
+        self._parked: dict[object, str] = {}
         self._told: set[tuple[str, str, str]] = set()
         #: Set, and replaced, whenever a call ended or the budget was raised.
         self.changed = asyncio.Event()
@@ -64,12 +70,13 @@ class Account:
         for number, asked in list(story.open.items()):
             self._end(number, calls.End.INTERRUPTED, asked.reserved)
         limits = story.limits if story.limits is not None else opened.limits
-        self.ledger = budgets.Ledger(limits, totals=story.totals, first_number=story.last_number + 1)
+        self.ledger = budgets.Ledger(limits, totals=story.totals, first_number=story.last_number + 1, purse=shared)
+        shared.join(self.task_id, days.by_day(story.usage()))
 
     def close(self) -> None:
         """Let go of the record; whoever waits is let go too."""
         self.closing.set()
-        self._wake()
+        self.wake()
         self._record.close()
 
     # --- who asks, and what for --------------------------------------------------------------------------------------
@@ -113,13 +120,13 @@ class Account:
         """
         decision = self.ledger.ask(call, seconds=self.seconds)
         if isinstance(decision, budgets.Admitted):
-            day = protocol_budgets.day_of(self._clock.wall_ms())
-            asked = record.Asked(number=decision.number, model=model, reserved=decision.reserved, day=day)
+            asked = record.Asked(number=decision.number, model=model, reserved=decision.reserved, day=self._days.today)
             try:
                 self._record.write(asked)
             except errors.AgentinaError:
                 self.ledger.release(decision.number)
                 raise
+            self._days.hold(self.task_id, decision.number, decision.reserved)
         return decision
 
     def settle(self, number: int, end: calls.End, charge: budgets.Charge | None) -> None:
@@ -130,14 +137,31 @@ class Account:
             # In memory as on disk the reservation stays: counted too high rather than too low.
             _log.error("the end of a call of task %s is not written down: %s", self.task_id, error)
             return
+        self._days.settle(self.task_id, number, charge)
         if charge is None:
             self.ledger.release(number)
         else:
             self.ledger.settle(number, charge)
         self._tell(channel.Used(task_id=self.task_id, usage=self._record.story.usage()))
-        for text in self.ledger.new_warnings(self.seconds):
+        for text in self.ledger.new_warnings(self.seconds) + self._days.new_warnings():
             self._tell(channel.Warned(task_id=self.task_id, text=text))
-        self._wake()
+        self.wake()
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether a call is held because a budget is used up."""
+        return bool(self._parked)
+
+    def park(self, call: object, reason: str) -> None:
+        """Note that a call is held because a budget is used up, and why; empty: it is not held any more."""
+        before = next(iter(self._parked.values()), "")
+        if reason:
+            self._parked[call] = reason
+        else:
+            self._parked.pop(call, None)
+        now = next(iter(self._parked.values()), "")
+        if now != before:
+            self._tell(channel.Parked(task_id=self.task_id, reason=now))
 
     async def sync(self) -> None:
         """Return when what was settled survives a power cut, or cannot be made to."""
@@ -154,6 +178,18 @@ class Account:
         self._record.sync()
         self._sync_seconds = time.monotonic() - began
 
+    async def budget(self) -> dict[str, object]:
+        """What the task may know of its budget: what it used, its limits, and what is left of all that bind it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KNOWN_SECONDS):
+                while not self._days.is_known:
+                    await self.changed.wait()
+        left = self.ledger.left(self.seconds)
+        return {
+            "left": left, "used": self.ledger.totals, "limits": self.ledger.limits, "day": self._days.today,
+            "left_of_day": self._days.left(),
+        }  # fmt: skip
+
     def raise_to(self, limits: budgets.Limits) -> None:
         """Put another budget in force; parked calls go on where it lets them.
 
@@ -163,11 +199,12 @@ class Account:
         """
         self._record.write(record.Raised(limits=limits))
         self.ledger.raise_to(limits)
-        self._wake()
+        self.wake()
 
     def _end(self, number: int, end: calls.End, charge: budgets.Charge | None) -> None:
         self._record.write(record.Ended(number=number, end=end.value, charge=charge, at_ms=self._clock.wall_ms()))
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let calls that wait look again."""
         self.changed.set()
         self.changed = asyncio.Event()

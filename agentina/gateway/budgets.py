@@ -9,11 +9,12 @@ one longest answer, could not be used. The one estimate is the size of the input
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from agentina.gateway import prices, usage
+from agentina.protocol.budgets import Bounds, Units
 
 #: Share of a limit from which a warning is given, as a fraction of ten.
 _WARN_TENTHS: Final = 8
@@ -40,9 +41,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     on_exhausted: Literal["stop", "park"] = "stop"
 
     @property
-    def cost_nano(self) -> int | None:
-        """The limit of money in nano-dollars."""
-        return None if self.cost is None else round(self.cost * prices.DOLLAR)
+    def bounds(self) -> Bounds:
+        """The limits of amounts, money in nano-dollars."""
+        cost = None if self.cost is None else round(self.cost * prices.DOLLAR)
+        return Bounds(tokens=self.tokens, cost_nano=cost, tool_calls=self.tool_calls)
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,6 +59,11 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     estimated: int = 0
     #: Of these, calls of models without a price: their cost is unknown, not zero.
     unpriced: int = 0
+
+    @property
+    def units(self) -> Units:
+        """What they take from budgets."""
+        return Units(tokens=self.used.counted, cost_nano=self.cost_nano, tool_calls=self.tool_calls)
 
     def plus(self, charge: Charge) -> Totals:
         """With one more call."""
@@ -78,6 +85,11 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cost_nano: int | None = 0
     tool_calls: int = 0
     estimated: bool = False
+
+    @property
+    def units(self) -> Units:
+        """What it takes from budgets."""
+        return Units(tokens=self.used.counted, cost_nano=self.cost_nano or 0, tool_calls=self.tool_calls)
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +132,8 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     #: A sentence with the numbers.
     detail: str
+    #: It is to be held until there is more, rather than refused.
+    parks: bool = False
 
 
 class Unpriced(msgspec.Struct, frozen=True):
@@ -127,14 +141,115 @@ class Unpriced(msgspec.Struct, frozen=True):
 
 
 Decision = Admitted | Wait | Exhausted | Unpriced
+#: Limits by the names they have elsewhere.
+_KINDS: Final = {"tokens": Kind.TOKENS, "cost_nano": Kind.COST, "tool_calls": Kind.TOOL_CALLS}
+
+
+class Room(NamedTuple):
+    """What a budget has for a call."""
+
+    #: Most output; None: it sets no limit.
+    most: int | None = None
+    #: Why there is none.
+    problem: Wait | Exhausted | None = None
+
+    def and_also(self, other: Room) -> Room:
+        """The room of both: the smaller, and of problems the one that waiting does not end."""
+        problems = [one.problem for one in (self, other) if one.problem is not None]
+        final = [problem for problem in problems if isinstance(problem, Exhausted)]
+        limits = [one.most for one in (self, other) if one.most is not None]
+        return Room(min(limits, default=None), next(iter(final + problems), None))
+
+
+class Pot(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget as one call finds it."""
+
+    #: Whose it is, for people; empty: the task's own.
+    what: str = ""
+    limit: Bounds = Bounds()
+    used: Units = Units()
+    #: What calls under way may use besides.
+    held: Units = Units()
+    parks: bool = False
+
+    def room(self, call: Call) -> Room:
+        """What room it has for a call."""
+        room = {
+            "tokens": self._room_tokens(call), "cost_nano": self._room_cost(call), "tool_calls": self._room_tools(),
+        }  # fmt: skip
+        least = least_output(call)
+        short = [name for name, most in room.items() if most is not None and most < least]
+        if not short:
+            return Room(most=min((most for most in room.values() if most is not None), default=None))
+        if self.held != Units():
+            return Room(problem=Wait())
+        needs = f", and this call may take {call.input + least}" if short[0] == "tokens" else ""
+        return Room(problem=Exhausted(kind=_KINDS[short[0]], detail=self.sentence(short[0]) + needs, parks=self.parks))
+
+    def near(self) -> list[tuple[Kind, str]]:
+        """Limits that are four fifths used, each with a sentence."""
+        return [
+            (kind, self.sentence(name))
+            for name, kind in _KINDS.items()
+            if (limit := getattr(self.limit, name)) is not None
+            and getattr(self.used, name) * 10 >= limit * _WARN_TENTHS
+        ]
+
+    def rest(self) -> Bounds:
+        """What remains, with what calls under way may use taken off."""
+        taken = self.used + self.held
+        values = {name: getattr(self.limit, name) for name in _KINDS}
+        return Bounds(
+            **{name: None if limit is None else max(0, limit - getattr(taken, name)) for name, limit in values.items()}
+        )
+
+    def sentence(self, name: str) -> str:
+        """How much of a limit is used."""
+        used, limit = getattr(self.used, name), getattr(self.limit, name) or 0
+        of = f" of {self.what}" if self.what else ""
+        if name == "cost_nano":
+            return f"{used / prices.DOLLAR:.4f} of {limit / prices.DOLLAR:.2f} US dollars{of} are used"
+        return f"{used} of {limit} {_KINDS[name].value}{of} are used"
+
+    def _room_tokens(self, call: Call) -> int | None:
+        limit = self.limit.tokens
+        return None if limit is None else limit - self.used.tokens - self.held.tokens - call.input
+
+    def _room_cost(self, call: Call) -> int | None:
+        if self.limit.cost_nano is None or call.price is None:
+            return None
+        rest = self.limit.cost_nano - self.used.cost_nano - self.held.cost_nano - call.price.most(call.input)
+        if call.price.output_nano == 0:
+            return call.output if rest >= 0 else -1
+        return rest // call.price.output_nano
+
+    def _room_tools(self) -> int | None:
+        """No limit of output, or no room for any."""
+        limit = self.limit.tool_calls
+        full = limit is not None and self.used.tool_calls + self.held.tool_calls >= limit
+        return -1 if full else None
+
+
+class Purse(Protocol):
+    """The budgets that tasks share (:mod:`agentina.gateway.days`)."""
+
+    @property
+    def needs_price(self) -> bool:
+        """Whether one of them is in money."""
+
+    def look(self, call: Call) -> Room:
+        """What room they have for a call."""
 
 
 class Ledger:
     """One task's account."""
 
-    def __init__(self, limits: Limits, *, totals: Totals | None = None, first_number: int = 1) -> None:
+    def __init__(
+        self, limits: Limits, *, totals: Totals | None = None, first_number: int = 1, purse: Purse | None = None
+    ) -> None:
         self.limits = limits
         self.totals = totals or Totals()
+        self._purse = purse
         self._next = first_number
         self._held: dict[int, Charge] = {}
         self._warned: set[Kind] = set()
@@ -146,24 +261,20 @@ class Ledger:
 
     def ask(self, call: Call, *, seconds: float) -> Decision:
         """Decide on a call; ``seconds`` have passed since the task's start."""
-        if self.limits.cost is not None and call.price is None:
+        purse = self._purse
+        in_money = self.limits.cost is not None or (purse is not None and purse.needs_price)
+        if in_money and call.price is None:
             return Unpriced()
         if self.limits.duration is not None and seconds >= self.limits.duration:
-            return Exhausted(kind=Kind.DURATION, detail=self._sentence(Kind.DURATION, seconds))
-        room = {
-            Kind.TOKENS: self._room_tokens(call),
-            Kind.COST: self._room_cost(call),
-            Kind.TOOL_CALLS: self._room_tools(),
-        }
-        least = min(call.least, call.output)
-        short = [kind for kind, most in room.items() if most is not None and most < least]
-        if not short:
-            return self._admit(call, min([call.output, *(most for most in room.values() if most is not None)]))
-        if self._held:
-            return Wait()
-        kind = short[0]
-        needs = f", and this call may take {call.input + least}" if kind is Kind.TOKENS else ""
-        return Exhausted(kind=kind, detail=self._sentence(kind, seconds) + needs)
+            return Exhausted(
+                kind=Kind.DURATION, detail=self._duration(seconds), parks=self.limits.on_exhausted == "park"
+            )
+        room = self._pot.room(call)
+        if purse is not None:
+            room = room.and_also(purse.look(call))
+        if room.problem is not None:
+            return room.problem
+        return self._admit(call, call.output if room.most is None else min(call.output, room.most))
 
     def settle(self, number: int, charge: Charge) -> None:
         """Put what a call used in place of what it held."""
@@ -180,11 +291,11 @@ class Ledger:
 
     def new_warnings(self, seconds: float) -> list[str]:
         """Sentences for the limits that are four fifths used, each once."""
-        found = []
-        for kind, (used, limit) in self._shares(seconds).items():
-            if limit is not None and kind not in self._warned and used * 10 >= limit * _WARN_TENTHS:
-                self._warned.add(kind)
-                found.append(self._sentence(kind, seconds))
+        near = self._pot.near()
+        if self.limits.duration is not None and seconds * 10 >= self.limits.duration * _WARN_TENTHS:
+            near.append((Kind.DURATION, self._duration(seconds)))
+        found = [sentence for kind, sentence in near if kind not in self._warned]
+        self._warned.update(kind for kind, _ in near)
         return found
 
     def raise_to(self, limits: Limits) -> None:
@@ -193,67 +304,43 @@ class Ledger:
         self._warned.clear()
 
     def left(self, seconds: float) -> dict[str, float | None]:
-        """What remains, with reservations taken off; None: no limit of that kind."""
-        holds = self._reserved()
-        taken = {Kind.TOKENS: holds.used.counted, Kind.COST: holds.cost_nano or 0, Kind.TOOL_CALLS: holds.tool_calls}
-        found: dict[str, float | None] = {}
-        for kind, (used, limit) in self._shares(seconds).items():
-            rest = None if limit is None else max(0, limit - used - taken.get(kind, 0))
-            name = kind.value.replace(" ", "_")
-            found[name] = rest / prices.DOLLAR if kind is Kind.COST and rest is not None else rest
-        return found
-
-    def _admit(self, call: Call, output: int) -> Admitted:
-        used = usage.Usage(input=call.input, output=output)
-        cost = None if call.price is None else call.price.most(call.input) + output * call.price.output_nano
-        number, self._next = self._next, self._next + 1
-        self._held[number] = reserved = Charge(used=used, cost_nano=cost, tool_calls=1, estimated=True)
-        return Admitted(number=number, reserved=reserved, output=output)
-
-    def _reserved(self) -> Charge:
-        held = self._held.values()
-        return Charge(
-            used=usage.Usage(input=sum(one.used.counted for one in held)),
-            cost_nano=sum(one.cost_nano or 0 for one in held),
-            tool_calls=sum(one.tool_calls for one in held),
-        )
-
-    def _room_tokens(self, call: Call) -> int | None:
-        if self.limits.tokens is None:
-            return None
-        taken = self.totals.used.counted + self._reserved().used.counted
-        return self.limits.tokens - taken - call.input
-
-    def _room_cost(self, call: Call) -> int | None:
-        limit = self.limits.cost_nano
-        if limit is None or call.price is None:
-            return None
-        rest = limit - self.totals.cost_nano - (self._reserved().cost_nano or 0) - call.price.most(call.input)
-        if call.price.output_nano == 0:
-            return call.output if rest >= 0 else -1
-        return rest // call.price.output_nano
-
-    def _room_tools(self) -> int | None:
-        """No limit of output, or no room for any."""
-        limit = self.limits.tool_calls
-        full = limit is not None and self.totals.tool_calls + self._reserved().tool_calls >= limit
-        return -1 if full else None
-
-    def _shares(self, seconds: float) -> dict[Kind, tuple[float, float | None]]:
+        """What remains, with reservations taken off; None: no limit of that kind. Money in US dollars."""
+        rest, duration = self._pot.rest(), self.limits.duration
         return {
-            Kind.TOKENS: (self.totals.used.counted, self.limits.tokens),
-            Kind.COST: (self.totals.cost_nano, self.limits.cost_nano),
-            Kind.TOOL_CALLS: (self.totals.tool_calls, self.limits.tool_calls),
-            Kind.DURATION: (seconds, self.limits.duration),
+            "tokens": rest.tokens,
+            "cost": None if rest.cost_nano is None else rest.cost_nano / prices.DOLLAR,
+            "tool_calls": rest.tool_calls,
+            "duration": None if duration is None else max(0.0, duration - seconds),
         }
 
-    def _sentence(self, kind: Kind, seconds: float) -> str:
-        used, limit = self._shares(seconds)[kind]
-        if kind is Kind.COST:
-            return f"{used / prices.DOLLAR:.4f} of {(limit or 0) / prices.DOLLAR:.2f} US dollars are used"
-        if kind is Kind.DURATION:
-            return f"{used:.0f} of {limit or 0:.0f} seconds are over"
-        return f"{used:.0f} of {limit or 0:.0f} {kind.value} are used"
+    @property
+    def _pot(self) -> Pot:
+        held = Units()
+        for charge in self._held.values():
+            held += charge.units
+        return Pot(
+            limit=self.limits.bounds, used=self.totals.units, held=held, parks=self.limits.on_exhausted == "park"
+        )
+
+    def _admit(self, call: Call, output: int) -> Admitted:
+        number, self._next = self._next, self._next + 1
+        self._held[number] = reserved = reservation(call, output)
+        return Admitted(number=number, reserved=reserved, output=output)
+
+    def _duration(self, seconds: float) -> str:
+        return f"{seconds:.0f} of {self.limits.duration or 0:.0f} seconds are over"
+
+
+def reservation(call: Call, output: int) -> Charge:
+    """The most that a call can use with so much output."""
+    used = usage.Usage(input=call.input, output=output)
+    cost = None if call.price is None else call.price.most(call.input) + output * call.price.output_nano
+    return Charge(used=used, cost_nano=cost, tool_calls=1, estimated=True)
+
+
+def least_output(call: Call) -> int:
+    """The least output with which a call makes sense."""
+    return min(call.least, call.output)
 
 
 def estimate_input(size: int) -> int:

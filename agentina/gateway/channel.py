@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from agentina.gateway import budgets
+from agentina.gateway import budgets, days
 from agentina.protocol import budgets as protocol_budgets
 
 #: Longest line, in bytes: a task's lists of hosts.
@@ -57,6 +57,25 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="v
     limits: budgets.Limits
 
 
+class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin", tag_field="verb"):
+    """The first order to a new process: what was used before."""
+
+    #: By tasks that ended: by day.
+    spent: dict[str, protocol_budgets.Units] = {}
+    #: By tasks of which more may come: by task and day.
+    of_tasks: dict[str, dict[str, protocol_budgets.Units]] = {}
+
+
+class Learn(msgspec.Struct, frozen=True, kw_only=True, tag="learn", tag_field="verb"):
+    """Budgets of the day, in answer to :class:`Wanted` or before anything was asked."""
+
+    known: days.Known
+    #: Milliseconds that the control plane's clock is ahead of this host's.
+    ahead_ms: int = 0
+    #: The control plane did not answer.
+    is_away: bool = False
+
+
 class Reload(msgspec.Struct, frozen=True, kw_only=True, tag="reload", tag_field="verb"):
     """Read settings and keys again."""
 
@@ -86,6 +105,19 @@ class Warned(msgspec.Struct, frozen=True, kw_only=True, tag="warned", tag_field=
     text: str
 
 
+class Wanted(msgspec.Struct, frozen=True, kw_only=True, tag="wanted", tag_field="verb"):
+    """What to ask the control plane for; answered by :class:`Learn`."""
+
+    want: days.Want
+
+
+class Parked(msgspec.Struct, frozen=True, kw_only=True, tag="parked", tag_field="verb"):
+    """A task is held at a call because a budget is used up; with an empty reason it goes on."""
+
+    task_id: str
+    reason: str = ""
+
+
 class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used", tag_field="verb"):
     """What a task used by now."""
 
@@ -94,8 +126,8 @@ class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used", tag_field="ver
     usage: list[protocol_budgets.ModelUsage]
 
 
-Order = Open | Listen | Close | Raise | Reload
-Word = Opened | Refused | Warned | Used
+Order = Begin | Learn | Open | Listen | Close | Raise | Reload
+Word = Opened | Refused | Warned | Used | Wanted | Parked
 orders: Final = msgspec.json.Decoder(Order)
 words: Final = msgspec.json.Decoder(Word)
 

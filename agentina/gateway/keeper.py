@@ -39,10 +39,25 @@ class Keeper:
     """Keeps one gateway process while there are tasks for it."""
 
     def __init__(
-        self, settings: Path, *, hear: Callable[[channel.Word], None], idle_seconds: float = IDLE_SECONDS
+        self,
+        settings: Path,
+        *,
+        hear: Callable[[channel.Word], None],
+        prologue: Callable[[], list[channel.Order]] = list,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
+        """Take collaborators.
+
+        Args:
+            settings: ``gateway.yaml``.
+            hear: Takes what the process says.
+            prologue: Makes what each new process is told first.
+            idle_seconds: How long it stays without a task.
+
+        """
         self._settings = settings
         self._hear = hear
+        self._prologue = prologue
         self._idle_seconds = idle_seconds
         self._orders: dict[str, channel.Open] = {}
         self._answers: dict[str, asyncio.Future[str]] = {}
@@ -102,8 +117,8 @@ class Keeper:
         if not self._orders and self._writer is not None:
             self._writer.close()
 
-    def raise_to(self, order: channel.Raise) -> None:
-        """Put another budget in force for a task."""
+    def tell(self, order: channel.Order) -> None:
+        """Tell the process something, if there is one."""
         self._send(order)
 
     def reload(self) -> None:
@@ -159,7 +174,7 @@ class Keeper:
 
     async def _listen(self, ours: socket.socket) -> bool:
         reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=channel.MAX_LINE)
-        for order in self._orders.values():
+        for order in [*self._prologue(), *self._orders.values()]:
             self._send(order)
         served = False
         # A process that was killed resets the connection where one that ends closes it.

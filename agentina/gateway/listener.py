@@ -108,9 +108,7 @@ class Listener:
         elif request.path in {"/", "/anthropic", "/anthropic/"}:
             await client.answer(200, b'{"gateway":"agentina"}', media=_JSON)
         elif request.path == "/agentina/budget":
-            left = self.task.ledger.left(self.task.seconds)
-            document = {"left": left, "used": self.task.ledger.totals, "limits": self.task.ledger.limits}
-            await client.answer(200, msgspec.json.encode(document), media=_JSON)
+            await client.answer(200, msgspec.json.encode(await self.task.budget()), media=_JSON)
         else:
             await self._models.serve(client, request, self.task)
 

@@ -20,7 +20,7 @@ from agentina.system import clock, tasks
 #: Seconds between pings to a task that waits, until one gives up waiting for other calls, and for the operator.
 PING_SECONDS: Final = 15.0
 _WAIT_SECONDS: Final = 600.0
-_PARK_SECONDS: Final = 3600.0
+_PARK_SECONDS: Final = 86_400.0
 #: Idle connections kept for each provider, and seconds for which one is used again.
 _MAX_IDLE: Final = 8
 _IDLE_SECONDS: Final = 15.0
@@ -270,6 +270,16 @@ class _Call:
             AgentinaError: ``BUDGET_EXHAUSTED``, ``MODEL_REFUSED``, or the record cannot be written.
 
         """
+        try:
+            return await self._wait_for_room(wish, asked)
+        finally:
+            self._parks("")
+
+    def _parks(self, reason: str) -> None:
+        """Tell of being held for a budget, or of not being held any more."""
+        self._task.park(self, reason)
+
+    async def _wait_for_room(self, wish: calls.Wish, asked: budgets.Call) -> budgets.Admitted:
         began = self._models.now()
         while True:
             changed = self._task.changed
@@ -286,8 +296,8 @@ class _Call:
             else:
                 refusal = errors.BUDGET_EXHAUSTED(problem=decision.detail, reason=decision.kind.value)
                 self._task.note_refusal(refusal)
-                parks = self._task.ledger.limits.on_exhausted == "park" and wish.streamed
-                patient = parks and waited < _PARK_SECONDS
+                patient = decision.parks and wish.streamed and waited < _PARK_SECONDS
+                self._parks(decision.detail if patient else "")
             if not patient or self._task.closing.is_set():
                 raise refusal
             await self._hold(changed, pings=wish.streamed)

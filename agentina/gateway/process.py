@@ -7,6 +7,7 @@ It has the providers' keys, so nobody of the same user may look into it: no core
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -20,12 +21,18 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.gateway import account, channel, egress, listener, models, rules, settings
-from agentina.system import clock
+from agentina.gateway import account, channel, days, egress, listener, models, rules, settings
+from agentina.system import clock, tasks
 
 _PR_SET_DUMPABLE: Final = 4
 #: Bytes to the daemon that may wait; more are dropped, since all they say is in the records as well.
 _MAX_WAITING: Final = 8 << 20
+#: Seconds between questions for a share of a budget: while nothing is wanted, while a call is held, and at least.
+_REGULAR_SECONDS: Final = 30.0
+_PARKED_SECONDS: Final = 4.0
+_SOON_SECONDS: Final = 0.05
+#: Seconds the daemon may take to answer; it gives up sooner itself.
+_ANSWER_SECONDS: Final = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -39,18 +46,27 @@ class Gateway:
         self._writer = writer
         self._clock = clock.SystemClock()
         self._egress = egress.Egress()
+        self._days = days.Days(now_ms=self._clock.wall_ms)
+        #: Set when the control plane should be asked for a share; :meth:`_ask` waits for it.
+        self._wish = asyncio.Event()
+        #: The daemon has answered what it was asked last.
+        self._answered = asyncio.Event()
         self._models: models.Models | None = None
         self._doors: dict[str, listener.Listener] = {}
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Follow orders until the daemon is gone."""
-        while line := await _next_line(reader):
-            try:
-                await self._follow(channel.orders.decode(line))
-            except msgspec.MsgspecError as error:
-                _log.error("an order of the daemon cannot be read: %s", error)
-            except Exception:  # noqa: BLE001 - a fault of ours with one task must not end the way out of all others
-                _log.exception("an order of the daemon could not be followed")
+        asking = tasks.start(self._ask(), name="budgets")
+        try:
+            while line := await _next_line(reader):
+                try:
+                    await self._follow(channel.orders.decode(line))
+                except msgspec.MsgspecError as error:
+                    _log.error("an order of the daemon cannot be read: %s", error)
+                except Exception:  # noqa: BLE001 - a fault of ours with one task must not end the way out of all others
+                    _log.exception("an order of the daemon could not be followed")
+        finally:
+            await tasks.cancel(asking)
         for door in list(self._doors.values()):
             await door.close()
         if self._models is not None:
@@ -65,10 +81,18 @@ class Gateway:
             problem = await self._listen(order)
             if problem:
                 self._tell(channel.Opened(task_id=order.task_id, problem=problem))
+        elif isinstance(order, channel.Begin):
+            self._days.begin(order.spent, order.of_tasks)
+        elif isinstance(order, channel.Learn):
+            self._days.learn(order.known, ahead_ms=order.ahead_ms, is_away=order.is_away)
+            self._answered.set()
+            for door in self._doors.values():
+                door.task.wake()
         elif isinstance(order, channel.Close):
-            door = self._doors.pop(order.task_id, None)
-            if door is not None:
-                await door.close()
+            closed = self._doors.pop(order.task_id, None)
+            if closed is not None:
+                await closed.close()
+                self._wish.set()  # what it held is given back
         else:
             self._raise(order)
 
@@ -80,7 +104,7 @@ class Gateway:
             if self._models is None:
                 self._models = models.Models(self._load(), clocks=self._clock)
             grants = rules.Rules(scope=order.scope, policy=order.policy, networks=self._models.loaded.networks)
-            task = account.Account(order, grants=grants, clocks=self._clock, tell=self._tell)
+            task = account.Account(order, grants=grants, clocks=self._clock, tell=self._tell, shared=self._days)
             door = listener.Listener(task, serving=self._models, ways=self._egress)
             try:
                 if order.door is not None:
@@ -91,6 +115,7 @@ class Gateway:
         except errors.AgentinaError as error:
             return error.message
         self._doors[order.task_id] = door
+        self._wish.set()  # what is known may be half a minute old
         return ""
 
     async def _listen(self, order: channel.Listen) -> str:
@@ -102,6 +127,26 @@ class Gateway:
             except errors.AgentinaError as error:
                 return error.message
         return ""
+
+    async def _ask(self) -> None:
+        """Ask the control plane for a share when calls want one, after the end of tasks, and now and then."""
+        self._days.on_unmet = self._wish.set
+        pause = _SOON_SECONDS
+        while True:
+            hurry = self._days.is_starved or any(door.task.is_parked for door in self._doors.values())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PARKED_SECONDS if hurry else _REGULAR_SECONDS):
+                    await self._wish.wait()
+            self._wish.clear()
+            self._answered.clear()
+            want = self._days.want()
+            self._tell(channel.Wanted(want=want))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await self._answered.wait()
+            # An answer that brought nothing new is not asked for again at once.
+            pause = min(2 * pause, _PARKED_SECONDS) if self._days.is_starved else _SOON_SECONDS
+            await asyncio.sleep(pause)
 
     def _raise(self, order: channel.Raise) -> None:
         door = self._doors.get(order.task_id)

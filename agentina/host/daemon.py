@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agentina import __version__, errors
 from agentina.client import backoff, link
@@ -59,6 +59,9 @@ from agentina.protocol import local, units, versions, wire
 from agentina.runners import registry as runners
 from agentina.system import clock, files, notify, paths, services
 from agentina.system import tasks as background
+
+if TYPE_CHECKING:
+    from agentina.host import shares
 
 #: Seconds the orderly end may take; tasks and reports are safe without it.
 _END_SECONDS: Final = 2.0
@@ -217,6 +220,7 @@ class Daemon:
             executor=self._executor,
             rules=lambda: self._standing.host_policy,
             note=self._note,
+            make_shares=self._make_shares,
         )
         self._work.gates = self._gates
         self._parts.append(self._gates.stop)
@@ -265,6 +269,17 @@ class Daemon:
             offline=self._grace,
             leaving=self._departure,
             updates=self._orders,
+            now_ms=self._link.now_ms,
+            clocks=self._clock,
+        )
+
+    def _make_shares(self) -> shares.Shares:
+        from agentina.host import shares as made  # noqa: PLC0415 - only tasks with a gateway need it
+
+        return made.Shares(
+            self._instance.state,
+            sessions=self._session,
+            held=lambda: self._tasks.all,
             now_ms=self._link.now_ms,
             clocks=self._clock,
         )

@@ -45,6 +45,10 @@ class Entry:
     token: str = dataclasses.field(default="", repr=False)
     #: What it used of models so far, by day and model, as the gateway said it last.
     models: list[budgets.ModelUsage] = dataclasses.field(default_factory=list)
+    #: Why the gateway holds it at a call; empty: it does not.
+    parked: str = ""
+    #: Its budget, where an operator changed it since.
+    budget: jobs.Budget | None = None
     secrets: list[bytes] = dataclasses.field(default_factory=list)
     #: What it prints, where its runner can read that.
     run: runs.Run | None = None

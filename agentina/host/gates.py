@@ -20,11 +20,12 @@ from agentina import errors
 from agentina.executors import contract
 from agentina.host import entries, policy, state
 from agentina.protocol import budgets, jobs, units, verbs
-from agentina.system import files
+from agentina.system import files, tasks
 
 if TYPE_CHECKING:
+    from agentina.gateway import budgets as gateway_budgets
     from agentina.gateway import channel, keeper
-    from agentina.host import anomalies
+    from agentina.host import anomalies, shares
 
 _NAME: Final = "gateway.json"
 _MAX: Final = 4 << 20
@@ -83,6 +84,7 @@ class Gates:
         executor: contract.Executor,
         rules: Callable[[], policy.Policy | None],
         note: Callable[[str, str], None],
+        make_shares: Callable[[], shares.Shares],
     ) -> None:
         """Take collaborators.
 
@@ -91,6 +93,7 @@ class Gates:
             executor: The one tasks are started with.
             rules: Gives the owner's rules; None: they cannot be understood.
             note: Puts a sentence into the timeline of a task, by its id.
+            make_shares: Makes the keeping of the budgets of the day.
 
         """
         self._settings = settings
@@ -101,7 +104,13 @@ class Gates:
         self._notes: collections.Counter[str] = collections.Counter()
         self._executor = executor
         self._rules = rules
+        self._make_shares = make_shares
         self._keeper: keeper.Keeper | None = None
+        self._kept: shares.Shares | None = None
+        #: The question to the control plane about budgets that is under way.
+        self._asking: asyncio.Task[None] | None = None
+        #: What the gateway wanted last.
+        self._wanted: channel.Wanted | None = None
         self._open: dict[str, entries.Entry] = {}
 
     def dress(self, entry: entries.Entry) -> jobs.JobSpec:
@@ -136,7 +145,6 @@ class Gates:
         job = entry.job
         if job is None or not entry.token:
             return launch
-        from agentina.gateway import budgets as rules_of_budgets  # noqa: PLC0415 - see the class
         from agentina.gateway import channel, forwarder, tokens, variables  # noqa: PLC0415 - see the class
 
         rules = self._rules()
@@ -149,7 +157,7 @@ class Gates:
             digest=tokens.digest(entry.token),
             scope=job.scope.hosts,
             policy=[] if rules is None else rules.hosts,
-            limits=msgspec.convert(msgspec.to_builtins(limits), rules_of_budgets.Limits),
+            limits=_limits(limits),
         )
         files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(order), durable=False)
         await self._serve(entry, order)
@@ -172,11 +180,14 @@ class Gates:
             self._listen(entry)
         elif operation is state.Do.COLLECT:
             self.close(entry)
+            await self._conclude(entry)
+            self._tell_usage(entry)
         elif operation is state.Do.UPLOAD and not entry.models:
-            self._read_usage(entry)  # one whose end the daemon found out from what is on disk
+            await self._conclude(entry)  # one whose end the daemon found out from what is on disk
 
     async def stop(self) -> None:
         """Let the gateway end; tasks go on, and the next daemon opens it again."""
+        await tasks.cancel(self._asking)
         if self._keeper is not None:
             await self._keeper.stop()
 
@@ -189,7 +200,7 @@ class Gates:
         if self._keeper is None:
             from agentina.gateway import keeper as made  # noqa: PLC0415 - see the class
 
-            self._keeper = made.Keeper(Path(self._settings), hear=self._hear)
+            self._keeper = made.Keeper(Path(self._settings), hear=self._hear, prologue=self._shares.prologue)
         await self._keeper.open(order)
         self._open[entry.task_id] = entry
 
@@ -215,6 +226,23 @@ class Gates:
                 extra={"action": "gateway-lost", "task": entry.task_id},
             )  # fmt: skip
 
+    @property
+    def _shares(self) -> shares.Shares:
+        if self._kept is None:
+            self._kept = self._make_shares()
+            self._kept.on_changed = self._raise
+        return self._kept
+
+    def _raise(self, task_id: str, budget: jobs.Budget) -> None:
+        """Put the budget in force that an operator gave a task."""
+        entry = self._open.get(task_id)
+        if self._keeper is None or entry is None or entry.budget == budget:
+            return
+        from agentina.gateway import channel  # noqa: PLC0415 - loaded already: the gateway runs
+
+        entry.budget = budget
+        self._keeper.tell(channel.Raise(task_id=task_id, limits=_limits(budget)))
+
     def close(self, entry: entries.Entry) -> None:
         """Let go of a task that has ended, or was never started."""
         if entry.job is None or not asks(entry.job):
@@ -222,7 +250,9 @@ class Gates:
         if self._keeper is not None and self._open.pop(entry.task_id, None) is not None:
             del self._notes[entry.task_id]
             self._keeper.close(entry.task_id)
-        self._read_usage(entry)
+        entry.parked = ""
+
+    def _tell_usage(self, entry: entries.Entry) -> None:
         used = budgets.add(entry.models)
         if used.calls:
             unknown = f", not counting {used.unpriced} calls without a price" if used.unpriced else ""
@@ -233,7 +263,7 @@ class Gates:
             _log.info("task %s %s", entry.task_id, text, extra={"action": "task-usage", "task": entry.task_id})
             self._note(entry.task_id, text)
 
-    def _read_usage(self, entry: entries.Entry) -> None:
+    async def _conclude(self, entry: entries.Entry) -> None:
         """Find out what a task that has ended used: its record tells, whoever was killed meanwhile."""
         from agentina.gateway import record  # noqa: PLC0415 - see the class
 
@@ -241,6 +271,8 @@ class Gates:
         if story is not None:
             story.conclude()
             entry.models = story.usage()
+            if entry.models:
+                await self._shares.end(entry.task_id, entry.models)
 
     def _hear(self, word: channel.Word) -> None:
         """Put what the gateway says of a task into its timeline, and into the log; its record has it as well."""
@@ -261,6 +293,22 @@ class Gates:
             self._tell(word.task_id, f"the budget is nearly used up: {word.text}")
         elif isinstance(word, said.Used) and word.task_id in self._open:
             self._open[word.task_id].models = word.usage
+        elif isinstance(word, said.Parked) and word.task_id in self._open:
+            self._open[word.task_id].parked = word.reason
+            self._tell(
+                word.task_id,
+                f"held at a call: {word.reason}" if word.reason else "goes on: the call is not held any more",
+            )
+        elif isinstance(word, said.Wanted):
+            self._asking = tasks.start(self._exchange(word), name="budgets", on_failure=lambda _: None)
+
+    async def _exchange(self, word: channel.Wanted) -> None:
+        """Pass the gateway's wish for a share of budgets on, and the answer back."""
+        self._wanted = word
+        learned = await self._shares.exchange(word.want)
+        # A newer process of the gateway has promised less since: an answer to the old one may say more.
+        if self._keeper is not None and self._wanted is word:
+            self._keeper.tell(learned)
 
     def _tell(self, task_id: str, text: str) -> None:
         if task_id in self._open and self._notes[task_id] < _MAX_NOTES:
@@ -273,3 +321,9 @@ def _door(door: contract.Door) -> channel.Door | None:
     from agentina.gateway import channel as said  # noqa: PLC0415 - see Gates
 
     return None if door.outside is None else said.Door(directory=str(door.outside), is_shared=door.is_shared)
+
+
+def _limits(budget: jobs.Budget) -> gateway_budgets.Limits:
+    from agentina.gateway import budgets as made  # noqa: PLC0415 - see the class
+
+    return msgspec.convert(msgspec.to_builtins(budget), made.Limits)

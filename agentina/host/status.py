@@ -8,7 +8,7 @@ from typing import Literal
 from agentina import __version__
 from agentina.executors import contract
 from agentina.host import config, entries, heartbeat, identity, orders, outbox, probe, session, standing, state, tasks
-from agentina.protocol import local, wire
+from agentina.protocol import budgets, local, wire
 from agentina.protocol.states import Reason, State
 from agentina.system import clock, paths
 
@@ -136,4 +136,7 @@ class StatusView:
             output_bytes=entry.directory.output_size(),
             lease_seconds=left,
             progress=entry.progress,
+            used=budgets.add(entry.models) if entry.models else None,
+            budget=None if entry.job is None else entry.budget or entry.job.budget,
+            parked=entry.parked,
         )

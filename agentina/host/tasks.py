@@ -118,6 +118,7 @@ class Tasks:
                 answered=entry.answered,
                 agent=None if entry.run is None else entry.run.so_far(entry.secrets),
                 models=entry.models,
+                parked=entry.parked,
             )
             for entry in self._entries.values()
         ]

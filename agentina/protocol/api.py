@@ -72,6 +72,8 @@ class TaskView(_Message, frozen=True, kw_only=True):
     models: list[budgets.ModelUsage] = []
     #: How far it said it was, last.
     progress: Progress | None = None
+    #: Why it is held at a call of a model (a budget is used up); empty: it is not.
+    parked: str = ""
 
 
 class JobEvent(_Message, frozen=True, kw_only=True):
@@ -98,7 +100,7 @@ class JobView(_Message, frozen=True, kw_only=True):
     #: Ended without success and out of attempts: a dead letter, kept until retried or removed.
     dead_letter: bool = False
     #: What its tasks used of models, by model; those that run as of some seconds ago.
-    usage: list[UsageRow] = []
+    usage: list[budgets.UsageRow] = []
 
 
 class JobList(_Message, frozen=True, kw_only=True):
@@ -364,30 +366,6 @@ class RolloutList(_Message, frozen=True, kw_only=True):
     """``GET /v1/rollouts``: the newest first."""
 
     rollouts: list[RolloutSummary]
-
-
-# --- what models were used for ---------------------------------------------------------------------------------------
-
-
-class UsageRow(budgets.Amounts, frozen=True, kw_only=True):
-    """What calls of models used together."""
-
-    #: Id of a job or agent, name of an organization or model, or a day.
-    key: str
-    #: What people call it, where that is something else.
-    name: str = ""
-
-
-class UsageReport(_Message, frozen=True, kw_only=True):
-    """``GET /v1/usage``: the days are of UTC, both included. What runs is as of half a minute ago."""
-
-    by: str
-    since: str
-    until: str
-    rows: list[UsageRow]
-    #: All of it together, also what is in no row because there are more than was asked for.
-    total: budgets.Amounts
-    is_cut: bool = False
 
 
 # --- anomalies ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What models were used for, as the gateways of hosts count it. Pure.
+"""What models were used for, as the gateways of hosts count it, and what they may be used for. Pure.
 
 Amounts of money are whole nano-dollars, never fractions: one token of a cheap model costs 50 of them. A day is one of
 UTC, written ``2026-11-21``; a call belongs to the day on which it was let through.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
+
+from agentina.protocol import jobs
 
 #: Nano-dollars in a US dollar.
 DOLLAR: Final = 1_000_000_000
@@ -91,3 +93,181 @@ def show_money(nano: int) -> str:
     if 0 < nano < DOLLAR // 10_000:
         return "<$0.0001"
     return f"${nano / DOLLAR:,.4f}"
+
+
+# --- budgets of agents and organizations, for each day ---------------------------------------------------------------
+# docs/explanation/budgets.md has the rules: an organization's budget is divided into shares, one a host, and no host
+# uses more than its share; so all of them together never use more than the budget, whoever is away.
+
+
+class Units(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Amounts of what budgets limit."""
+
+    #: Tokens, without those read from the provider's cache.
+    tokens: Count = 0
+    cost_nano: Count = 0
+    tool_calls: Count = 0
+
+    def __add__(self, other: Units) -> Units:
+        return Units(
+            tokens=self.tokens + other.tokens,
+            cost_nano=self.cost_nano + other.cost_nano,
+            tool_calls=self.tool_calls + other.tool_calls,
+        )
+
+    def __sub__(self, other: Units) -> Units:
+        return Units(
+            tokens=self.tokens - other.tokens,
+            cost_nano=self.cost_nano - other.cost_nano,
+            tool_calls=self.tool_calls - other.tool_calls,
+        )
+
+
+#: What budgets limit.
+KINDS: Final = Units.__struct_fields__
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Limits. None: none of that kind."""
+
+    tokens: Count | None = None
+    cost_nano: Count | None = None
+    tool_calls: Count | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is limited."""
+        return all(getattr(self, kind) is None for kind in KINDS)
+
+
+OnExhausted = Literal["stop", "park"]
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A host's part of its organization's budget of a day."""
+
+    #: The whole budget.
+    limit: Bounds = Bounds()
+    #: What this host may have used at the end of the day, from its beginning.
+    cap: Bounds = Bounds()
+    #: What nobody has used yet, as far as the control plane knows: more than this can never be had.
+    left: Bounds = Bounds()
+    #: What a host may keep beyond its need; what is more it gives back.
+    cushion: Units = Units()
+    #: At the limit: ``stop`` refuses further calls, ``park`` holds a streamed call until there is more.
+    on_exhausted: OnExhausted = "stop"
+
+
+class Whole(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The budget of one agent for a day: no other host uses it."""
+
+    limit: Bounds = Bounds()
+    on_exhausted: OnExhausted = "stop"
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``POST /v1/agent/budgets``: what a host used, what it gives back, what it wants."""
+
+    session: int
+    #: Rising within a session: one that arrives after a later one changes nothing.
+    number: Count
+    day: Day
+    #: The host's word: it uses no more than this until it hears an answer. None: it has no share.
+    promise: Units | None = None
+    #: Used by calls that ended on that day, and what calls under way may use besides.
+    spent: Units = Units()
+    held: Units = Units()
+    #: What it wants to be allowed to use, from the day's beginning; and less than what is of no use to it.
+    want: Units = Units()
+    least: Units = Units()
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Answer to :class:`Ask`: levels, not changes. None: there is no such budget."""
+
+    number: Count = 0
+    #: The control plane's day; for another one nothing is shared out, because a clock is wrong.
+    day: Day
+    organization: Share | None = None
+    agent: Whole | None = None
+    #: Budgets of held tasks that an operator changed, by task.
+    tasks: dict[str, jobs.Budget] = {}
+
+
+# --- for operators ---------------------------------------------------------------------------------------------------
+
+
+class UsageRow(Amounts, frozen=True, kw_only=True):
+    """What calls of models used together."""
+
+    #: Id of a job or agent, name of an organization or model, or a day.
+    key: str
+    #: What people call it, where that is something else.
+    name: str = ""
+
+
+class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /v1/usage``: the days are of UTC, both included. What runs is as of half a minute ago."""
+
+    by: str
+    since: str
+    until: str
+    rows: list[UsageRow]
+    #: All of it together, also what is in no row because there are more than was asked for.
+    total: Amounts
+    is_cut: bool = False
+
+
+class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget, and what is used of it. Money is in nano-dollars."""
+
+    scope: Literal["organization", "agent", "job"]
+    #: Of an organization its name, else the id.
+    name: str
+    #: What people call it, where that is something else.
+    label: str = ""
+    limit: Bounds
+    used: Units
+    left: Bounds
+    on_exhausted: OnExhausted
+    #: Of those that hold for each day: the day (UTC) this is about. Those of a job hold for each of its tasks.
+    day: str = ""
+    #: What was added to the limit for this day only; ``limit`` has it in.
+    extra: Units = Units()
+    #: Of an organization: what hosts may use together before they have to ask again.
+    shared: Units = Units()
+    #: Of a job: seconds since a task's start after which no call is let through.
+    duration: float | None = None
+    #: Tasks that are held for a budget, and why.
+    parked: list[str] = []
+
+
+class BudgetList(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /v1/budgets``."""
+
+    budgets: list[BudgetView]
+
+
+_Limit = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
+
+
+class BudgetSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``PUT /v1/budgets/{scope}/{name}``: the limits there are from now on; None: none of that kind."""
+
+    tokens: _Limit | None = None
+    cost_nano: _Limit | None = None
+    tool_calls: _Limit | None = None
+    #: Seconds; of a job only.
+    duration: _Seconds | None = None
+    #: None: as it was; at first ``stop``.
+    on_exhausted: OnExhausted | None = None
+
+
+class BudgetRaise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/budgets/{scope}/{name}/raise``: what to add; to a job's for good, to a daily one today."""
+
+    tokens: _Limit = 0
+    cost_nano: _Limit = 0
+    tool_calls: _Limit = 0
+    duration: _Seconds = 0.0

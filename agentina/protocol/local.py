@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from agentina.protocol import budgets, jobs
 from agentina.protocol.states import Reason, State
 from agentina.protocol.wire import HostFacts, Outcome, Progress, UpdateReport
 
@@ -52,6 +53,11 @@ class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
     lease_seconds: float | None = None
     #: How far it said it was.
     progress: Progress | None = None
+    #: What it used of models so far, and its budget; None: it has none.
+    used: budgets.Amounts | None = None
+    budget: jobs.Budget | None = None
+    #: Why it is held at a call of a model; empty: it is not.
+    parked: str = ""
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):

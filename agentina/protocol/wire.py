@@ -144,6 +144,8 @@ class Held(_Message, frozen=True, kw_only=True):
     agent: AgentRun | None = None
     #: What it used of models so far; in heartbeats only.
     models: ModelRows = []
+    #: Why it is held at a call of a model (a budget is used up); empty: it is not.
+    parked: Detail = ""
 
 
 class SessionOpen(_Message, frozen=True, kw_only=True):

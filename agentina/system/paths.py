@@ -11,6 +11,9 @@ ROOT_VARIABLE: Final = "AGENTINA_ROOT"
 #: Longest path of a Unix socket, with its final NUL (unix(7)).
 _MAX_SOCKET_PATH: Final = 108
 
+#: Files beside those of instances: of the owner's rules, and of the gateway where that is its usual place.
+_SHARED: Final = frozenset({"policy.yaml", "gateway.yaml"})
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layout:
@@ -76,7 +79,7 @@ class Layout:
 
     def instances(self) -> list[str]:
         """Names of the installed instances, sorted."""
-        return sorted(path.stem for path in self.config_directory.glob("*.yaml") if path.name != "policy.yaml")
+        return sorted(path.stem for path in self.config_directory.glob("*.yaml") if path.name not in _SHARED)
 
     def instance(self, name: str) -> InstancePaths:
         """The paths of one instance; ``name`` must have been checked."""

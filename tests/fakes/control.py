@@ -22,7 +22,7 @@ import msgspec
 
 from agentina import errors
 from agentina.host import config, identity
-from agentina.protocol import jobs, signing, states, wire
+from agentina.protocol import budgets, jobs, signing, states, wire
 from agentina.protocol.states import FINAL, Reason, State
 from agentina.system import paths
 from tests.fakes import deadlines
@@ -92,6 +92,9 @@ class FakeControl:
         #: Changes an envelope before it is sent.
         self.tamper: Callable[[signing.Signed], signing.Signed] = lambda signed: signed
         self.unknown: set[str] = set()
+        #: What hosts asked about budgets of the day, and what they are answered: that there are none.
+        self.asked: list[budgets.Ask] = []
+        self.shares: Callable[[budgets.Ask], budgets.Answer] = lambda asked: budgets.Answer(day=asked.day)
         self._changed = asyncio.Event()
         #: Part of every id: a daemon ends what a lost task left by the id, on the whole machine.
         self._ours = secrets.token_hex(4)
@@ -300,6 +303,11 @@ class FakeControl:
             return await self._poll(msgspec.json.decode(body, type=wire.Poll))
         if parts == ["reports"]:
             return self._reports(msgspec.json.decode(body, type=wire.Reports))
+        if parts == ["budgets"]:
+            asked = msgspec.json.decode(body, type=budgets.Ask)
+            self._check(asked.session)
+            self.asked.append(asked)
+            return self.shares(asked)
         assert parts[0] == "tasks", target
         return self._upload(parts, query, body)
 

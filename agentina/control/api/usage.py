@@ -6,12 +6,12 @@ from typing import Final
 
 from agentina.control.api import routing
 from agentina.control.services import usage
-from agentina.protocol import api
+from agentina.protocol import budgets
 
 _MAX_ROWS: Final = 10_000
 
 
-async def report(call: routing.Call) -> api.UsageReport:
+async def report(call: routing.Call) -> budgets.UsageReport:
     """Usage of some days in groups."""
     return usage.report(
         call.control, by=call.query["by"], since=call.query["since"], until=call.query["until"],
@@ -31,6 +31,6 @@ def routes() -> list[routing.Route]:
     return [
         routing.Route(
             method="GET", path="/v1/usage", handler=report, summary="What models were used for, and what it cost",
-            auth="viewer", answer=api.UsageReport, query=query,
+            auth="viewer", answer=budgets.UsageReport, query=query,
         )
     ]  # fmt: skip

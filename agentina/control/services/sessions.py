@@ -179,6 +179,7 @@ def heartbeat(control: plane.Plane, agent: fleet.Agent, message: wire.Heartbeat)
         if held is not None and held.deadline > now:
             held.deadline = now + control.settings.lease_seconds
             held.is_taken, held.spec, held.run = True, None, listed.agent
+            held.parked = listed.parked
             if listed.models and listed.models != held.models:
                 held.models = control.usage_told[held.task] = listed.models
             renewed.append(listed.task_id)

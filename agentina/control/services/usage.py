@@ -9,7 +9,7 @@ from agentina import errors
 from agentina.control import plane
 from agentina.control.services import changes
 from agentina.control.store import engine, tasks, usage
-from agentina.protocol import api, budgets
+from agentina.protocol import budgets
 
 #: Tasks in one operation; requests come in between.
 _CHUNK: Final = 200
@@ -41,7 +41,7 @@ async def flush(control: plane.Plane) -> None:
 
 def report(
     control: plane.Plane, *, by: str, since: str | None, until: str | None, organization: str | None, limit: int
-) -> api.UsageReport:
+) -> budgets.UsageReport:
     """Usage of some days in groups.
 
     Raises:
@@ -63,21 +63,21 @@ def report(
         )
 
     groups, total = control.store.read(read)
-    return api.UsageReport(
+    return budgets.UsageReport(
         by=by, since=first.isoformat(), until=last.isoformat(),
         rows=[_row(one.key, one.name, one.amounts) for one in groups[:limit]],
         total=total, is_cut=len(groups) > limit,
     )  # fmt: skip
 
 
-def of_job(tx: engine.Transaction, job: int) -> list[api.UsageRow]:
+def of_job(tx: engine.Transaction, job: int) -> list[budgets.UsageRow]:
     """What a job used, by model."""
     return [_row(model, "", amounts) for model, amounts in usage.of_job(tx, job)]
 
 
-def _row(key: str, name: str, amounts: budgets.Amounts) -> api.UsageRow:
+def _row(key: str, name: str, amounts: budgets.Amounts) -> budgets.UsageRow:
     figures = {figure: getattr(amounts, figure) for figure in budgets.FIGURES}
-    return api.UsageRow(key=key, name=name, **figures)
+    return budgets.UsageRow(key=key, name=name, **figures)
 
 
 def _day(text: str, name: str) -> dt.date:

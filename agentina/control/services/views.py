@@ -95,6 +95,7 @@ def task_view(control: plane.Plane, job: str, row: engine.Row) -> api.TaskView:
         run=None if held is None else held.run,
         models=[] if held is None else held.models,
         progress=None if row["progress"] is None else msgspec.json.decode(row["progress"], type=wire.Progress),
+        parked="" if held is None else held.parked,
     )  # fmt: skip
 
 

@@ -138,6 +138,17 @@ def spec(tx: engine.Transaction, job: int) -> str:
     return str(row[0])
 
 
+def changed_spec(tx: engine.Transaction, job: int) -> str | None:
+    """The specification of a job whose budget was changed since it was submitted; None: it was not."""
+    row = tx.one("SELECT spec FROM jobs WHERE id = :id AND budget_changed = 1", id=job)
+    return None if row is None else str(row[0])
+
+
+def change_budget(tx: engine.Transaction, job: int, spec: str) -> None:
+    """Store the specification with another budget."""
+    tx.execute("UPDATE jobs SET spec = :spec, budget_changed = 1 WHERE id = :id", id=job, spec=spec)
+
+
 def by_submission(tx: engine.Transaction, organization: int, key: str) -> engine.Row | None:
     """The job an idempotency key made."""
     return tx.one(

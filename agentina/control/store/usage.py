@@ -90,5 +90,14 @@ def of_job(tx: engine.Transaction, job: int) -> list[tuple[str, budgets.Amounts]
     return [(row["model"], _amounts(row)) for row in rows]
 
 
+def of_task(tx: engine.Transaction, job: int, number: int) -> list[budgets.Amounts]:
+    """What one task of a job used, by day and model."""
+    rows = tx.all(
+        "SELECT u.* FROM usage u JOIN tasks t ON t.id = u.task_id WHERE t.job_id = :job AND t.number = :number",
+        job=job, number=number,
+    )  # fmt: skip
+    return [_amounts(row) for row in rows]
+
+
 def _amounts(row: engine.Row) -> budgets.Amounts:
     return budgets.Amounts(**{name: row[name] for name in budgets.FIGURES})

@@ -29,7 +29,7 @@ REFUSABLE = [name for name, route in ROUTES.items() if route.query or route.requ
 SELDOM_DONE = {name for name, route in ROUTES.items() if route.auth == "agent"} | {
     "POST /v1/activate", "POST /v1/jobs/{job}/retry", "GET /v1/jobs/{job}/artifacts/{name}",
     "GET /releases/{path}", "POST /v1/rollouts", "POST /v1/rollouts/{rollout}/resume",
-    "POST /v1/anomalies/{anomaly}/reopen",
+    "POST /v1/anomalies/{anomaly}/reopen", "POST /v1/budgets/{scope}/{name}/raise", "DELETE /v1/budgets/{scope}/{name}",
 }  # fmt: skip
 
 CHECKS = [
@@ -126,7 +126,7 @@ def scene(server: simulated.Process, description: Any) -> Iterator[Scene]:
         yield Scene(
             url=server.url, description=description, connections=connections, operator=operator, agent=agent,
             path={"job": task.partition(".")[0], "task": task, "agent": bystander, "token": token, "name": "described",
-                  "rollout": rollout, "anomaly": anomaly},
+                  "rollout": rollout, "anomaly": anomaly, "scope": "organization"},
             query={"session": agent.session, "offset": 0, "task": task, "organization": "default", "after": 0},
             body={"session": agent.session, "stream": agent.stream, "task_id": task, "protocol": 1,
                   "runner": "command", "payload": {"argv": ["true"]}, "name": "described",

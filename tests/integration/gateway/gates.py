@@ -15,6 +15,7 @@ from agentina.gateway import (
     account,
     budgets,
     channel,
+    days,
     egress,
     listener,
     models,
@@ -146,6 +147,7 @@ async def opened(
     stall_seconds: float = 20.0,
     keys: int = 1,
     url: str = "",
+    known: days.Known | None = None,
 ) -> AsyncIterator[Gate]:
     """A task's door, open."""
     directory = tmp_path / "task"
@@ -160,7 +162,9 @@ async def opened(
         )
         grants = rules.Rules(scope=scope or [], policy=policy, networks=networks)
         serving = models.Models(loaded, clocks=clocks, stall_seconds=stall_seconds)
-        task = account.Account(order, grants=grants, clocks=clocks, tell=told.take)
+        shared = days.Days(now_ms=clocks.wall_ms)
+        shared.learn(known or days.Known(day=shared.today), ahead_ms=0, is_away=False)
+        task = account.Account(order, grants=grants, clocks=clocks, tell=told.take, shared=shared)
         door = listener.Listener(task, serving=serving, ways=egress.Egress(resolver))
         await door.open(channel.Door(directory=str(directory)))
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.gateway import budgets, channel, forwarder, keeper, record, tokens, variables
+from agentina.gateway import budgets, channel, days, forwarder, keeper, record, tokens, variables
 from agentina.system import sockets
 from tests.fakes import deadlines, model_provider
 from tests.integration.gateway import gates
@@ -54,7 +54,14 @@ class Host:
         self.provider = provider
         self.words: asyncio.Queue[channel.Word] = asyncio.Queue()
         gates.load(root, provider.url)
-        self.keeper = keeper.Keeper(root / "gateway.yaml", hear=self.words.put_nowait, idle_seconds=0)
+        self.keeper = keeper.Keeper(root / "gateway.yaml", hear=self.hear, idle_seconds=0)
+
+    def hear(self, word: channel.Word) -> None:
+        if isinstance(word, channel.Wanted):
+            # A control plane that has no budgets of the day.
+            self.keeper.tell(channel.Learn(known=days.Known(day=word.want.day)))
+        else:
+            self.words.put_nowait(word)
 
     async def open(self, name: str, *, most: int | None = None, has_door: bool = True) -> tuple[Path, str]:
         directory = self.root / name
@@ -150,7 +157,7 @@ async def test_a_killed_gateway_is_replaced_and_its_open_call_charged(host: Host
 async def test_a_budget_can_be_raised_and_the_last_task_ends_the_process(host: Host) -> None:
     directory, token = await host.open(TASK_A, most=1)
     assert (await host.run(directory, token, sys.executable, "-c", TOOL))[0] == 1
-    host.keeper.raise_to(channel.Raise(task_id=TASK_A, limits=budgets.Limits(tokens=10_000)))
+    host.keeper.tell(channel.Raise(task_id=TASK_A, limits=budgets.Limits(tokens=10_000)))
     assert (await host.run(directory, token, sys.executable, "-c", TOOL))[0] == 7
     running = host.keeper._running
     assert running is not None

@@ -6,17 +6,19 @@ import io
 import pytest
 
 from agentina.cli import report
-from agentina.protocol import api, budgets
+from agentina.protocol import budgets
 
 
-def found(*rows: api.UsageRow, by: str = "job") -> api.UsageReport:
-    return api.UsageReport(by=by, since="2026-11-01", until="2026-11-30", rows=list(rows), total=budgets.add(rows))
+def found(*rows: budgets.UsageRow, by: str = "job") -> budgets.UsageReport:
+    return budgets.UsageReport(by=by, since="2026-11-01", until="2026-11-30", rows=list(rows), total=budgets.add(rows))
 
 
 def test_the_total_says_what_is_not_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        api.UsageRow(key="job_1", name="fix", calls=2, input=10, cached=500, output=7, cost_nano=2 * budgets.DOLLAR),
-        api.UsageRow(key="job_2", name="try", calls=1, output=1, unpriced=1, estimated=1),
+        budgets.UsageRow(
+            key="job_1", name="fix", calls=2, input=10, cached=500, output=7, cost_nano=2 * budgets.DOLLAR
+        ),
+        budgets.UsageRow(key="job_2", name="try", calls=1, output=1, unpriced=1, estimated=1),
     ]
     report._print(found(*rows))
     shown = capsys.readouterr()
@@ -27,12 +29,12 @@ def test_the_total_says_what_is_not_in_it(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_groups_without_names_have_no_column_for_them(capsys: pytest.CaptureFixture[str]) -> None:
-    report._print(found(api.UsageRow(key="gpt-5", calls=1), by="model"))
+    report._print(found(budgets.UsageRow(key="gpt-5", calls=1), by="model"))
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["MODEL", "CALLS"]
 
 
 def test_a_job_s_name_is_no_formula_in_a_spreadsheet(capsys: pytest.CaptureFixture[str]) -> None:
-    report._write_csv(found(api.UsageRow(key="job_1", name='=1+1,"x"', calls=3, cost_nano=12)))
+    report._write_csv(found(budgets.UsageRow(key="job_1", name='=1+1,"x"', calls=3, cost_nano=12)))
     header, line = csv.reader(io.StringIO(capsys.readouterr().out))
     assert dict(zip(header, line, strict=True)) == {
         "job": "job_1", "name": "'=1+1,\"x\"", **dict.fromkeys(budgets.FIGURES, "0"), "calls": "3", "cost_nano": "12",

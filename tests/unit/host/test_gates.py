@@ -29,7 +29,11 @@ def entry_of(tmp_path: Path, **fields: Any) -> entries.Entry:
 
 def gates_of(*, settings: str = "/x/gateway.yaml") -> gates.Gates:
     made = executor.FakeExecutor(executor.FakeKernel({}))
-    return gates.Gates(settings, executor=made, rules=lambda: None, note=lambda *_: None)
+
+    def no_shares() -> Any:
+        raise AssertionError("nothing is served here")
+
+    return gates.Gates(settings, executor=made, rules=lambda: None, note=lambda *_: None, make_shares=no_shares)
 
 
 @pytest.mark.parametrize(

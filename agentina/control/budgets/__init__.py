@@ -1,0 +1,1 @@
+"""Rules about budgets, pure; services act."""

@@ -1,0 +1,184 @@
+"""Budgets with real processes: tasks of several hosts call a model at once, while its keepers are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.acceptance import fleet as fleets
+from tests.fakes import model_provider
+
+#: Calls a model from many threads until each is refused for the budget; calls that break off are made again.
+CALLER = """
+import http.client, json, os, sys, threading, urllib.error, urllib.request
+
+def call():
+    body = json.dumps({"model": "claude-haiku-4-5", "stream": True, "max_tokens": 100}).encode()
+    request = urllib.request.Request(os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages", body)
+    request.add_header("x-api-key", os.environ["ANTHROPIC_API_KEY"])
+    with urllib.request.urlopen(request, timeout=100) as answer:
+        return answer.read()
+
+def work(most):
+    while most:
+        try:
+            answer = call()
+        except urllib.error.HTTPError as error:
+            print(error.code, error.read().decode(), flush=True)
+            return
+        except (OSError, http.client.HTTPException):
+            continue
+        most -= b"message_stop" in answer
+    print("done", flush=True)
+
+threads = [threading.Thread(target=work, args=(int(sys.argv[2]),)) for _ in range(int(sys.argv[1]))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+class Provider:
+    """A provider of models in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.fake = model_provider.ModelProvider()
+        self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()))
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    async def _serve(self) -> None:
+        self._end = asyncio.Event()
+        async with model_provider.running(self.fake):
+            self._ready.set()
+            await self._end.wait()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def billed(self) -> int:
+        """Tokens that count against a budget."""
+        fresh, _, output = self.fake.billed
+        return fresh + output
+
+
+@contextlib.contextmanager
+def made(root: Path, *instances: str) -> Iterator[tuple[fleets.Fleet, Provider]]:
+    """A control plane and hosts, each for the jobs of a role that has its name."""
+    provider = Provider()
+    try:
+        with fleets.running(root, heartbeat_seconds=1.0) as fleet:
+            for instance in instances:
+                fleet.install(instance, "--role", instance)
+                add_gateway(fleet, instance, provider.fake.url)
+                fleet.start_daemon(instance)
+            yield fleet, provider
+    finally:
+        provider.close()
+
+
+def add_gateway(fleet: fleets.Fleet, instance: str, url: str) -> None:
+    store = fleet.root / "etc/agentina/credentials"
+    store.mkdir(exist_ok=True)
+    (store / "key").write_text("sk-real-0123456789\n")
+    (store / "key").chmod(0o600)
+    providers = [{"name": "anthropic", "api": "anthropic", "url": url, "credentials": ["key"]}]
+    settings = fleet.root / "etc/agentina/gateway.yaml"
+    settings.write_text(json.dumps({"providers": providers}))
+    path = fleet.layout.instance(instance).config
+    path.write_text(f"{path.read_text()}\ngateway: {settings}\nmemory_reserve: 0\ndisk_reserve: 0\n")
+
+
+def submit(fleet: fleets.Fleet, role: str, *, threads: int, most: int, **keys: object) -> str:
+    program = fleet.root / "caller.py"
+    program.write_text(CALLER)
+    argv = [sys.executable, str(program), str(threads), str(most)]
+    return fleet.submit(argv, role=role, **{"budget": {}, "retry": {"max_attempts": 1}, **keys})
+
+
+def used(fleet: fleets.Fleet) -> dict[str, int]:
+    """What the report says of everything."""
+    total: dict[str, int] = fleet.document("report", "usage", "--json")["total"]
+    return total
+
+
+def counted(total: dict[str, int]) -> int:
+    return total.get("input", 0) + total.get("cache_write", 0) + total.get("output", 0)
+
+
+def test_fifty_callers_on_two_hosts_do_not_overrun_a_budget_while_its_keepers_are_killed(tmp_path: Path) -> None:
+    limit = 12_000
+    with made(tmp_path, "one", "two") as (fleet, provider):
+        fleet.answer("budget", "set", "--organization", "default", "--tokens", str(limit))
+        jobs = [submit(fleet, role, threads=25, most=10_000) for role in ("one", "two")]
+        fleets.wait_for(lambda: provider.billed > limit // 8, "some calls were made")
+        fleet.kill("control-plane")
+        fleets.wait_for(lambda: provider.billed > limit // 6, "hosts work on within their shares")
+        fleet.kill("one")
+        fleet.start_daemon("one", wait=False)
+        fleet.start_control_plane()
+        for job in jobs:
+            fleet.wait_final(job)
+            text = fleet.output(job).decode()
+            assert text.count("BUDGET_EXHAUSTED") == 25, text
+            assert f"of {limit} tokens of the organization's budget of the day are used" in text
+        total = used(fleet)
+        assert provider.billed <= counted(total) <= limit
+        # What is left is less than a call may take, and what the killed gateway's calls held is counted in full.
+        assert counted(total) > limit - 400
+        shown = fleet.document("budget", "show", "--organization", "default", "--json")
+        assert shown["used"]["tokens"] == counted(total)
+        assert fleet.document("report", "usage", "--by", "agent", "--json")["rows"][1]["calls"] > 0
+
+
+def test_parked_tasks_go_on_when_the_budget_is_raised(tmp_path: Path) -> None:
+    with made(tmp_path, "one") as (fleet, provider):
+        fleet.answer("budget", "set", "--organization", "default", "--tokens", "1300", "--on-exhausted", "park")
+        check_parked(fleet, provider, "job")
+        check_what_a_task_sees(fleet)
+        check_parked(fleet, provider, "organization")
+        actions = [entry["action"] for entry in fleet.document("audit", "list", "--json")["entries"]]
+        assert (actions.count("budget.set"), actions.count("budget.raise")) == (1, 2)
+
+
+def check_parked(fleet: fleets.Fleet, provider: Provider, scope: str) -> None:
+    """A task is held for the budget of a scope, which says so, until it is raised."""
+    before = provider.billed
+    job = submit(
+        fleet,
+        "one",
+        threads=1,
+        most=12 if scope == "job" else 24,
+        budget={"tokens": 250, "on_exhausted": "park"} if scope == "job" else {},
+    )
+    reason = fleets.wait_for(lambda: fleet.job(job).tasks and fleet.job(job).tasks[-1].parked, "it is parked")
+    assert f"of {250 if scope == 'job' else 1300} tokens" in reason
+    assert "parked: " in fleet.answer("job", "show", job)
+    assert reason in fleet.answer("status", "--instance", "one")
+    held = provider.billed
+    subject = ["--job", job] if scope == "job" else ["--organization", "default"]
+    assert reason in fleet.answer("budget", "show", *subject)
+    fleet.answer("budget", "raise", *subject, "--tokens", "10000")
+    view = fleet.wait_final(job)
+    assert fleet.output(job).decode() == "done\n"
+    assert before < held < provider.billed == counted(used(fleet))
+    assert any("held at a call" in event.text for event in view.events)
+
+
+def check_what_a_task_sees(fleet: fleets.Fleet) -> None:
+    look = 'curl -sf -H "x-api-key: $ANTHROPIC_API_KEY" "$AGENTINA_GATEWAY/agentina/budget"'
+    job = fleet.submit_script(look, role="one", budget={"tokens": 5000})
+    fleet.wait_final(job)
+    told = json.loads(fleet.output(job))
+    assert told["left"]["tokens"] == 5000
+    assert told["left_of_day"]["organization"]["tokens"] < 1300
