@@ -39,6 +39,15 @@ class Brake:
         """Seconds it is still to be left alone; 0: it may be used."""
         return max(0.0, self.until - now)
 
+    @property
+    def story(self) -> str:
+        """Why it is left alone, as the end of a sentence about the provider."""
+        if self.status in _LIMITED or self.status == _UNAVAILABLE:
+            return f"has too much to do (it answered {self.status})"
+        if self.status == 0:
+            return f"failed {self._failed} times in a row (without an answer at last)"
+        return f"failed {self._failed} times in a row (it answered {self.status})"
+
     def note(self, status: int, now: float, *, retry_after: float | None = None) -> None:
         """Learn from an answer; 0 is no answer at all."""
         if status in _LIMITED or (status == _UNAVAILABLE and retry_after is not None):

@@ -260,7 +260,7 @@ class _Call:
             return
         if key.brake.status in {401, 403}:
             raise _key_refused(source)
-        problem = f"asked to be left alone for another {math.ceil(seconds)} s"
+        problem = f"{key.brake.story} and is left alone for another {math.ceil(seconds)} s"
         raise errors.PROVIDER_FAILED(provider=source.provider.name, problem=problem, retry_after=math.ceil(seconds))
 
     async def _admit(self, wish: calls.Wish, asked: budgets.Call) -> budgets.Admitted:

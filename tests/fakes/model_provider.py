@@ -50,6 +50,8 @@ class ModelProvider:
         #: Bytes of text in scenario ``large``; events it goes into.
         self.large = 8 << 20
         self.connections = 0
+        #: The number of the request from which on answers are held, whatever the scenario; 0: none.
+        self.held_from = 0
         #: Set by a test to let ``held`` answers go on; set by it when one is held.
         self.go_on = asyncio.Event()
         self.holding = asyncio.Event()
@@ -128,7 +130,7 @@ class ModelProvider:
             await writer.drain()
             writer.transport.abort()
             return False
-        if self.scenario == "held":
+        if self.scenario == "held" or 0 < self.held_from <= len(self.asked):
             await writer.drain()
             self.holding.set()
             await self.go_on.wait()

@@ -20,15 +20,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-#: Calls of one question, and seconds between them.
-TRIES, PAUSE = 100, 0.2
+#: Calls of one question, and seconds between them: as often as the real ones ask, which leave minutes between.
+TRIES, PAUSE = 10, 0.05
+TOO_MANY, FAULT = 429, 500
 NAME = Path(sys.argv[0]).name
+SESSION = "4f2c6a52-5a0f-4d11-9d0c-1f0f5a3b7c11"
 LOG = Path.home() / f".{NAME}.log"
 
 
 def main() -> None:
     """Answer the prompt on stdin."""
-    {"claude": claude, "codex": codex}[NAME](sys.stdin.read())
+    answer, failed = {"claude": (claude, claude_failed), "codex": (codex, codex_failed)}[NAME]
+    try:
+        answer(sys.stdin.read())
+    except GaveUpError as error:
+        failed(str(error))
+        sys.exit(1)
 
 
 def say(event: dict[str, Any]) -> None:
@@ -37,10 +44,15 @@ def say(event: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+class GaveUpError(Exception):
+    """The model cannot be asked."""
+
+
 def ask(url: str, headers: dict[str, str], document: dict[str, Any]) -> list[dict[str, Any]]:
     """The events of the model's answer."""
     with LOG.open("a") as log:
         log.write(f"{url} {headers}\n")
+    problem = ""
     for number in range(TRIES):
         if number:
             time.sleep(PAUSE)
@@ -49,18 +61,24 @@ def ask(url: str, headers: dict[str, str], document: dict[str, Any]) -> list[dic
             with urllib.request.urlopen(request, timeout=300) as answer:
                 return list(events_of(answer))
         except urllib.error.HTTPError as error:
-            sys.exit(f"{NAME}: API Error {error.code}: {error.read().decode()}")
+            problem = f"API Error: {error.code} {error.read().decode()}"
+            if error.code != TOO_MANY and error.code < FAULT:
+                break
         except (OSError, http.client.HTTPException):
-            continue
-    sys.exit(f"{NAME}: API Error: no connection")
+            problem = "API Error: no connection"
+    raise GaveUpError(problem)
 
 
 def events_of(answer: Any) -> Iterator[dict[str, Any]]:
     """Server-sent events; an answer without its last one has broken off."""
     event: dict[str, Any] = {}
     for line in answer:
-        if line.startswith(b"data: "):
-            event = json.loads(line[6:])
+        try:
+            found = json.loads(line[6:]) if line.startswith(b"data: ") else None
+        except ValueError:
+            continue
+        if isinstance(found, dict) and "type" in found:
+            event = found
             yield event
     if event.get("type") not in {"message_stop", "response.completed"}:
         raise http.client.IncompleteRead(b"")
@@ -78,7 +96,7 @@ def claude(prompt: str) -> None:
     url = os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages?beta=true"
     used = {"input_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0, "output_tokens": 0}
     messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-    session = {"session_id": "4f2c6a52-5a0f-4d11-9d0c-1f0f5a3b7c11"}
+    session = {"session_id": SESSION}
     say({"type": "system", "subtype": "init", "cwd": str(Path.cwd()), "model": "claude-haiku-4-5", **session})
     for turn in range(1, 100):
         document = {
@@ -105,6 +123,18 @@ def claude(prompt: str) -> None:
         result = {"type": "tool_result", "tool_use_id": block["id"], "content": output, "is_error": code != 0}
         messages += [message, {"role": "user", "content": [result]}]
         say({"type": "user", "message": messages[-1], **session})
+
+
+def claude_failed(problem: str) -> None:
+    """As Claude Code gives up."""
+    end = {"result": problem, "num_turns": 1, "usage": {"input_tokens": 0, "output_tokens": 0}}
+    say({"type": "result", "subtype": "success", "is_error": True, "session_id": SESSION, **end})
+
+
+def codex_failed(problem: str) -> None:
+    """As Codex gives up."""
+    say({"type": "error", "message": problem})
+    say({"type": "turn.failed", "error": {"message": problem}})
 
 
 def codex(prompt: str) -> None:

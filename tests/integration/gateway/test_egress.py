@@ -154,10 +154,48 @@ async def test_everything_else_is_refused_and_told(tmp_path: Path, host: str, re
         assert gate.refusals() == [("EGRESS_REFUSED", reason, host.partition(":")[0])]
 
 
-async def test_a_name_that_leads_inside_is_refused(tmp_path: Path) -> None:
+#: The ways to a host, as a task asks for them.
+WAYS = {
+    "a tunnel": "CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n",
+    "a fetch": "GET http://{0}/ HTTP/1.1\r\nHost: {0}\r\n",
+    "a websocket": "GET http://{0}/ HTTP/1.1\r\nHost: {0}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_every_way_is_judged_alike(tmp_path: Path, way: str) -> None:
+    """By exact name and by wildcard, with the policy's and the address's word; the same address is connected to."""
+    connected = 0
+
+    async def count(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        writer.close()
+
+    async with serving(count) as port:
+        scope = [f"example.com:{port}", f"*.example.com:{port}", f"other.net:{port}"]
+        policy = scope[:2]
+        async with gates.opened(tmp_path, scope=scope, policy=policy, resolver=names) as gate:
+
+            async def ask(host: str) -> bytes:
+                head = WAYS[way].format(host).encode()
+                return await gate.raw(head + auth(gate) + b"\r\n")
+
+            for host in (f"example.com:{port}", f"a.b.example.com:{port}"):
+                assert b" 403 " not in (await ask(host)).partition(b"\r\n")[0]
+            assert connected == 2
+            refused = ("evil.net", "other.net", "notexample.com", "metadata.example.com", "127.0.0.1")
+            for host in refused:
+                assert (await ask(f"{host}:{port}")).startswith(b"HTTP/1.1 403"), host
+            assert connected == 2
+            assert [host for code, _, host in gate.refusals() if code == "EGRESS_REFUSED"] == list(refused)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_name_that_leads_inside_is_refused(tmp_path: Path, way: str) -> None:
     async with gates.opened(tmp_path, scope=["*"], networks=(), resolver=names) as gate:
         for host in ("rebinding.example.com:443", "127.0.0.1:443", "[::1]:443", "[::ffff:127.0.0.1]:443"):
-            answer = await gate.raw(connect(gate, host))
+            answer = await gate.raw(WAYS[way].format(host).encode() + auth(gate) + b"\r\n")
             assert answer.startswith(b"HTTP/1.1 403"), host
             assert b"is loopback" in answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shlex
@@ -273,3 +274,45 @@ async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path
     made.remove()
     server.close()
     assert output == b"good\n"
+
+
+@pytest.mark.slow
+async def test_its_memory_stays_flat(host: Host) -> None:
+    """An answer of 200 MB, and then twenty tasks at once with 10 MB each, again and again."""
+    doors = [await host.open(f"task_{number}") for number in range(20)]
+    for place, token in doors:
+        await drain(place, token)
+    before = resident_mib(host.keeper.pid)
+    host.provider.scenario, host.provider.large = "large", 200_000_000
+    assert await drain(*doors[0]) > 200_000_000
+    assert resident_mib(host.keeper.pid) - before < 8
+    host.provider.large = 10_000_000
+    after = []
+    for _ in range(3):
+        assert min(await asyncio.gather(*(drain(*door) for door in doors))) > 9_900_000
+        after.append(resident_mib(host.keeper.pid))
+    # What is on its way: some pieces each way for each task, once.
+    assert max(after) - before < 60
+    assert after[2] - after[1] < 10, after
+    story = record.read(doors[0][0])
+    assert story is not None
+    assert story.totals.calls == 5
+
+
+async def drain(directory: Path, token: str) -> int:
+    """Call a model and read its answer away; how many bytes it had."""
+    place = str(directory / variables.socket_name(directory.name))
+    reader, writer = await asyncio.open_unix_connection(place, limit=1 << 20)
+    body = json.dumps(gates.message()).encode()
+    head = f"POST /anthropic/v1/messages HTTP/1.1\r\nHost: x\r\nx-api-key: {token}\r\nConnection: close\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    size = 0
+    while piece := await reader.read(1 << 20):
+        size += len(piece)
+    writer.close()
+    return size
+
+
+def resident_mib(pid: int) -> int:
+    """What of a process is in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,22 @@ def test_single_faults_of_the_server_are_tolerated() -> None:
     assert brake.seconds(0.0) == 0
     brake.note(0, 0.0)
     assert brake.seconds(0.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("statuses", "story"),
+    [
+        ([429], "has too much to do (it answered 429)"),
+        ([500] * 6, "failed 6 times in a row (it answered 500)"),
+        ([500, 0, 0, 0, 0], "failed 5 times in a row (without an answer at last)"),
+    ],
+)
+def test_it_says_why(statuses: list[int], story: str) -> None:
+    brake = brakes.Brake()
+    for status in statuses:
+        brake.note(status, 100.0)
+    assert brake.seconds(100.0) > 0
+    assert brake.story == story
 
 
 def test_a_refused_key_is_left_alone() -> None:
