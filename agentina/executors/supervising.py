@@ -28,6 +28,7 @@ before it takes another task. After any fault of its own it ends too.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -130,23 +131,46 @@ def _is_asked(channel: socket.socket) -> bool:
 
 
 def _rehearse(place: str) -> bool:
-    """Supervise a command that does nothing, in a directory that is deleted already; False: it was told to end.
+    """Supervise a command that does nothing, in a directory that is no more; False: it was told to end.
 
     A new process shares the nursery's memory until it writes to it, which Python does wherever it goes: some 220 pages
     are copied for a first task, which takes as long as all the rest of its supervision. So they are copied before.
+    What this host does not allow is no matter here: then a first task takes a little longer.
     """
     try:
-        os.mkdir(place, 0o700)
-        directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.rmdir(place)
+        directory = _deleted(place)
         fence, output = (os.memfd_create("rehearsal", os.MFD_CLOEXEC) for _ in range(2))
     except OSError:
-        return True  # a full disk: its first task takes a little longer
+        return True
     request = supervisor.Request(**json.loads(json.dumps(_REHEARSED)))
     task = supervisor.Supervisor(request, supervisor.Descriptors(fence, directory, output), _tell_nobody)
-    task.run()
+    try:
+        task.run()
+    except OSError:
+        task.kill()
     task.close()
     return not task.was_stopped
+
+
+def _deleted(place: str) -> int:
+    """A directory in which nothing can be made, for it is deleted already: a result written there is wanted by nobody.
+
+    Raises:
+        OSError: There is none, or one where that is not as it should be (some file systems of networks and machines).
+
+    """
+    os.mkdir(place, 0o700)
+    directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.rmdir(place)
+        os.mkdir("probe", dir_fd=directory)
+    except FileNotFoundError:
+        return directory
+    except OSError:
+        os.close(directory)
+        raise
+    os.close(directory)
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
 
 def _tell_nobody(pid: int, started_ms: int) -> None:

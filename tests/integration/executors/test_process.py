@@ -462,10 +462,11 @@ async def test_supervisors_born_in_advance_have_rehearsed_and_left_nothing(tmp_p
         await executor.close()
 
 
-def rehearsed(place: Path, *, signals: str = "") -> str:
+def rehearsed(place: Path, *, signals: str = "", before: str = "") -> str:
     """What a rehearsal in ``place`` answers, with ``signals`` sent to it before."""
     script = f"""import os, signal, sys
 from agentina.executors import supervising
+{before}
 signal.pthread_sigmask(signal.SIG_BLOCK, supervising._BLOCKED)
 for name in {signals.split()}:
     os.kill(os.getpid(), signal.Signals[name])
@@ -483,6 +484,9 @@ def test_a_rehearsal_hears_who_ends_its_process(tmp_path: Path) -> None:
 
 def test_where_no_rehearsal_is_possible_there_is_none(tmp_path: Path) -> None:
     assert rehearsed(tmp_path / "absent" / "place") == "True"
+    # A file system on which a directory that was deleted goes on as before.
+    assert rehearsed(tmp_path / "kept", before="os.rmdir = lambda path: None") == "True"
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["probe"]
 
 
 async def test_no_spares_are_tried_over_and_over_where_none_can_be_made(
