@@ -29,7 +29,7 @@ from agentina.host import install as host_install
 from agentina.protocol import api, units
 from agentina.system import children, files, paths
 
-_START_SECONDS: Final = 30.0
+_START_SECONDS: Final = 60.0
 _LOOK_AGAIN: Final = 0.02
 _STOP_SECONDS: Final = 5.0
 _PATCH_LINES: Final = 12

@@ -29,7 +29,7 @@ import sys
 import time
 from pathlib import Path
 
-from agentina_base import launcher
+from agentina_base import directories, launcher
 
 STATE = "/var/lib/agentina"
 #: Seconds the updater may need to see that what it promoted does not start.
@@ -84,10 +84,10 @@ def go_back(opt: Path, instance: str) -> tuple[str, str] | None:
         temporary.replace(link)
     else:
         link.unlink()
-    _sync(link.parent)
+    directories.sync(link.parent)
     with contextlib.suppress(FileNotFoundError):
         previous.unlink()
-        _sync(previous.parent)
+        directories.sync(previous.parent)
     return now or "a release that is not understood", before or "the package's own release"
 
 
@@ -148,11 +148,3 @@ def _systemctl(*arguments: str) -> int:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, timeout=60, check=False).returncode
     return 1
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from agentina_base import launcher
+from agentina_base import directories, launcher
 
 #: Releases kept besides those in use: what a person may want to go back to.
 KEEP = 3
@@ -67,7 +67,7 @@ def stage(payload: Path, releases: Path) -> Path:
     if target.exists():
         target.rename(old)
     fresh.rename(target)
-    _sync_directory(releases)
+    directories.sync(releases)
     if old.exists():
         shutil.rmtree(old)
     return target
@@ -124,11 +124,3 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copy2(old, new)
 
     shutil.copytree(source, target, copy_function=link)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
