@@ -219,9 +219,9 @@ class Pot(msgspec.Struct, frozen=True, kw_only=True):
         if self.limit.cost_nano is None or call.price is None:
             return None
         rest = self.limit.cost_nano - self.used.cost_nano - self.held.cost_nano - call.price.most(call.input)
-        if call.price.output_nano == 0:
+        if call.price.output_nano(call.input) == 0:
             return call.output if rest >= 0 else -1
-        return rest // call.price.output_nano
+        return rest // call.price.output_nano(call.input)
 
     def _room_tools(self) -> int | None:
         """No limit of output, or no room for any."""
@@ -334,7 +334,7 @@ class Ledger:
 def reservation(call: Call, output: int) -> Charge:
     """The most that a call can use with so much output."""
     used = usage.Usage(input=call.input, output=output)
-    cost = None if call.price is None else call.price.most(call.input) + output * call.price.output_nano
+    cost = None if call.price is None else call.price.most(call.input) + output * call.price.output_nano(call.input)
     return Charge(used=used, cost_nano=cost, tool_calls=1, estimated=True)
 
 

@@ -14,6 +14,10 @@ from agentina.gateway import budgets, prices, usage
 #: Largest request, in bytes: what Anthropic takes; OpenAI takes less.
 MAX_REQUEST: Final = 32 << 20
 _MAX_MODEL: Final = 200
+_GEMINI: Final = re.compile(
+    r"/gemini(?P<path>/v1(?:beta)?/models(?:/(?P<model>[A-Za-z0-9._-]{1,200}))?)"
+    r"(?::(?P<verb>generateContent|streamGenerateContent|countTokens))?"
+)
 _MODEL_ID: Final = re.compile(r"/(anthropic|openai)/v1/models(/[A-Za-z0-9._:@-]{1,200})?")
 
 
@@ -46,6 +50,9 @@ class Route(NamedTuple):
     method: str = "POST"
     #: Costs nothing, so it needs no budget.
     is_free: bool = False
+    #: The model, and that events are asked for, where the path says so and not the body.
+    model: str = ""
+    is_streamed: bool = False
 
 
 _ROUTES: Final = {
@@ -63,7 +70,21 @@ def route(path: str) -> tuple[Route, str] | None:
     if found is None and (match := _MODEL_ID.fullmatch(plain)) is not None:
         api = usage.Api.ANTHROPIC if match[1] == "anthropic" else usage.Api.CHAT
         found = Route(api, f"/v1/models{match[2] or ''}", "GET", is_free=True)
+    if found is None and (match := _GEMINI.fullmatch(plain)) is not None:
+        found = _gemini_route(match["path"], match["model"] or "", match["verb"] or "", query)
     return None if found is None else (found, mark + query)
+
+
+def _gemini_route(path: str, model: str, verb: str, query: str) -> Route | None:
+    if not verb:
+        return Route(usage.Api.GEMINI, path, "GET", is_free=True)
+    is_streamed = verb == "streamGenerateContent"
+    # Without it the stream is one long JSON list: the end of it alone would tell what was used.
+    if not model or (is_streamed and "alt=sse" not in query.split("&")):
+        return None
+    return Route(
+        usage.Api.GEMINI, f"{path}:{verb}", is_free=verb == "countTokens", model=model, is_streamed=is_streamed
+    )
 
 
 class Wish(NamedTuple):
@@ -90,8 +111,19 @@ class _Thinking(msgspec.Struct):
     budget_tokens: int = 0
 
 
+class _GeminiThinking(msgspec.Struct, rename="camel"):
+    thinking_budget: int = 0
+
+
+class _GeminiConfig(msgspec.Struct, rename="camel"):
+    max_output_tokens: int | None = None
+    candidate_count: int | None = None
+    thinking_config: _GeminiThinking | None = None
+
+
 class _Request(msgspec.Struct):
     model: str
+    generation_config: _GeminiConfig | None = msgspec.field(name="generationConfig", default=None)
     stream: bool | None = False
     max_tokens: int | None = None
     max_output_tokens: int | None = None
@@ -99,8 +131,8 @@ class _Request(msgspec.Struct):
     thinking: _Thinking | None = None
 
 
-def understand(api: usage.Api, body: bytes) -> Wish:
-    """Read the request for a model.
+def understand(api: usage.Api, body: bytes, route: Route | None = None) -> Wish:
+    """Read the request for a model; the route names it where the body does not.
 
     Raises:
         AgentinaError: ``GATEWAY_REQUEST_INVALID``.
@@ -108,21 +140,41 @@ def understand(api: usage.Api, body: bytes) -> Wish:
     """
     try:
         document = msgspec.json.decode(body, type=dict[str, Any])
-        request = msgspec.convert(document, _Request)
+        named = {"model": route.model, "stream": route.is_streamed} if route is not None and route.model else {}
+        request = msgspec.convert({**document, **named}, _Request)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise errors.GATEWAY_REQUEST_INVALID(problem=f"not a request for a model ({str(error)[:200]})") from error
     if not 0 < len(request.model) <= _MAX_MODEL or not request.model.isprintable():
         raise errors.GATEWAY_REQUEST_INVALID(problem="the model has no usable name")
+    config = request.generation_config if api is usage.Api.GEMINI and request.generation_config else _GeminiConfig()
     output = {
         usage.Api.ANTHROPIC: request.max_tokens,
         usage.Api.RESPONSES: request.max_output_tokens,
         usage.Api.CHAT: request.max_completion_tokens or request.max_tokens,
+        usage.Api.GEMINI: config.max_output_tokens,
     }[api]
+    if api is usage.Api.GEMINI:
+        _check_gemini(document, config)
     if document.get("background") or (output is not None and output < 1):
         raise errors.GATEWAY_REQUEST_INVALID(problem="no output at all, or an answer in the background, is not metered")
     thinking = request.thinking.budget_tokens if request.thinking is not None else 0
+    if config.thinking_config is not None:
+        thinking = config.thinking_config.thinking_budget
     least = budgets.LEAST_OUTPUT + max(0, thinking)
     return Wish(request.model, bool(request.stream), output, least, document, len(body))
+
+
+def _check_gemini(document: dict[str, Any], config: _GeminiConfig) -> None:
+    """Refuse what would make more output than is reserved."""
+    # The API takes both spellings; only the one it documents is read here.
+    names = {"generation_config"} & set(document)
+    inner = document.get("generationConfig")
+    names |= {"max_output_tokens", "candidate_count"} & set(inner if isinstance(inner, dict) else ())
+    if names:
+        problem = f"{', '.join(sorted(names))}: write generationConfig, maxOutputTokens and candidateCount"
+        raise errors.GATEWAY_REQUEST_INVALID(problem=problem)
+    if (config.candidate_count or 1) > 1:
+        raise errors.GATEWAY_REQUEST_INVALID(problem="several answers to one request are not metered")
 
 
 def rewrite(api: usage.Api, wish: Wish, body: bytes, *, output: int, asked: int) -> bytes:
@@ -137,7 +189,11 @@ def rewrite(api: usage.Api, wish: Wish, body: bytes, *, output: int, asked: int)
 
     """
     changes: dict[str, Any] = {}
-    if output < asked:
+    if api is usage.Api.GEMINI:
+        if output < asked:
+            config = wish.body.get("generationConfig")
+            changes["generationConfig"] = {**(config if isinstance(config, dict) else {}), "maxOutputTokens": output}
+    elif output < asked:
         name = {usage.Api.ANTHROPIC: "max_tokens", usage.Api.RESPONSES: "max_output_tokens"}.get(api)
         if name is None:
             old = wish.body.get("max_completion_tokens") is None and wish.body.get("max_tokens") is not None
@@ -179,6 +235,9 @@ def error_body(api: usage.Api, error: errors.AgentinaError) -> bytes:
     text = f"{error.message} {error.remedy} [{error.code}]"
     if api is usage.Api.ANTHROPIC:
         return msgspec.json.encode({"type": "error", "error": {"type": "invalid_request_error", "message": text}})
+    if api is usage.Api.GEMINI:
+        told = {"code": final_status(api), "message": text, "status": "INVALID_ARGUMENT"}
+        return msgspec.json.encode({"error": told})
     detail = {"message": text, "type": "invalid_request_error", "param": None, "code": error.code.lower()}
     return msgspec.json.encode({"error": detail})
 
@@ -194,5 +253,7 @@ def error_event(api: usage.Api, error: errors.AgentinaError) -> bytes:
 
 
 def ping(api: usage.Api) -> bytes:
-    """What keeps a client waiting without saying anything."""
+    """What keeps a client waiting without saying anything; empty: it can be told nothing."""
+    if api is usage.Api.GEMINI:
+        return b""  # Google's library reads nothing but data lines
     return b'event: ping\ndata: {"type": "ping"}\n\n' if api is usage.Api.ANTHROPIC else b": ping\n\n"

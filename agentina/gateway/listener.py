@@ -117,7 +117,7 @@ def _offered(request: requests.Request) -> str | None:
     """The token, where clients of each kind put it."""
     if request.form is not requests.Form.OWN:
         return tokens.offered_by(request.header(b"proxy-authorization"))
-    key = request.header(b"x-api-key")
+    key = request.header(b"x-api-key") or request.header(b"x-goog-api-key")
     if key is not None:
         return key.decode("latin-1")
     return tokens.offered_by(request.header(b"authorization"))

@@ -35,7 +35,7 @@ _JSON: Final = b"application/json"
 _WHOLE: Final = frozenset({calls.End.COMPLETED, calls.End.UNMETERED})
 #: What a task says about itself or about encodings stays here: the key is ours, and answers must be readable.
 _OURS: Final = frozenset(
-    {b"authorization", b"x-api-key", b"api-key", b"cookie", b"accept-encoding", b"content-encoding"}
+    {b"authorization", b"x-api-key", b"x-goog-api-key", b"api-key", b"cookie", b"accept-encoding", b"content-encoding"}
 )
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Answer:
 
     async def ping(self) -> None:
         """Keep the task waiting."""
+        if not calls.ping(self._api):
+            return
         if not self._begun:
             self._begun = True
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -214,7 +216,7 @@ class _Call:
         if self._route.is_free:
             await self._run_free()
             return
-        wish = calls.understand(self._route.api, self._body)
+        wish = calls.understand(self._route.api, self._body, self._route)
         try:
             source = self._models.loaded.find(self._route.api, wish.model)
             price = self._models.loaded.prices.find(wish.model)
@@ -412,7 +414,9 @@ class _Call:
 
     async def _run_free(self) -> None:
         """Counting tokens and listing models: no budget, the same key."""
-        model = calls.understand(self._route.api, self._body).model if self._route.method == "POST" else None
+        model = None
+        if self._route.method == "POST":
+            model = self._route.model or calls.understand(self._route.api, self._body).model
         try:
             source = self._models.loaded.find(self._route.api, model)
             self._free_key(source)

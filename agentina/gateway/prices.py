@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import importlib.resources
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -20,6 +20,18 @@ DOLLAR: Final = 1_000_000_000
 _PER_TOKEN: Final = 1000
 
 Dollars = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class Long(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a call costs whose input, cached or not, is larger than some size: all of it, not only what is above."""
+
+    #: Tokens.
+    above: Annotated[int, msgspec.Meta(ge=1)]
+    input: Dollars
+    output: Dollars
+    cached: Dollars | None = None
+    cache_write: Dollars | None = None
+    cache_write_1h: Dollars | None = None
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,9 +46,19 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache_write_1h: Dollars | None = None
     #: Most tokens of one answer, reserved when a call names no maximum itself.
     max_output: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
+    #: Other prices of calls with much input; absent: none.
+    long: Long | None = None
+    #: Where the price is from and when it was looked up there; for people.
+    source: str = ""
+    as_of: str = ""
+    #: How sure one can be of it; for people.
+    note: str = ""
 
     def cost(self, used: usage.Usage) -> int:
         """Nano-dollars of one call."""
+        total = used.input + used.cached + used.cache_write + used.cache_write_1h
+        if self.long is not None and total > self.long.above:
+            return self._long.cost(used)
         return (
             used.input * _nano(self.input)
             + used.cached * _nano(self.input if self.cached is None else self.cached)
@@ -47,12 +69,22 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def most(self, input_tokens: int) -> int:
         """The most nano-dollars that so much input can cost, however it is cached."""
+        if self.long is not None and input_tokens > self.long.above:
+            return self._long.most(input_tokens)
         return input_tokens * max(_nano(self.input), self._write(), self._write_1h())
 
+    def output_nano(self, input_tokens: int) -> int:
+        """Nano-dollars of one token of output after so much input."""
+        is_long = self.long is not None and input_tokens > self.long.above
+        return _nano(self.output if not is_long or self.long is None else self.long.output)
+
     @property
-    def output_nano(self) -> int:
-        """Nano-dollars of one token of output."""
-        return _nano(self.output)
+    def _long(self) -> Price:
+        """The prices of calls with much input."""
+        assert self.long is not None
+        values = msgspec.structs.asdict(self.long)
+        del values["above"]
+        return Price(**values)
 
     def _write(self) -> int:
         return _nano(self.input if self.cache_write is None else self.cache_write)
@@ -85,9 +117,12 @@ def shipped() -> dict[str, Price]:
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    #: When the prices were looked up, and where.
+    #: Of the file's form.
+    version: Literal[1]
+    #: What the numbers are; there is no other unit.
+    unit: Literal["US dollars per million tokens"]
+    #: When any of them was looked up last.
     as_of: str
-    sources: list[str]
     models: dict[str, Price]
 
 

@@ -27,6 +27,7 @@ _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _KINDS: Final = {
     "anthropic": frozenset({usage.Api.ANTHROPIC}),
     "openai": frozenset({usage.Api.RESPONSES, usage.Api.CHAT}),
+    "gemini": frozenset({usage.Api.GEMINI}),
 }
 
 
@@ -34,9 +35,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One provider of models."""
 
     name: _Name
-    #: The language it speaks: Anthropic Messages; OpenAI Responses and Chat Completions.
-    api: Literal["anthropic", "openai"]
-    #: Its address, without ``/v1``: https, or http for loopback only.
+    #: The language it speaks: Anthropic Messages; OpenAI Responses and Chat Completions; Gemini.
+    api: Literal["anthropic", "openai", "gemini"]
+    #: Its address, without ``/v1`` or ``/v1beta``: https, or http for loopback only.
     url: str
     #: Names of keys in the credential store; one that is limited or refused gives way to the next.
     credentials: Annotated[list[_Name], msgspec.Meta(min_length=1, max_length=64)]
@@ -94,8 +95,9 @@ class Source:
 
     def authorize(self, key: Key) -> tuple[bytes, bytes]:
         """The header that carries a key."""
-        if self.provider.api == "anthropic":
-            return b"x-api-key", key.secret.encode("ascii")
+        names = {"anthropic": b"x-api-key", "gemini": b"x-goog-api-key"}
+        if self.provider.api in names:
+            return names[self.provider.api], key.secret.encode("ascii")
         return b"authorization", b"Bearer " + key.secret.encode("ascii")
 
 
@@ -117,7 +119,7 @@ class Loaded:
         for source in self.sources:
             if source.serves(api, model):
                 return source
-        language = "Anthropic's" if api is usage.Api.ANTHROPIC else "OpenAI's"
+        language = {usage.Api.ANTHROPIC: "Anthropic's", usage.Api.GEMINI: "Gemini's"}.get(api, "OpenAI's")
         raise errors.MODEL_REFUSED(
             model=model or "(any)", problem=f"no provider of this host serves it by {language} API"
         )

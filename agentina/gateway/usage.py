@@ -1,7 +1,8 @@
-"""What a model's answer says it used, for three APIs, streamed or whole. Pure; answers are untrusted input.
+"""What a model's answer says it used, for four APIs, streamed or whole. Pure; answers are untrusted input.
 
-Anthropic Messages counts cached input apart from input; both APIs of OpenAI count it in, and it is taken out here, so
-that the numbers of :class:`Usage` never overlap. Sources: the APIs' references, and recorded streams.
+Anthropic Messages counts cached input apart from input; OpenAI's APIs and Gemini count it in, and it is taken out here,
+so that the numbers of :class:`Usage` never overlap. Gemini counts thoughts apart from output; they are billed as such.
+Sources: the APIs' references, and recorded streams.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Api(enum.Enum):
     ANTHROPIC = "anthropic"
     RESPONSES = "openai-responses"
     CHAT = "openai-chat"
+    GEMINI = "gemini"
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -130,10 +132,42 @@ class _ChatChunk(msgspec.Struct):
     choices: list[_Choice] = []
 
 
+class _GeminiUsage(msgspec.Struct, rename="camel"):
+    prompt_token_count: Count = 0
+    tool_use_prompt_token_count: Count = 0
+    cached_content_token_count: Count = 0
+    candidates_token_count: Count = 0
+    thoughts_token_count: Count = 0
+
+
+class _GeminiPart(msgspec.Struct, rename="camel"):
+    function_call: dict[str, Any] | None = None
+
+
+class _GeminiContent(msgspec.Struct):
+    parts: list[_GeminiPart] = []
+
+
+class _GeminiCandidate(msgspec.Struct, rename="camel"):
+    content: _GeminiContent | None = None
+    finish_reason: str | None = None
+
+
+class _GeminiFeedback(msgspec.Struct, rename="camel"):
+    block_reason: str | None = None
+
+
+class _GeminiAnswer(msgspec.Struct, rename="camel"):
+    candidates: list[_GeminiCandidate] = []
+    usage_metadata: _GeminiUsage | None = None
+    prompt_feedback: _GeminiFeedback | None = None
+
+
 _MARKERS: Final = {
     Api.ANTHROPIC: (b'"usage"', b'"tool_use"'),
     Api.RESPONSES: (b'"usage"', b'"response.output_item.done"'),
     Api.CHAT: (b'"usage":{', b'"usage": {', b'"tool_calls"'),
+    Api.GEMINI: (b'"usageMetadata"', b'"functionCall"', b'"finishReason"'),
 }
 _RESPONSES_TOOLS: Final = frozenset({"function_call", "custom_tool_call", "local_shell_call", "shell_call", "mcp_call"})
 _TERMINAL: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -147,6 +181,7 @@ class Meter:
             Api.ANTHROPIC: (_AnthropicEvent, self._on_anthropic),
             Api.RESPONSES: (_ResponsesEvent, self._on_responses),
             Api.CHAT: (_ChatChunk, self._on_chat),
+            Api.GEMINI: (_GeminiAnswer, self._on_gemini),
         }
         kind, self._read = readers[api]
         self._decoder = msgspec.json.Decoder(kind)
@@ -247,6 +282,22 @@ class Meter:
         )
         self.known = True
         self.final = True
+
+    def _on_gemini(self, answer: _GeminiAnswer) -> None:
+        for candidate in answer.candidates:
+            parts = [] if candidate.content is None else candidate.content.parts
+            self.tool_calls += sum(part.function_call is not None for part in parts)
+        said = answer.usage_metadata
+        if said is not None:
+            total = said.prompt_token_count + said.tool_use_prompt_token_count
+            cached = min(said.cached_content_token_count, total)
+            # Each event repeats the totals so far.
+            output = max(self.usage.output, said.candidates_token_count + said.thoughts_token_count)
+            self.usage = Usage(input=total - cached, cached=cached, output=output)
+            self.known = True
+        ended = any(candidate.finish_reason for candidate in answer.candidates)
+        blocked = answer.prompt_feedback is not None and bool(answer.prompt_feedback.block_reason)
+        self.final = self.final or (self.known and (ended or blocked or self._events is None))
 
 
 def _last(said: int | None, before: int) -> int:

@@ -37,5 +37,6 @@ def tell(task_id: str, token: str) -> dict[str, str]:
         "NO_PROXY": local, "no_proxy": local,
         "ANTHROPIC_BASE_URL": f"{base}/anthropic", "ANTHROPIC_API_KEY": token,
         "OPENAI_BASE_URL": f"{base}/openai/v1", "OPENAI_API_KEY": token,
+        "GOOGLE_GEMINI_BASE_URL": f"{base}/gemini", "GEMINI_API_KEY": token,
         "AGENTINA_GATEWAY": base,
     }  # fmt: skip

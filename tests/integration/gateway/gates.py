@@ -182,7 +182,9 @@ def load(tmp_path: Path, url: str, *, keys: int = 1, name: str = "gateway.yaml")
     for number, key in enumerate(names):
         (store / key).write_text(f"{KEY}{number or ''}\n")
         (store / key).chmod(0o600)
-    providers = [{"name": api, "api": api, "url": url, "credentials": names} for api in ("anthropic", "openai")]
+    providers = [
+        {"name": api, "api": api, "url": url, "credentials": names} for api in ("anthropic", "openai", "gemini")
+    ]
     (tmp_path / name).write_text(
         json.dumps({"providers": providers, "prices": {"gpt-test": {"input": 1, "output": 2}}})
     )

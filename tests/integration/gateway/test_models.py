@@ -376,3 +376,26 @@ async def test_what_is_no_request_for_a_model_is_refused(tmp_path: Path, body: b
         status, _, answer = await gate.ask("/openai/v1/responses", body=body)
         assert (status, b"gateway_request_invalid" in answer) == (400, True)
         assert not gate.provider.asked
+
+
+@pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent?alt=sse"])
+async def test_gemini_s_usage_equals_what_was_billed_and_its_key_stays_here(tmp_path: Path, verb: str) -> None:
+    async with gates.opened(tmp_path, limits=budgets.Limits(cost=1)) as gate:
+        document = {"contents": [{"parts": [{"text": "x" * 4000}]}], "generationConfig": {"maxOutputTokens": 100}}
+        status, _, body = await gate.ask(f"/gemini/v1beta/models/gemini-2.5-flash:{verb}", document)
+        assert (status, b"usageMetadata" in body) == (200, True)
+        fresh, cached, output = gate.provider.billed
+        assert gate.totals.used == usage.Usage(input=fresh, cached=cached, output=output)
+        assert (gate.totals.tool_calls, gate.totals.calls, gate.totals.estimated) == (1, 1, 0)
+        assert gate.ends() == ["completed"]
+        (asked,) = gate.provider.asked
+        assert asked.headers["x-goog-api-key"] == gates.KEY
+        assert gate.token not in str(asked.headers)
+
+
+async def test_an_answer_of_gemini_that_breaks_off_is_counted_by_an_estimate(tmp_path: Path) -> None:
+    async with gates.opened(tmp_path) as gate:
+        gate.provider.scenario = "cut"
+        with pytest.raises(streams.Gone):
+            await gate.ask("/gemini/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse", {"contents": []})
+        assert gate.totals.estimated == 1

@@ -26,6 +26,16 @@ PRICE = prices.Price(input=1, output=2)
         ("/anthropic/v1/%6dessages", None),
         ("/openai/v1/models/../files", None),
         ("/openai/v1/files", None),
+        ("/gemini/v1beta/models/gemini-2.5-flash:generateContent", "/v1beta/models/gemini-2.5-flash:generateContent"),
+        ("/gemini/v1beta/models/m:streamGenerateContent?alt=sse", "/v1beta/models/m:streamGenerateContent"),
+        ("/gemini/v1beta/models/m:streamGenerateContent", None),
+        ("/gemini/v1beta/models/m:streamGenerateContent?x=alt=sse", None),
+        ("/gemini/v1beta/models/m:countTokens", "/v1beta/models/m:countTokens"),
+        ("/gemini/v1beta/models/m:embedContent", None),
+        ("/gemini/v1beta/models/../x:generateContent", None),
+        ("/gemini/v1beta/models:generateContent", None),
+        ("/gemini/v1beta/models", "/v1beta/models"),
+        ("/gemini/v1beta/files", None),
         ("/", None),
     ],
 )
@@ -100,5 +110,50 @@ def test_a_refusal_speaks_the_apis_language(api: usage.Api) -> None:
     error = errors.BUDGET_EXHAUSTED(problem="5 of 5 tokens are used")
     assert "5 of 5 tokens" in json.loads(calls.error_body(api, error))["error"]["message"]
     assert calls.error_event(api, error).endswith(b"\n\n")
-    assert calls.ping(api).endswith(b"\n\n")
+    assert calls.ping(api).endswith(b"\n\n") or api is usage.Api.GEMINI
     assert calls.final_status(api) not in {401, 429}
+
+
+GEMINI = "/gemini/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse"
+
+
+def test_gemini_names_the_model_in_the_path_and_the_output_in_a_part() -> None:
+    found = calls.route(GEMINI)
+    assert found is not None
+    document = {"contents": [], "generationConfig": {"temperature": 0, "maxOutputTokens": 5000}}
+    body = json.dumps(document).encode()
+    wish = calls.understand(usage.Api.GEMINI, body, found[0])
+    assert (wish.model, wish.streamed, wish.output) == ("gemini-2.5-flash", True, 5000)
+    assert calls.rewrite(usage.Api.GEMINI, wish, body, output=5000, asked=5000) == body
+    changed = json.loads(calls.rewrite(usage.Api.GEMINI, wish, body, output=700, asked=5000))
+    assert changed == {"contents": [], "generationConfig": {"temperature": 0, "maxOutputTokens": 700}}
+
+
+def test_a_thinking_budget_of_gemini_has_to_fit() -> None:
+    body = json.dumps({"generationConfig": {"thinkingConfig": {"thinkingBudget": 4000}}}).encode()
+    wish = calls.understand(usage.Api.GEMINI, body, calls.Route(usage.Api.GEMINI, "", model="m"))
+    assert wish.least == 4000 + budgets.LEAST_OUTPUT
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"generationConfig": {"candidateCount": 2}},
+        {"generation_config": {"max_output_tokens": 10}},
+        {"generationConfig": {"max_output_tokens": 10}},
+        {"generationConfig": {"candidate_count": 8}},
+        {"generationConfig": {"maxOutputTokens": 0}},
+    ],
+)
+def test_what_gemini_would_generate_beyond_the_reservation_is_refused(document: dict[str, object]) -> None:
+    route = calls.Route(usage.Api.GEMINI, "", model="m")
+    with pytest.raises(errors.AgentinaError) as caught:
+        calls.understand(usage.Api.GEMINI, json.dumps(document).encode(), route)
+    assert caught.value.code == "GATEWAY_REQUEST_INVALID"
+
+
+def test_gemini_is_told_nothing_while_it_waits_and_refused_in_its_own_form() -> None:
+    assert calls.ping(usage.Api.GEMINI) == b""
+    told = json.loads(calls.error_body(usage.Api.GEMINI, errors.BUDGET_EXHAUSTED(problem="it is used up")))
+    assert (told["error"]["code"], told["error"]["status"]) == (400, "INVALID_ARGUMENT")
+    assert "BUDGET_EXHAUSTED" in told["error"]["message"]

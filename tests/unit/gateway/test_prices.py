@@ -12,6 +12,9 @@ def test_the_shipped_table_is_readable_and_complete() -> None:
         assert 0 < price.input < price.output
         assert price.cached is not None
         assert price.max_output
+        assert price.source.startswith("https://")
+        assert price.as_of
+        assert price.note, "how sure one can be"
 
 
 def test_cached_input_is_charged_apart() -> None:
@@ -54,3 +57,19 @@ def test_no_mix_of_caches_costs_more_than_was_reserved(price: prices.Price, tota
         usage.Usage(cached=total - written, cache_write_1h=written),
     ):
         assert price.cost(used) <= price.most(total)
+
+
+def test_a_call_with_much_input_costs_more_in_all() -> None:
+    price = prices.Price(input=1, output=10, cached=0.1, long=prices.Long(above=1000, input=2, output=15, cached=0.2))
+    assert price.cost(usage.Usage(input=400, cached=600, output=10)) == 400 * 1000 + 600 * 100 + 10 * 10_000
+    assert price.cost(usage.Usage(input=401, cached=600, output=10)) == 401 * 2000 + 600 * 200 + 10 * 15_000
+    assert (price.most(1000), price.most(1001)) == (1_000_000, 2_002_000)
+    assert (price.output_nano(1000), price.output_nano(1001)) == (10_000, 15_000)
+
+
+@given(st.integers(0, 500_000), st.integers(0, 70_000), st.sampled_from(sorted(prices.shipped())))
+def test_no_shipped_price_charges_more_than_was_reserved(total: int, output: int, name: str) -> None:
+    price = prices.shipped()[name]
+    reserved = price.most(total) + output * price.output_nano(total)
+    for used in (usage.Usage(input=total, output=output), usage.Usage(cache_write_1h=total, output=output)):
+        assert price.cost(used) <= reserved

@@ -12,7 +12,16 @@ from agentina.host import entries, gates, records, state
 from agentina.protocol import jobs, wire
 from tests.fakes import executor
 
-TOLD = {"AGENTINA_GATEWAY", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "HTTPS_PROXY", "NO_PROXY", "OPENAI_BASE_URL"}
+TOLD = {
+    "AGENTINA_GATEWAY",
+    "GEMINI_API_KEY",
+    "GOOGLE_GEMINI_BASE_URL",
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_BASE_URL",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "OPENAI_BASE_URL",
+}
 
 
 def entry_of(tmp_path: Path, **fields: Any) -> entries.Entry:
