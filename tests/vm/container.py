@@ -213,18 +213,23 @@ class Container(host.Host):
         listed = ["losetup", "--noheadings", "--associated", str(self._disk)]
         host.wait_for(lambda: not subprocess.check_output(listed).strip(), f"{self._disk} is let go")
 
-    def shut_down(self) -> None:
+    @property
+    def is_on(self) -> bool:
         """See :class:`host.Host`."""
-        assert self._process is not None
-        self.try_run("systemctl poweroff --no-block")
-        process, leader = self._process, self._leader
+        return self._process is not None and self._process.poll() is None
 
-        def ended() -> bool:
-            _wake_entered(leader)
-            return process.poll() is not None
+    def wait_off(self) -> None:
+        """See :class:`host.Host`."""
+
+        def went_off() -> bool:
+            _wake_entered(self._leader)
+            return not self.is_on
 
         try:
-            host.wait_for(ended, f"{self.name} shuts down: {self.console()[-3000:]}")
+            host.wait_for(went_off, f"{self.name} shuts down")
+            if self._disk is not None:
+                # PID 1 leaves this, its last act on a machine, to a container's host.
+                _run("sync", "--file-system", str(self._writable))
         finally:
             self._leader = 0
             self.cut()

@@ -144,9 +144,19 @@ class Host(abc.ABC):
     def cut(self) -> None:
         """Take the power away, at once."""
 
+    @property
     @abc.abstractmethod
+    def is_on(self) -> bool:
+        """Whether it runs; one that restarts itself goes off, and is to be booted."""
+
+    @abc.abstractmethod
+    def wait_off(self) -> None:
+        """Wait until it has gone off by itself."""
+
     def shut_down(self) -> None:
         """An orderly power-off; returns when it is off."""
+        self.try_run("systemctl poweroff --no-block")
+        self.wait_off()
 
     def power_cut(self) -> None:
         """Power off and on again."""
