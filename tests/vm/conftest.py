@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests import conftest as guards
-from tests.vm import container, host, images, lab, machine
+from tests.vm import ahead, container, host, images, lab, machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,15 +49,19 @@ def image() -> images.Image:
 
 
 @pytest.fixture(scope="session")
-def package(image: images.Image) -> Path:
-    """The agent's .deb of this checkout."""
-    return lab.build_packages()
+def package(
+    image: images.Image, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The agent's .deb of this checkout; from now on more is made :mod:`ahead <tests.vm.ahead>`."""
+    built = lab.build_packages()
+    with ahead.making(ahead.wanted_by(request.session.items), tmp_path_factory.mktemp("ahead") / "log"):
+        yield built
 
 
 @pytest.fixture(scope="session")
 def next_package(package: Path) -> Path:
     """The same as a later version."""
-    return lab.build_packages(version="99.0")
+    return lab.build_packages(version=lab.NEXT)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from tests.acceptance import fleet as fleets
 from tests.vm import host, images, machine
 
 _SOURCE: Final = Path(__file__).parents[2]
+#: Version of a later package of the same sources.
+NEXT: Final = "99.0"
 #: Where hosts have the control plane's certificate.
 CERTIFICATE: Final = "/etc/ssl/certs/agentina-test.pem"
 
@@ -65,8 +67,10 @@ class Lab:
 
     def wait_online(self, there: host.Host, instance: str = "default") -> None:
         """Wait until the daemon there has a session."""
+        # A command under emulation takes seconds of what the daemon needs to start.
+        listens = f"test -S /run/agentina/{instance}/agentina.sock"
         script = f'agentina status --instance {instance} --json | grep -Eq \'"state": *"(online|draining)"\''
-        there.wait(script, f"{instance} is online")
+        there.wait(f"{listens} && {script}", f"{instance} is online")
 
 
 def install_package(there: host.Host, package: Path) -> str:

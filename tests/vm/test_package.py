@@ -86,11 +86,13 @@ def test_installing_starts_nothing_and_owns_its_places(new_container: NewContain
         "stat -c '%n %U:%G %a' /var/lib/agentina /etc/agentina /opt/agentina/instances /opt/agentina/releases"
     )
     assert owners.count("root:root 755") == 4
+    assert there.run("find /opt/agentina /usr/lib/agentina -not -user root -o -not -type l -perm /022") == ""
+    assert "agentina" in there.run("getent passwd agentina")
     for unit in ("agentina@.service", "agentina-task@.service", "agentina-tasks.slice"):
         assert there.run(f"systemctl cat {unit}")
     for path in ("man/man1/agentina.1.gz", "bash-completion/completions/agentina", "doc/agentina/copyright"):
         there.run(f"test -s /usr/share/{path}")
-    assert there.run("dpkg --verify agentina") == ""
+    assert there.run("dpkg --audit; dpkg --verify agentina") == ""
     completed = there.run("_AGENTINA_COMPLETE=bash_complete COMP_WORDS='agentina inst' COMP_CWORD=1 agentina")
     assert completed == "plain,install\n"
 
@@ -121,11 +123,11 @@ def test_upgrade_and_downgrade_end_no_task(
     for job in jobs:
         fleet.wait_state(job, State.RUNNING)
     pids = [fleet.job(job).tasks[0].pid for job in jobs]
-    for step, wanted in ((next_package, "99.0"), (package, before)):
+    for step, wanted in ((next_package, lab.NEXT), (package, before)):
         assert "ending" not in apt(agent, "install", step)
         status = json.loads(agent.run("agentina status --json"))
         assert (status["version"], status["state"]) == (wanted, "online")
-        assert versions(agent) == {before, "99.0"}, "what ran before is kept to go back to"
+        assert versions(agent) == {before, lab.NEXT}, "what ran before is kept to go back to"
         for job, pid in zip(jobs, pids, strict=True):
             view = fleet.job(job)
             assert view.job.state is State.RUNNING
@@ -173,6 +175,7 @@ def test_remove_ends_everything_and_says_so_and_comes_back(
     run_lab: lab.Lab, agent: container.Container, package: Path
 ) -> None:
     fleet = run_lab.fleet
+    before = json.loads(agent.run("agentina status --json"))["agent_id"]
     job = fleet.submit(["sleep", "1000"])
     fleet.wait_state(job, State.RUNNING)
     said = apt(agent, "remove", "agentina")
@@ -183,13 +186,17 @@ def test_remove_ends_everything_and_says_so_and_comes_back(
     assert listing(agent, "/opt/agentina", "/usr/lib/agentina") == {}
     agent.run("test -s /var/lib/agentina/default/identity && test -s /etc/agentina/default.yaml")
     apt(agent, "install", package)
-    agent.wait("agentina status --json", "the instance is back")
+    run_lab.wait_online(agent)
+    assert json.loads(agent.run("agentina status --json"))["agent_id"] == before, "the instance is back"
     assert fleet.wait_final(job).job.state is not State.SUCCEEDED
 
 
-def test_purge_leaves_no_unit(agent: container.Container) -> None:
+def test_purge_leaves_nothing(agent: container.Container) -> None:
     apt(agent, "purge", "agentina")
     assert agent.run("systemctl list-units --all --plain --no-legend 'agentina*'") == ""
+    # But for what the tests put there.
+    elsewhere = " ".join(f"-not -path '{path}/*'" for path in ("/root", "/proc", "/etc/ssl"))
+    assert agent.run(f"find / -xdev -iname '*agentina*' {elsewhere}") == ""
 
 
 def test_an_install_that_is_killed_anywhere_is_completed_by_the_next(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -286,16 +285,6 @@ def test_shutdown_of_the_host_is_told_from_a_failure(there: container.Container)
 # --- the units -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", ["agentina@default.service", "agentina-task@default-S1.service"])
-def test_units_are_closed(there: container.Container, unit: str) -> None:
-    """At most 1.5 of 10, by systemd's own measure."""
-    said = there.run(f"systemd-analyze security --no-pager {unit} | tail -1")
-    sys.stdout.write(said)
-    score = re.search(r": (\d+\.\d) ", said)
-    assert score is not None
-    assert float(score[1]) <= 1.5
-
-
 def test_units_have_no_mistakes(there: container.Container) -> None:
     done = there.try_run(
         "systemd-analyze verify --man=no /usr/lib/systemd/system/agentina@.service "
@@ -457,13 +446,13 @@ def test_fork_bomb_ends_at_its_number_of_processes(limited: machine.Machine) -> 
 
 def test_processor_time_is_limited(limited: machine.Machine) -> None:
     group = "/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)"
-    script = f"timeout 10 sh -c 'while :; do :; done & while :; do :; done'; cat {group}/cpu.max {group}/cpu.stat"
+    script = f"timeout 5 sh -c 'while :; do :; done & while :; do :; done'; cat {group}/cpu.max {group}/cpu.stat"
     done = slots.run_one(limited, script, cpus=0.25)
     quota, counted = done["output"].split("\n", 1)
     assert quota == "25000 100000"
     stat = dict(line.split() for line in counted.splitlines())
     assert int(stat["nr_throttled"]) > 0, done
-    # By the kernel's own periods, of which a machine that is short of time has more than ten seconds' worth.
+    # By the kernel's own periods, of which a machine that is short of time has more than five seconds' worth.
     assert int(stat["usage_usec"]) < (int(stat["nr_periods"]) + 1) * 25_000 * 1.2, done
 
 
