@@ -761,8 +761,8 @@ GATEWAY_TOKEN_REFUSED = _entry(
 BUDGET_EXHAUSTED = _entry(
     "BUDGET_EXHAUSTED", 402, Exit.REFUSED,
     message="This task's budget is used up: {problem}.",
-    cause="A limit of the job is reached (tokens, cost, tool calls, duration), or too little is left for a call.",
-    remedy="Raise the job's `budget` and submit it again.",
+    cause="A limit of the task, of its agent or of its organization is reached, or too little is left for a call.",
+    remedy="Raise it with `agentina budget raise`; a task that is held goes on then, another job is submitted again.",
 )  # fmt: skip
 MODEL_REFUSED = _entry(
     "MODEL_REFUSED", 400, Exit.REFUSED,

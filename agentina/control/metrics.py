@@ -7,11 +7,12 @@ from typing import Final
 import prometheus_client
 from prometheus_client import registry
 
-from agentina.protocol import anomalies, budgets
+from agentina.protocol import anomalies, budgets, wire
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600, 3600, 14_400)
 #: Most models with labels of their own.
 _MAX_MODELS: Final = 200
+_SHARES: Final = (0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 _BYTES: Final = tuple(float(1 << shift) for shift in range(22, 38, 2))
 
 
@@ -49,6 +50,16 @@ class Metrics:
         self.unpriced = prometheus_client.Counter(
             "agent_calls_unpriced", "Calls of models without a price: what they cost is not known.",
             ["role", "model"], registry=self.registry,
+        )  # fmt: skip
+        self.tool_calls = prometheus_client.Counter(
+            "agent_tool_calls",
+            "Tools that AI agents used, by how that went (ok, error, denied), as their command lines told at the end. "
+            "They do not all tell which: `tool` is empty.",
+            ["role", "tool", "status"], registry=self.registry,
+        )  # fmt: skip
+        self.context = prometheus_client.Histogram(
+            "agent_context_utilization", "Share of the model's context that was filled when an AI agent ended.",
+            ["role"], buckets=_SHARES, registry=self.registry,
         )  # fmt: skip
         self._models: set[str] = set()
         self.pending = prometheus_client.Gauge(
@@ -93,6 +104,15 @@ class Metrics:
         self.tokens.labels(role, model).inc(used.tokens)
         self.cost.labels(role, model).inc(used.cost_nano / budgets.DOLLAR)
         self.unpriced.labels(role, model).inc(used.unpriced)
+
+    def count_run(self, role: str, run: wire.AgentRun) -> None:
+        """An AI agent's task ended."""
+        failed, denied = min(run.tool_errors, run.tool_calls), run.denials
+        for status, count in (("ok", run.tool_calls - failed), ("error", failed), ("denied", denied)):
+            if count:
+                self.tool_calls.labels(role, "", status).inc(count)
+        if run.context_tokens is not None and run.context_window:
+            self.context.labels(role).observe(min(run.context_tokens / run.context_window, 1.0))
 
     def render(self) -> bytes:
         """The text exposition."""

@@ -191,6 +191,8 @@ class Plane:
                 self.metrics.session_duration.labels(ended.role).observe(ended.duration)
             if ended.memory_peak_bytes is not None:
                 self.metrics.memory_peak.labels(ended.role).observe(ended.memory_peak_bytes)
+            if ended.run is not None:
+                self.metrics.count_run(ended.role, ended.run)
         for state in effects.ended_jobs:
             self.metrics.jobs.labels(state.value).inc()
         for role, model, used in effects.used:

@@ -85,6 +85,8 @@ class Shares:
         for entry in self._held():
             story = None if entry.task_id in done else record.read(entry.directory.path)
             if story is not None:
+                # Until the gateway has opened the task again, what a killed one left under way counts in full.
+                story.conclude()
                 open_tasks[entry.task_id] = days.by_day(story.usage())
         orders: list[channel.Order] = [channel.Begin(spent=spent, of_tasks=open_tasks)]
         if self._file.known.day:

@@ -25,6 +25,8 @@ class EndedTask:
     #: Seconds from start to end; None: it never started.
     duration: float | None
     memory_peak_bytes: int | None
+    #: What an AI agent's command line said of its run; None: it was none, or said nothing.
+    run: wire.AgentRun | None = None
 
 
 @dataclasses.dataclass(slots=True)

@@ -127,3 +127,16 @@ def test_a_figure_no_provider_ever_billed_does_not_break_the_sums(control: Any) 
         (task,) = agent.take()
         agent.run(task, models=[msgspec.structs.replace(row(1), cost_nano=most, input=most)])
     assert report(operator, "model")["total"]["calls"] == 3
+
+
+def test_what_an_agent_said_of_its_tools_and_context_is_counted_at_its_end(control: Any) -> None:
+    operator, agent = control.operator, control.agent()
+    operator.submit()
+    (task,) = agent.take()
+    run = wire.AgentRun(tool_calls=5, tool_errors=2, denials=1, context_tokens=150_000, context_window=200_000)
+    agent.run(task, agent=run)
+    figures = operator.raw("GET", "/metrics").read().decode()
+    for status, count in (("ok", 3), ("error", 2), ("denied", 1)):
+        assert f'agent_tool_calls_total{{role="",status="{status}",tool=""}} {count}.0' in figures
+    assert 'agent_context_utilization_bucket{le="0.7",role=""} 0.0' in figures
+    assert 'agent_context_utilization_bucket{le="0.8",role=""} 1.0' in figures
