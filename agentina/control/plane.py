@@ -14,7 +14,7 @@ import msgspec
 from agentina import errors
 from agentina.control import bells, blobs, config, fleet, keys, metrics
 from agentina.control.rollouts import figures
-from agentina.control.services import changes
+from agentina.control.services import changes, rollout_members
 from agentina.control.store import agents, anomalies, engine, jobs, registry, tasks
 from agentina.protocol import budgets, signing, wire
 from agentina.protocol.states import Reason
@@ -48,6 +48,7 @@ class Plane:
         self.started = clock.boot()
         self.blobs = blobs.Blobs(settings.data / "blobs")
         self.fleet = fleet.Fleet(lease_seconds=settings.lease_seconds, heartbeat_seconds=settings.heartbeat_seconds)
+        self.members = rollout_members.Members(store)
         self.bells = bells.Bells(limit=settings.max_held_requests)
         self.metrics = metrics.Metrics()
         #: Operators by the hash of their token.

@@ -16,7 +16,7 @@ _MAX_AGENTS: Final = 10_000
 async def start_rollout(call: routing.Call) -> api.RolloutView:
     """Begin one."""
     public_id = await rollouts.start(call.control, call.body, actor=call.actor)
-    return rollout_views.view(call.control, public_id, limit=_MAX_AGENTS)
+    return await rollout_views.view(call.control, public_id, limit=_MAX_AGENTS)
 
 
 async def list_rollouts(call: routing.Call) -> api.RolloutList:
@@ -27,10 +27,10 @@ async def list_rollouts(call: routing.Call) -> api.RolloutList:
 async def show_rollout(call: routing.Call) -> api.RolloutView:
     """Show one; with ``revision`` and ``wait``, once it has changed since."""
     public_id, limit = call.parameters["rollout"], call.query["limit"]
-    shown = rollout_views.view(call.control, public_id, limit=limit)
+    shown = await rollout_views.view(call.control, public_id, limit=limit)
     if call.query["wait"] and shown.revision <= call.query["revision"]:
         await call.control.bells.wait(rollouts.bell(public_id), call.query["wait"])
-        shown = rollout_views.view(call.control, public_id, limit=limit)
+        shown = await rollout_views.view(call.control, public_id, limit=limit)
     return shown
 
 
@@ -39,7 +39,7 @@ def _act(verb: str) -> routing.Handler:
         reason = call.body.reason if call.body is not None else ""
         public_id = call.parameters["rollout"]
         await rollouts.act(call.control, public_id, verb, reason=reason, actor=call.actor)
-        return rollout_views.view(call.control, public_id, limit=_MAX_AGENTS)
+        return await rollout_views.view(call.control, public_id, limit=_MAX_AGENTS)
 
     return handler
 
@@ -48,7 +48,7 @@ async def skip_agent(call: routing.Call) -> api.RolloutView:
     """Leave an agent out."""
     public_id = call.parameters["rollout"]
     await rollouts.skip(call.control, public_id, call.body.agent, actor=call.actor)
-    return rollout_views.view(call.control, public_id, limit=_MAX_AGENTS)
+    return await rollout_views.view(call.control, public_id, limit=_MAX_AGENTS)
 
 
 async def pin_agent(call: routing.Call) -> api.AgentView:

@@ -19,7 +19,7 @@ _NOISE_SECONDS: Final = 0.1
 _DAY_MS: Final = 86_400_000
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Tasks that ended, over some time."""
 
     ended: int = 0
@@ -57,7 +57,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )  # fmt: skip
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Figures of some agents over some time."""
 
     figures: Figures = Figures()

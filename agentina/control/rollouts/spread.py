@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Collection, Sequence
 
+import msgspec
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+
+class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where an agent is, and how much it did lately."""
 
     agent: int

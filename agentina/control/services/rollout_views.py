@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import msgspec
 
 from agentina.control import plane
 from agentina.control.rollouts import figures, members, model, rules
+from agentina.control.services import rollout_members
 from agentina.control.services import rollouts as service
 from agentina.control.store import engine, rollouts
 from agentina.protocol import api
@@ -31,7 +33,7 @@ def listed(control: plane.Plane, *, limit: int) -> api.RolloutList:
     return api.RolloutList(rollouts=control.store.read(read))
 
 
-def view(control: plane.Plane, public_id: str, *, limit: int) -> api.RolloutView:
+async def view(control: plane.Plane, public_id: str, *, limit: int) -> api.RolloutView:
     """Everything about one rollout, with at most ``limit`` agents.
 
     Raises:
@@ -39,13 +41,16 @@ def view(control: plane.Plane, public_id: str, *, limit: int) -> api.RolloutView
 
     """
 
-    def read(tx: engine.Transaction) -> tuple[rollouts.Stored, list[model.Member], list[engine.Row]]:
+    def read(tx: engine.Transaction) -> tuple[rollouts.Stored, list[engine.Row]]:
         stored = service.find(tx, public_id)
-        return stored, rollouts.members(tx, stored.id), rollouts.lines(tx, stored.id)
+        return stored, rollouts.lines(tx, stored.id)
 
-    stored, known, lines = control.store.read(read)
+    members_now = await control.members.read(control.store.read(lambda tx: service.find(tx, public_id)))
+    stored, lines = control.store.read(read)
+    known = list(members_now.values())
     rollout, now_ms = stored.rollout, control.clock.wall_ms()
-    facts = service.facts(control, rollout.plan, known)
+    facts = await service.facts(control, rollout.plan, known)
+    samples, shown = await asyncio.to_thread(_sorted, known, facts, now_ms, limit)
     plan = msgspec.structs.asdict(rollout.plan)
     if plan.pop("kind") == "release":
         del plan["settings"]
@@ -56,8 +61,8 @@ def view(control: plane.Plane, public_id: str, *, limit: int) -> api.RolloutView
         plan=api.RolloutStart(**plan, select=[] if stored.selection.is_open() else terms.split(",")),
         watched_seconds=rollout.watched_seconds,
         watch_seconds=rollout.plan.seconds(rollout.stage),
-        work=_work(rules.work_samples(known, facts, now_ms)),
-        agents=_agents(control, rollout, known, facts)[:limit],
+        work=_work(samples),
+        agents=await _agents(control, rollout, shown, facts),
         lines=[api.RolloutLine(number=row["number"], at_ms=row["at_ms"], text=row["text"]) for row in lines],
     )
 
@@ -72,13 +77,23 @@ def _summary(stored: rollouts.Stored, counts: Mapping[str, int]) -> api.RolloutS
     )  # fmt: skip
 
 
-def _agents(
+def _sorted(
+    known: Sequence[model.Member], facts: Mapping[int, model.Fact], now_ms: int, limit: int
+) -> tuple[rules.WorkSamples, list[model.Member]]:
+    """What the gates compare, and the members to show: those that need attention first. Takes a while; for a thread."""
+    there = (member for member in known if member.agent in facts)
+    ordered = sorted(there, key=lambda member: (_INTERESTING.index(member.standing), member.stage, member.agent))
+    return rules.work_samples(known, facts, now_ms), ordered[:limit]
+
+
+async def _agents(
     control: plane.Plane, rollout: model.Rollout, known: Sequence[model.Member], facts: Mapping[int, model.Fact]
 ) -> list[api.RolloutAgent]:
     now_ms = control.clock.wall_ms()
-    ordered = sorted(known, key=lambda member: (_INTERESTING.index(member.standing), member.stage, member.agent))
     shown = []
-    for member in ordered:
+    for number, member in enumerate(known):
+        if number % rollout_members.SLICE == 0:
+            await asyncio.sleep(0)
         agent, fact = control.fleet.agents.get(member.agent), facts.get(member.agent)
         if agent is None or fact is None:
             continue

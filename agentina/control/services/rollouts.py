@@ -6,6 +6,7 @@ and polls carry the orders that follow (:func:`give_orders`).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, TypeVar
@@ -15,7 +16,7 @@ import msgspec
 from agentina import errors
 from agentina.control import fleet, ids, plane
 from agentina.control.rollouts import model, rules, selection, spread
-from agentina.control.services import administration, releases
+from agentina.control.services import administration, releases, rollout_members
 from agentina.control.store import agents, audit, engine, rollouts
 from agentina.protocol import api, settings, windows, wire
 from agentina.updates import versions
@@ -65,11 +66,13 @@ def fact(control: plane.Plane, agent: fleet.Agent, now: float, now_ms: int) -> m
     )
 
 
-def facts(control: plane.Plane, plan: model.Plan, known: Iterable[model.Member]) -> dict[int, model.Fact]:
-    """What is known of the members that were not removed."""
+async def facts(control: plane.Plane, plan: model.Plan, known: Iterable[model.Member]) -> dict[int, model.Fact]:
+    """What is known of the members that were not removed. Others have their turn in between."""
     now, now_ms = control.clock.boot(), control.clock.wall_ms()
     found = {}
-    for member in known:
+    for number, member in enumerate(known):
+        if number % rollout_members.SLICE == 0:
+            await asyncio.sleep(0)
         agent = control.fleet.agents.get(member.agent)
         if agent is None:
             continue
@@ -156,14 +159,22 @@ def _give_settings(agent: fleet.Agent, number: int, rollout: model.Rollout, memb
 def load(control: plane.Plane) -> None:
     """Give the stored orders again, after a start."""
     for stored in control.store.read(rollouts.living):
-        follow_change(control, stored, stored.rollout)
+        give_orders(control, stored.id, stored.rollout, _members(control, stored.id))
 
 
-def follow_change(control: plane.Plane, stored: rollouts.Stored, rollout: model.Rollout) -> None:
-    """Give the orders of all members and wake whoever follows the rollout."""
-    known = control.store.read(lambda tx: rollouts.members(tx, stored.id))
-    give_orders(control, stored.id, rollout, known)
-    control.bells.ring(bell(rollout.public_id))
+def _members(control: plane.Plane, number: int) -> list[model.Member]:
+    return control.store.read(lambda tx: rollouts.members(tx, number))
+
+
+async def follow_change(control: plane.Plane, number: int) -> None:
+    """Give the orders of all members of the rollout in this row, as stored now, and wake whoever follows it."""
+    while True:
+        known = await control.members.read(control.store.read(lambda tx: rollouts.by_id(tx, number), snapshot=False))
+        stored = control.store.read(lambda tx: rollouts.by_id(tx, number), snapshot=False)
+        if control.members.is_current(stored):
+            break
+    give_orders(control, number, stored.rollout, known.values())
+    control.bells.ring(bell(stored.rollout.public_id))
 
 
 def bell(public_id: str) -> str:
@@ -188,18 +199,17 @@ async def start(control: plane.Plane, request: api.RolloutStart, *, actor: str) 
     members = _first_members(control, request, plan, chosen)
     detail = {"version": plan.version, "select": chosen.words(), "agents": len(members)}
 
-    def operation(tx: engine.Transaction) -> list[tuple[rollouts.Stored, model.Rollout]]:
+    def operation(tx: engine.Transaction) -> list[int]:
         replaced = _replace(tx, chosen, plan.kind)
         number = rollouts.insert(tx, rollout, chosen, actor=actor, now_ms=now_ms)
         rollouts.save_members(tx, number, members)
         text = f"started by {actor} for {chosen.words()}: {len(members)} agents"
         rollouts.tell(tx, number, text, now_ms=now_ms)
         audit.append(tx, actor=actor, action="rollout.start", subject=rollout.public_id, detail=detail, now_ms=now_ms)
-        return replaced
+        return [*replaced, number]
 
-    for stored, after in await control.store.write(operation):
-        follow_change(control, stored, after)
-    follow_change(control, control.store.read(lambda tx: find(tx, rollout.public_id)), rollout)
+    for changed in await control.store.write(operation):
+        await follow_change(control, changed)
     return rollout.public_id
 
 
@@ -247,10 +257,8 @@ def _first_members(
     return members
 
 
-def _replace(
-    tx: engine.Transaction, chosen: selection.Selection, kind: str
-) -> list[tuple[rollouts.Stored, model.Rollout]]:
-    """Take agents over from rollouts that have ended.
+def _replace(tx: engine.Transaction, chosen: selection.Selection, kind: str) -> list[int]:
+    """Take agents over from rollouts that have ended, which are returned.
 
     Raises:
         AgentinaError: ``ROLLOUT_OVERLAPS``: one has not.
@@ -268,7 +276,7 @@ def _replace(
             continue  # a release and settings live side by side
         after = msgspec.structs.replace(stored.rollout, superseded=True)
         rollouts.save(tx, stored, after)
-        replaced.append((stored, after))
+        replaced.append(stored.id)
     return replaced
 
 
@@ -350,13 +358,13 @@ async def skip(control: plane.Plane, public_id: str, agent_id: str, *, actor: st
 async def _change(
     control: plane.Plane, public_id: str, change: Callable[[engine.Transaction, rollouts.Stored], model.Rollout]
 ) -> None:
-    def operation(tx: engine.Transaction) -> tuple[rollouts.Stored, model.Rollout]:
+    def operation(tx: engine.Transaction) -> int:
         stored = find(tx, public_id)
         after = change(tx, stored)
         assert rollouts.save(tx, stored, after), "read in the same transaction"
-        return stored, after
+        return stored.id
 
-    follow_change(control, *await control.store.write(operation))
+    await follow_change(control, await control.store.write(operation))
 
 
 async def pin(control: plane.Plane, agent_id: str, version: str, *, actor: str) -> fleet.Agent:

@@ -73,6 +73,13 @@ def find(tx: engine.Transaction, public_id: str) -> Stored | None:
     return None if row is None else _from_row(row)
 
 
+def by_id(tx: engine.Transaction, rollout: int) -> Stored:
+    """The rollout in this row."""
+    row = tx.one("SELECT * FROM rollouts WHERE id = :id", id=rollout)
+    assert row is not None, rollout
+    return _from_row(row)
+
+
 def newest(tx: engine.Transaction, *, limit: int) -> list[Stored]:
     """The newest rollouts first."""
     return [_from_row(row) for row in tx.all("SELECT * FROM rollouts ORDER BY id DESC LIMIT :limit", limit=limit)]
@@ -93,9 +100,28 @@ def members(tx: engine.Transaction, rollout: int) -> list[model.Member]:
     return [_member(row) for row in rows]
 
 
+def some_members(tx: engine.Transaction, rollout: int, after: int, most: int) -> list[model.Member]:
+    """The first members whose agents' row ids are beyond ``after``."""
+    rows = tx.all(
+        "SELECT * FROM rollout_members WHERE rollout_id = :id AND agent_id > :after ORDER BY agent_id LIMIT :most",
+        id=rollout, after=after, most=most,
+    )  # fmt: skip
+    return [_member(row) for row in rows]
+
+
 def save_members(tx: engine.Transaction, rollout: int, changed: Iterable[model.Member]) -> None:
     """Store members that are new or changed."""
-    rows = []
+    save_rows(tx, member_rows(rollout, changed))
+
+
+def save_rows(tx: engine.Transaction, rows: list[list[object]]) -> None:
+    """The same, made ready by :func:`member_rows`."""
+    tx.many(_INSERT_MEMBER, rows)
+
+
+def member_rows(rollout: int, changed: Iterable[model.Member]) -> list[list[object]]:
+    """Members as rows. It takes a while where they are many, and may be done in a thread."""
+    rows: list[list[object]] = []
     for member in changed:
         mark = None if member.mark is None else _json(member.mark)
         rows.append([
@@ -103,7 +129,7 @@ def save_members(tx: engine.Transaction, rollout: int, changed: Iterable[model.M
             member.not_before_ms, member.reason, member.previous, member.skipped, mark, member.mark_ms,
             _json(member.past),
         ])  # fmt: skip
-    tx.many(_INSERT_MEMBER, rows)
+    return rows
 
 
 def counts(tx: engine.Transaction, rollout: int) -> dict[str, int]:

@@ -11,7 +11,8 @@ import pytest
 import agentina
 from agentina import errors
 from agentina.cli import main
-from agentina.control.services import rollout_duty
+from agentina.control.services import rollout_duty, rollout_members
+from agentina.control.store import rollouts
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import deadlines
@@ -140,6 +141,32 @@ def test_a_good_release_reaches_everybody_by_stages(fleet: Fleet) -> None:
     assert texts[0] == "started by operator:admin for all agents: 6 agents"
     assert texts[-1] == f"complete: 6 agents of 6 run {NEW}"
     assert [one["id"] for one in fleet.operator.call("GET", "/v1/rollouts")["rollouts"]] == [rollout]
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_a_look_in_slices_comes_to_the_same(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, *, is_bad: bool) -> None:
+    monkeypatch.setattr(rollout_members, "SLICE", 2)
+    monkeypatch.setattr(rollout_duty, "_MOST_ROWS", 2)
+    for host in fleet.add(9):
+        host.is_bad = is_bad
+    rollout = fleet.start(batch_percent=30)
+    control = fleet.control.plane
+    for turn in range(24):
+        if turn == 3:
+            fleet.operator.call("POST", f"/v1/rollouts/{rollout}/skip", {"agent": fleet.hosts[-1].activated.agent_id})
+        if turn == 5:
+            # As after a start: what is remembered is read again, slice by slice.
+            control.members.keep_only([])
+        fleet.turns(1)
+
+        async def same() -> bool:
+            stored = control.store.read(lambda tx: rollouts.find(tx, rollout))
+            remembered = await control.members.read(stored)
+            known = control.store.read(lambda tx: rollouts.members(tx, stored.id))
+            return bool(list(remembered.values()) == known and control.members.is_current(stored))
+
+        assert fleet.control.run(same)
+    assert (fleet.state(rollout), fleet.updated()) == (("rolled-back", 0) if is_bad else ("completed", 8))
 
 
 def test_a_bad_release_is_halted_and_taken_back(fleet: Fleet) -> None:
