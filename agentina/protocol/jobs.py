@@ -138,7 +138,11 @@ class Limits(_Spec, frozen=True, kw_only=True):
 class Scope(_Spec, frozen=True, kw_only=True):
     """What the job may touch. Enforced as far as the executor can; `agentina status` says how far."""
 
+    #: Of the repository, the paths it will change: jobs whose paths meet do not run at the same time
+    #: (docs/explanation/path-claims.md).
     paths: Patterns = []
+    #: What to do when another job changes some of these paths: ``wait`` for its end, or only ``warn``.
+    overlap: Literal["wait", "warn"] = "wait"
     commands: Patterns = []
     hosts: Patterns = []
 

@@ -78,6 +78,7 @@ class Reason(enum.Enum):
     # queued
     WAITING_FOR_AGENT = "waiting-for-agent"
     WAITING_FOR_NEEDS = "waiting-for-needs"
+    WAITING_FOR_PATHS = "waiting-for-paths"
     RETRY_BACKOFF = "retry-backoff"
     RETURNED_UNSTARTED = "returned-unstarted"
     # on the way
@@ -125,6 +126,7 @@ class Reason(enum.Enum):
 REASONS: Final[dict[Reason, str]] = {
     Reason.WAITING_FOR_AGENT: "waits for an agent that can run it",
     Reason.WAITING_FOR_NEEDS: "waits for the jobs it needs",
+    Reason.WAITING_FOR_PATHS: "waits for a job that changes the same paths of the repository",
     Reason.RETRY_BACKOFF: "waits before the next attempt",
     Reason.RETURNED_UNSTARTED: "an agent gave it back before starting it",
     Reason.ASSIGNED: "given to an agent",

@@ -16,6 +16,8 @@ class Waits:
     #: Needed jobs that have not succeeded.
     needs: Sequence[str] = ()
     backoff_seconds: float = 0.0
+    #: Jobs that change the same paths, in words; empty: none does.
+    paths: str = ""
     memory_bytes: int = 0
 
 
@@ -46,6 +48,8 @@ def explain(waits: Waits, wanted: fleet.JobClass, candidates: Iterable[Candidate
         return [f"It waits for {units.show_count(len(waits.needs), 'job')} to succeed: {', '.join(waits.needs[:10])}."]
     if waits.backoff_seconds > 0:
         return [f"It waits {units.show_duration(waits.backoff_seconds)} before the next attempt."]
+    if waits.paths:
+        return [f"It waits for a job that changes the same paths: {waits.paths}."]
     remaining = [agent for agent in candidates if agent.organization_id == wanted.organization_id]
     if not remaining:
         return ["The organization has no agents; make one with `agentina token create` and `agentina install`."]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from agentina.control import fleet, plane
-from agentina.control.services import changes
+from agentina.control.services import changes, pathclaims
 from agentina.control.store import agents, engine, jobs, tasks
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
@@ -54,6 +54,8 @@ def take(work: changes.Work, agent: fleet.Agent) -> list[Claimed]:
     work.effects.ready.extend(left)
     claimed = []
     for job in chosen:
+        if not pathclaims.may_run(work, job):
+            continue
         assign(work, agent, job)
         jobs.save(work.tx, job)
         claimed.append(record(work, agent, job, jobs.spec(work.tx, job.id)))

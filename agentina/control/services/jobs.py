@@ -10,7 +10,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, ids, plane
-from agentina.control.services import changes, claims, lifecycle, outcomes
+from agentina.control.services import changes, claims, lifecycle, outcomes, pathclaims
 from agentina.control.store import audit, engine, jobs, registry, tasks
 from agentina.protocol import api, wire
 from agentina.protocol import jobs as protocol_jobs
@@ -86,12 +86,16 @@ class _Attempt:
         needed = _needed(tx, organization["id"], submission.spec)
         job = self._new_job(work, organization["id"], needed)
         # Given away before it is stored, it never enters the queue.
-        agent = self._agent_for(work, job) if not needed else None
+        job.claims_paths = bool(pathclaims.of_spec(submission.spec)[1])
+        # One with claims goes by the queue, where it is seen whether it may run.
+        agent = self._agent_for(work, job) if not needed and not job.claims_paths else None
         if agent is not None:
             claims.assign(work, agent, job)
         jobs.insert(
             tx, job, name=submission.spec.name, spec=self.text, key=submission.key, sha256=sha256, now_ms=work.now_ms
         )
+        if job.claims_paths:
+            pathclaims.submit(work, job, submission.spec)
         for need in needed:
             jobs.add_need(tx, job.id, need.id)
         if agent is not None:

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from agentina.control.services import changes, lifecycle
+from agentina.control.services import changes, lifecycle, pathclaims
 from agentina.control.store import jobs, tasks
 from agentina.protocol import jobs as protocol_jobs
 from agentina.protocol import units, wire
@@ -87,6 +87,7 @@ def _follow(work: changes.Work, job: jobs.Job) -> None:
 def _end_job(work: changes.Work, job: jobs.Job, verdict: lifecycle.Verdict, detail: str) -> None:
     job.state, job.reason, job.detail = verdict.state, verdict.reason, detail
     job.ready, job.dead_letter, job.ended_ms = False, verdict.dead_letter, work.now_ms
+    pathclaims.release(work, job)
     work.effects.jobs.add(job.public_id)
     work.effects.ended_jobs.append(verdict.state)
 
@@ -117,6 +118,7 @@ def _settle(work: changes.Work, task: tasks.Task, verdict: lifecycle.Verdict, ou
         tasks.save(work.tx, task)
         _follow(work, job)
         return
+    pathclaims.release(work, job)
     delay_ms = round(verdict.delay * 1000)
     when = f"again in {units.show_duration(verdict.delay)}" if delay_ms else "queued again"
     is_returned = outcome.reason is Reason.RETURNED_UNSTARTED

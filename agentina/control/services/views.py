@@ -9,7 +9,7 @@ import msgspec
 import agentina
 from agentina import errors
 from agentina.control import fleet, plane
-from agentina.control.services import blockers, releases, usage
+from agentina.control.services import blockers, pathclaims, releases, usage
 from agentina.control.store import engine, jobs, tasks
 from agentina.protocol import api, wire
 from agentina.protocol import jobs as protocol_jobs
@@ -63,6 +63,7 @@ def _blockers(control: plane.Plane, tx: engine.Transaction, job: jobs.Job) -> li
         needs=[need.public_id for need in jobs.needs(tx, job.id) if need.state is not State.SUCCEEDED],
         backoff_seconds=0 if job.ready else max(job.runnable_ms - control.clock.wall_ms(), 0) / 1000,
         memory_bytes=job.memory_bytes,
+        paths=pathclaims.explain(tx, job),
     )
     candidates = [
         blockers.Candidate(

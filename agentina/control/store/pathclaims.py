@@ -1,0 +1,73 @@
+"""Claims of jobs on paths of a repository (008_pre_path_claims.sql)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from agentina.control.store import engine, jobs
+
+
+class Claim(NamedTuple):
+    """What a job claims."""
+
+    job: int
+    public_id: str
+    organization: int
+    repository: str
+    paths: list[str]
+    #: It runs beside others all the same.
+    only_warns: bool
+
+
+def insert(tx: engine.Transaction, claim: Claim) -> None:
+    """Store the claim of a new job."""
+    tx.execute(
+        "INSERT INTO path_claims (job_id, organization_id, repository, paths, only_warns)"
+        " VALUES (:job, :organization, :repository, :paths, :warns)",
+        job=claim.job, organization=claim.organization, repository=claim.repository,
+        paths=msgspec.json.encode(claim.paths).decode(), warns=claim.only_warns,
+    )  # fmt: skip
+
+
+def find(tx: engine.Transaction, job: int) -> Claim | None:
+    """What a job claims; None: nothing."""
+    row = tx.one(
+        "SELECT c.*, j.public_id FROM path_claims c JOIN jobs j ON j.id = c.job_id WHERE c.job_id = :job", job=job
+    )
+    return None if row is None else _from_row(row)
+
+
+def held(tx: engine.Transaction, organization: int, repository: str) -> list[Claim]:
+    """Claims of jobs that an agent holds."""
+    rows = tx.all(
+        "SELECT c.*, j.public_id FROM path_claims c JOIN jobs j ON j.id = c.job_id WHERE c.is_held"
+        " AND c.organization_id = :organization AND c.repository = :repository ORDER BY c.job_id LIMIT 1000",
+        organization=organization, repository=repository,
+    )  # fmt: skip
+    return [_from_row(row) for row in rows]
+
+
+def hold(tx: engine.Transaction, job: int, *, is_held: bool) -> None:
+    """An agent has the job now, or no more."""
+    tx.execute("UPDATE path_claims SET is_held = :held WHERE job_id = :job", held=is_held, job=job)
+
+
+def waiting(tx: engine.Transaction, organization: int, repository: str) -> list[jobs.Job]:
+    """Jobs that wait for others' claims, in the order in which they would be given away."""
+    rows = tx.all(
+        f"SELECT {jobs.COLUMNS} FROM path_claims c JOIN jobs j ON j.id = c.job_id"  # noqa: S608 - constants
+        " WHERE c.organization_id = :organization AND c.repository = :repository AND j.state = 'queued'"
+        " AND j.reason = 'waiting-for-paths' ORDER BY j.priority DESC, j.id LIMIT 1000",
+        organization=organization, repository=repository,
+    )  # fmt: skip
+    return [jobs.from_row(row) for row in rows]
+
+
+def _from_row(row: engine.Row) -> Claim:
+    return Claim(
+        job=row["job_id"], public_id=row["public_id"], organization=row["organization_id"],
+        repository=row["repository"], paths=msgspec.json.decode(row["paths"], type=list[str]),
+        only_warns=bool(row["only_warns"]),
+    )  # fmt: skip
