@@ -58,6 +58,13 @@ class ModelProvider:
         #: Bytes that were written of the present answer.
         self.written = 0
         self.port = 0
+        #: The loop it runs on.
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def let_go(self) -> None:
+        """Let held answers go on; from any thread."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.go_on.set)
 
     @property
     def url(self) -> str:
@@ -234,6 +241,7 @@ async def running(
         finally:
             connections.discard(current)
 
+    provider.loop = asyncio.get_running_loop()
     server = await asyncio.start_server(connected, listen, 0, ssl=tls)
     provider.port = server.sockets[0].getsockname()[1]
     try:

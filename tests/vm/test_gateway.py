@@ -10,6 +10,7 @@ import base64
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +125,15 @@ def test_real_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
     measured: Callable[[str], None],
     runner: str,
 ) -> None:
+    with real_agent(there, run_lab, runner):
+        output = fix(run_lab, provider, runner, tmp_path, resources={"memory": "2GiB"})
+    assert "AGENTINA_JOB_ID=" in output
+    measured(f"a real {RUNNERS[runner]} in a slot: {provider.billed} tokens billed, and as many counted")
+
+
+@contextlib.contextmanager
+def real_agent(there: container.Container, run_lab: lab.Lab, runner: str) -> Iterator[None]:
+    """The real command line in the place of its stand-in."""
     program = real_program(runner)
     place = f"/opt/agents/{runner}"
     for path in sorted(program.parent.iterdir()):
@@ -133,12 +143,10 @@ def test_real_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
     try:
         there.run("systemctl restart agentina@default")
         run_lab.wait_online(there)
-        output = fix(run_lab, provider, runner, tmp_path, resources={"memory": "2GiB"})
+        yield
     finally:
         there.run(f"rm -r {place} /etc/agentina/runners.d; systemctl restart agentina@default")
         run_lab.wait_online(there)
-    assert "AGENTINA_JOB_ID=" in output
-    measured(f"a real {program.name} in a slot: {provider.billed} tokens billed, and as many counted")
 
 
 def real_program(runner: str) -> Path:
@@ -181,8 +189,10 @@ def test_task_goes_on_over(
     job = submit(run_lab, verify={"argv": ["false"]})
     host.wait_for(provider.holding.is_set, "the model answers")
     provider.scenario = "text"
+    gateway = there.run(GATEWAY).strip()
     there.run(ENDS[end])
-    provider.go_on.set()
+    there.wait(f"! test -d /proc/{gateway}", "the gateway has ended")
+    provider.let_go()
     view = run_lab.fleet.wait_final(job)
     assert view.job.reason is Reason.VERIFY_FAILED, (view.job, run_lab.fleet.output(job))
     assert "used 3 calls of models" in notes(view)
@@ -195,6 +205,41 @@ def test_task_goes_on_over(
     assert [entry["charge"]["used"] for entry in completed] == [
         {"input": size - size // 2, "cached": size // 2, "output": provider.output} for size in sizes
     ]
+
+
+#: Agents at once: real ones where the variable says so, which take some 300 MB each.
+REAL_AGENTS: Final = int(os.environ.get("AGENTINA_VM_AGENTS", "0"))
+
+
+def test_twenty_agents_at_once(
+    there: container.Container,
+    run_lab: lab.Lab,
+    provider: coding_model.CodingModel,
+    measured: Callable[[str], None],
+) -> None:
+    """All of them wait for the model at the same time; each is counted to the token, and the gateway stays small."""
+    with real_agent(there, run_lab, "claude-code") if REAL_AGENTS else contextlib.nullcontext():
+        count = REAL_AGENTS or 20
+        provider.go_on.clear()
+        provider.scenario = "held"
+        jobs = [submit(run_lab, resources={"memory": "256MiB", "cpu": 0.1}) for _ in range(count)]
+        host.wait_for(lambda: len(provider.asked) >= count, "all of them ask the model")
+        assert len(run_lab.units(there)) == count
+        gateway = int(there.run(GATEWAY))
+        resident = int(there.run(f"ps -o rss= -p {gateway}")) / 1024
+        provider.scenario = "text"
+        provider.let_go()
+        views = [run_lab.fleet.wait_final(job) for job in jobs]
+    assert {view.job.reason for view in views} == {Reason.AGENT_FINISHED}
+    outcomes = [view.tasks[0].outcome for view in views]
+    counted = [used for outcome in outcomes if outcome is not None for used in outcome.models]
+    fresh, cached, output = provider.billed
+    assert sum(used.calls for used in counted) == len(provider.asked)
+    assert sum(used.input for used in counted) == fresh
+    assert sum(used.cached for used in counted) == cached
+    assert sum(used.output for used in counted) == output
+    measured(f"the gateway with {count} agents in the middle of an answer: {resident:.0f} MiB")
+    assert resident < 100
 
 
 def recorded(there: container.Container, task: str) -> list[dict[str, Any]]:
