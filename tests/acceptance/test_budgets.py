@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from agentina.protocol import budgets as messages
 from tests.acceptance import fleet as fleets
 from tests.fakes import model_provider
 
@@ -163,15 +164,18 @@ def check_parked(fleet: fleets.Fleet, provider: Provider, scope: str) -> None:
     )
     reason = fleets.wait_for(lambda: fleet.job(job).tasks and fleet.job(job).tasks[-1].parked, "it is parked")
     assert f"of {250 if scope == 'job' else 1300} tokens" in reason
-    assert "parked: " in fleet.answer("job", "show", job)
-    assert reason in fleet.answer("status", "--instance", "one")
     held = provider.billed
-    subject = ["--job", job] if scope == "job" else ["--organization", "default"]
-    assert reason in fleet.answer("budget", "show", *subject)
-    fleet.answer("budget", "raise", *subject, "--tokens", "10000")
+    if scope == "job":
+        assert "parked: " in fleet.answer("job", "show", job)
+        assert reason in fleet.answer("status", "--instance", "one")
+        assert reason in fleet.answer("budget", "show", "--job", job)
+        fleet.answer("budget", "raise", "--job", job, "--tokens", "10000")
+    else:
+        shown = fleet.client.raise_budget("organization", "default", messages.BudgetRaise(tokens=10_000))
+        assert shown.parked == [f"{job}.1: {reason}"]
     view = fleet.wait_final(job)
     assert fleet.output(job).decode() == "done\n"
-    assert before < held < provider.billed == counted(used(fleet))
+    assert before < held < provider.billed == fleet.client.get_usage({}).total.counted
     assert any("held at a call" in event.text for event in view.events)
 
 
