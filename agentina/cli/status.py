@@ -102,6 +102,7 @@ def _facts(one: dict[str, Any], now_ms: int) -> list[tuple[str, object]]:
         ("labels", output.labels(one["labels"]) if one.get("labels") else ""),
         ("version", f"{one.get('version', '?')}{_update(one)}"),
         ("update", _latest(one.get("update"), now_ms)),
+        ("settings", _settings(one, now_ms)),
         ("channel", one.get("channel")),
         ("license", "unknown" if is_hidden else _license(one.get("license"), now_ms)),
         ("control plane", f"{one.get('control_plane', '?')}{heartbeat}"),
@@ -149,6 +150,14 @@ def _update(one: dict[str, Any]) -> str:
         return ""
     title = f": {output.clean(one['update_title'])}" if one.get("update_title") else ""
     return f" ({output.clean(one['update_available'])} is available{title})"
+
+
+def _settings(one: dict[str, Any], now_ms: int) -> str:
+    """The control plane's settings that hold, where it ever gave any."""
+    report = one.get("configuration_report")
+    if not report:
+        return ""
+    return f"{output.clean(one.get('configuration'))} of the control plane; {_latest(report, now_ms)}"
 
 
 def _latest(update: dict[str, Any] | None, now_ms: int) -> str:

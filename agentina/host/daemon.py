@@ -345,6 +345,7 @@ class Daemon:
             beats=self._heartbeat,
             executor=self._executor,
             updates=self._orders,
+            remotely=self._remote,
             probing=self._probe,
             clocks=self._clock,
         )

@@ -7,7 +7,20 @@ from typing import Literal
 
 from agentina import __version__
 from agentina.executors import contract
-from agentina.host import config, entries, heartbeat, identity, orders, outbox, probe, session, standing, state, tasks
+from agentina.host import (
+    config,
+    entries,
+    heartbeat,
+    identity,
+    orders,
+    outbox,
+    probe,
+    remote,
+    session,
+    standing,
+    state,
+    tasks,
+)
 from agentina.protocol import budgets, local, wire
 from agentina.protocol.states import Reason, State
 from agentina.system import clock, paths
@@ -36,6 +49,7 @@ class StatusView:
         beats: heartbeat.Heartbeat,
         executor: contract.Executor,
         updates: orders.Orders,
+        remotely: remote.Remote,
         probing: probe.Probe,
         clocks: clock.Clock,
     ) -> None:
@@ -49,6 +63,7 @@ class StatusView:
         self._heartbeat = beats
         self._executor = executor
         self._updates = updates
+        self._remote = remotely
         self._probe = probing
         self._clock = clocks
         self._started_ms = clocks.wall_ms()
@@ -80,10 +95,12 @@ class StatusView:
             channel="" if license_ is None else license_.channel,
             update_available=self._session.directives.update_available,
             update_title=self._session.directives.update_title,
+            configuration=self._remote.version,
+            configuration_report=self._remote.report(),
             update=self._updates.report(),
             probe=self._probe.seen,
             tasks=[self._task(entry) for entry in self._tasks.all],
-            max_concurrent_tasks=self._settings.max_concurrent_tasks,
+            max_concurrent_tasks=self._remote.effective().max_concurrent_tasks,
             slots_free=offer.slots,
             admission=offer.why,
             executor=self._executor.name,

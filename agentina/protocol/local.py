@@ -110,6 +110,10 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     channel: str = ""
     update_available: str = ""
     update_title: str = ""
+    #: The control plane's settings that hold here (``cfg-…``; ``none``; empty: it may set none), and what became of the
+    #: latest order for some.
+    configuration: str = ""
+    configuration_report: UpdateReport | None = None
     #: The latest update of this host; None: there was none.
     update: UpdateReport | None = None
     #: The latest task over its memory limit; None: nobody asked for one.

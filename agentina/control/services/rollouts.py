@@ -335,8 +335,8 @@ async def skip(control: plane.Plane, public_id: str, agent_id: str, *, actor: st
     now_ms = control.clock.wall_ms()
 
     def change(tx: engine.Transaction, stored: rollouts.Stored) -> model.Rollout:
-        found = {member.agent: member for member in rollouts.members(tx, stored.id)}.get(agent.id)
-        if found is None:
+        found = next(iter(rollouts.some_members(tx, stored.id, agent.id - 1, 1)), None)
+        if found is None or found.agent != agent.id:
             raise errors.NOT_FOUND(what=f"agent of rollout {public_id}", name=agent_id[:64])
         if found.standing not in {model.Standing.PENDING, model.Standing.ORDERED, model.Standing.SILENT}:
             raise errors.STATE_CONFLICT(

@@ -178,6 +178,8 @@ async def test_settings_of_the_control_plane_hold_over_restarts(
 
     await plane.until(lambda: reported() == "promoted" and plane.heartbeats[-1].configuration == "cfg-1")
     await plane.until(lambda: plane.polls[-1].slots == 2)
+    status = await daemon.ask()
+    assert (status.configuration, status.max_concurrent_tasks) == ("cfg-1", 2)
     sessions, beats = plane.session, len(plane.heartbeats)
     await daemon.kill()
     await daemon.start()
