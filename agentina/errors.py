@@ -371,6 +371,13 @@ POLICY_REFUSED = _entry(
     "(`agentina policy check` explains).",
 )  # fmt: skip
 
+PATHS_OVERLAP = _entry(
+    "PATHS_OVERLAP", 409, Exit.FAILED,
+    message="Jobs that ran at the same time changed the same paths of {repository}.",
+    cause="They did not declare these paths in `scope.paths`, so nothing kept them apart.",
+    remedy="Expect their patches to conflict. Declare the paths, or let one job need the other.",
+)  # fmt: skip
+
 # --- how runs go ----------------------------------------------------------------------------------------------------
 
 RUN_STUCK = _entry(

@@ -281,6 +281,7 @@ class Operations:
             trouble = error
         artifacts = [artifact for artifact, _ in found]
         outcome = outcomes.with_collection(outcome, artifacts=artifacts, commit=commit, trouble=trouble)
+        outcome = msgspec.structs.replace(outcome, changed=await _changed(found))
         paths = {artifact.name: str(path) for artifact, path in found}
         entry.artifacts = paths
         try:
@@ -360,6 +361,17 @@ def _make_files(home: Path, contents: dict[str, str]) -> None:
             path.write_text(content, "utf-8")
         except OSError as error:
             raise files.from_os_error(error, path) from error
+
+
+async def _changed(found: list[tuple[wire.ArtifactInfo, Path]]) -> list[str]:
+    """The paths that the patch among what was found changes."""
+    from agentina.host import patches  # noqa: PLC0415 - only jobs with a repository or artifacts pay for it
+
+    for artifact, path in found:
+        if artifact.kind == "patch":
+            paths = await asyncio.to_thread(patches.changed_paths, path, most=wire.MAX_CHANGED)
+            return [name[:4096] for name in paths]
+    return []
 
 
 def _collect_fields(entry: entries.Entry, error: errors.AgentinaError) -> dict[str, str]:

@@ -33,6 +33,8 @@ MAX_SUMMARY: Final = 500
 MAX_EVIDENCE_NAME: Final = 64
 MAX_EVIDENCE_ENTRIES: Final = 16
 MAX_EVIDENCE: Final = 8192
+#: Most paths of one patch that are told.
+MAX_CHANGED: Final = 500
 #: Most tasks one agent reports as held.
 MAX_HELD: Final = 10_000
 
@@ -478,6 +480,8 @@ class Outcome(_Message, frozen=True, kw_only=True):
     artifacts: Annotated[list[ArtifactInfo], msgspec.Meta(max_length=1000)] = []
     #: Commit the workspace was made from.
     commit: Short = ""
+    #: Paths of the repository that its patch changes, the first ones.
+    changed: Annotated[list[Annotated[str, msgspec.Meta(max_length=4096)]], msgspec.Meta(max_length=MAX_CHANGED)] = []
     #: Code of the error catalogue when an error of agentina's ended it.
     error_code: Short = ""
     error_context: dict[str, Any] = {}

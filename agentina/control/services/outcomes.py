@@ -33,6 +33,8 @@ def end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome) -> Non
     if not task.counted:
         task.job.attempts += 1
     _end_task(work, task, outcome, counted=True)
+    if outcome.changed:
+        pathclaims.compare(work, task, outcome.changed)
     if _decides(task):
         # A success is one whatever the policy says: nearly all jobs end so, and their specification stays unread.
         retry = protocol_jobs.Retry() if outcome.state is State.SUCCEEDED else _retry(work, task.job, outcome.reason)

@@ -13,10 +13,15 @@ repository is let go.
 
 from __future__ import annotations
 
+import msgspec
+
+from agentina import errors
 from agentina.control import pathrules
-from agentina.control.services import changes
-from agentina.control.store import engine, jobs, pathclaims
+from agentina.control.services import anomalies, changes
+from agentina.control.store import anomalies as store_anomalies
+from agentina.control.store import engine, jobs, pathclaims, tasks
 from agentina.protocol import jobs as protocol_jobs
+from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 
 #: Jobs and paths named in a sentence.
@@ -79,6 +84,45 @@ def _goes_before(freed: tuple[jobs.Job, pathclaims.Claim], job: jobs.Job, claim:
     first, held = freed
     is_same_queue = first.class_id == job.class_id and first.memory_bytes <= job.memory_bytes
     return is_same_queue and bool(pathrules.meet(claim.paths, held.paths))
+
+
+def compare(work: changes.Work, task: tasks.Task, changed: list[str]) -> None:
+    """Compare what a task changed with what others changed, or claim, that ran at the same time.
+
+    What both had declared is no surprise (one of them was only warned); anything else is an anomaly.
+    """
+    job, started = task.job, task.started_ms
+    spec = msgspec.json.decode(jobs.spec(work.tx, job.id), type=protocol_jobs.JobSpec)
+    name, claims = of_spec(spec)
+    if not name or started is None:
+        return
+    own = pathclaims.Change(task.id, job.id, job.organization_id, name, changed, work.now_ms)
+    undeclared = [path for path in changed if not pathrules.covers(claims, path)]
+    found: dict[str, list[str]] = {}
+    for other, theirs in pathclaims.changes_since(work.tx, own, started):
+        # A path that this job had declared was undeclared by the other: they would not have run together.
+        common = sorted(set(theirs) & set(changed if spec.scope.overlap == "wait" else undeclared))
+        found |= {other: common} if common else {}
+    for claim in pathclaims.held(work.tx, job.organization_id, name):
+        common = [path for path in undeclared if pathrules.covers(claim.paths, path)]
+        if claim.job != job.id and common:
+            found[claim.public_id] = common
+    pathclaims.add_change(work.tx, own)
+    if not found:
+        return
+    source = store_anomalies.Source(
+        organization_id=job.organization_id, agent_id=task.agent_id, at_ms=work.now_ms, task_id=task.public_id,
+        task=None,
+    )  # fmt: skip
+    evidence = {other: ", ".join(paths[:20]) for other, paths in list(found.items())[: wire.MAX_EVIDENCE_ENTRIES]}
+    summary = f"jobs changed the same paths of {name} at the same time"
+    reported = wire.Anomaly(
+        id=f"paths:{task.public_id}", kind="path-overlap", code=errors.PATHS_OVERLAP.code, summary=summary,
+        evidence=evidence, first_at_ms=work.now_ms,
+    )  # fmt: skip
+    anomalies.note(work, source, reported)
+    told = "; ".join(f"{other}: {', '.join(paths[:_MOST_NAMED])}" for other, paths in list(found.items())[:_MOST_NAMED])
+    job.tell(f"changed the same paths as others at the same time: {told}", task=task.number, now_ms=work.now_ms)
 
 
 def meeting(tx: engine.Transaction, own: pathclaims.Claim) -> list[pathclaims.Claim]:

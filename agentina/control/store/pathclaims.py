@@ -1,12 +1,15 @@
-"""Claims of jobs on paths of a repository (008_pre_path_claims.sql)."""
+"""Claims of jobs on paths of a repository, and what they changed (008 and 009 of the migrations)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from agentina.control.store import engine, jobs
+
+#: A little more than the longest time limit of a job.
+_KEEP_MS: Final = 31 * 86_400_000
 
 
 class Claim(NamedTuple):
@@ -63,6 +66,43 @@ def waiting(tx: engine.Transaction, organization: int, repository: str) -> list[
         organization=organization, repository=repository,
     )  # fmt: skip
     return [jobs.from_row(row) for row in rows]
+
+
+class Change(NamedTuple):
+    """What a task changed."""
+
+    task: int
+    job: int
+    organization: int
+    repository: str
+    paths: list[str]
+    ended_ms: int
+
+
+def add_change(tx: engine.Transaction, change: Change) -> None:
+    """Store what a task changed; what is older than any task that may still run is forgotten."""
+    tx.execute(
+        "DELETE FROM path_changes WHERE organization_id = :organization AND repository = :repository"
+        " AND ended_ms < :old",
+        organization=change.organization, repository=change.repository, old=change.ended_ms - _KEEP_MS,
+    )  # fmt: skip
+    tx.execute(
+        "INSERT OR REPLACE INTO path_changes (task_id, job_id, organization_id, repository, paths, ended_ms)"
+        " VALUES (:task, :job, :organization, :repository, :paths, :ended)",
+        task=change.task, job=change.job, organization=change.organization, repository=change.repository,
+        paths=msgspec.json.encode(change.paths).decode(), ended=change.ended_ms,
+    )  # fmt: skip
+
+
+def changes_since(tx: engine.Transaction, change: Change, since_ms: int) -> list[tuple[str, list[str]]]:
+    """Other jobs whose tasks ended since then, the newest, and what those changed."""
+    rows = tx.all(
+        "SELECT j.public_id, c.paths FROM path_changes c JOIN jobs j ON j.id = c.job_id"
+        " WHERE c.organization_id = :organization AND c.repository = :repository AND c.ended_ms > :since"
+        " AND c.job_id <> :job ORDER BY c.ended_ms DESC LIMIT 200",
+        organization=change.organization, repository=change.repository, since=since_ms, job=change.job,
+    )  # fmt: skip
+    return [(row["public_id"], msgspec.json.decode(row["paths"], type=list[str])) for row in rows]
 
 
 def _from_row(row: engine.Row) -> Claim:

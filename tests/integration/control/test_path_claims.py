@@ -101,3 +101,32 @@ def test_waiting_job_can_be_canceled_and_is_not_taken_for_one_that_backs_off(
     agent.run(f"{first}.1")
     assert agent.take() == [f"{second}.1"]
     assert operator.state(third) == ("canceled", "canceled-by-operator")
+
+
+def overlaps(operator: simulated.Operator) -> list[Any]:
+    return [one for one in operator.call("GET", "/v1/anomalies")["anomalies"] if one["kind"] == "path-overlap"]
+
+
+def test_undeclared_overlap_is_an_anomaly(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    first, second, third = submit(operator), submit(operator), submit(operator, "docs")
+    assert len(agent.take()) == 3
+    for job in (first, second):
+        agent.report(agent.fact(f"{job}.1", "accepted"), agent.fact(f"{job}.1", "running", pid=1))
+    agent.report(agent.finished(f"{first}.1", changed=["src/a", "src/b"]))
+    assert overlaps(operator) == []
+    agent.report(agent.finished(f"{second}.1", changed=["src/b", "docs/x"]))
+    (found,) = overlaps(operator)
+    assert found["code"] == "PATHS_OVERLAP"
+    (line,) = [text for text in texts(operator, second) if "changed the same paths" in text]
+    assert f"{first}: src/b" in line
+    assert f"{third}: docs/x" in line
+
+
+def test_changes_one_after_the_other_are_none(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    for _ in range(2):
+        job = submit(operator, "src")
+        assert agent.take() == [f"{job}.1"]
+        agent.run(f"{job}.1", changed=["src/a", "other"])
+    assert overlaps(operator) == []
