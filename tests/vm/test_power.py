@@ -41,8 +41,12 @@ echo work > result; echo end; exit {code}
 """
 _ENDLESS: Final = "echo start; sleep 3600"
 _AGAIN: Final = {"max_attempts": 60, "on": ["lost"], "backoff": 0.1, "max_backoff": 0.5}
-#: What ends a task that the power took with it.
-_WITH_POWER: Final = {states.Reason.HOST_RESTARTED, states.Reason.SUPERVISOR_DIED}
+#: What ends a task that the power took with it; the last where a host takes longer to come back than its lease lasts.
+_WITH_POWER: Final = {
+    states.Reason.HOST_RESTARTED,
+    states.Reason.SUPERVISOR_DIED,
+    states.Reason.LEASE_EXPIRED,
+}
 _random = random.Random(3)
 
 NEEDRESTART: Final = "/etc/needrestart/conf.d/agentina.conf"
