@@ -30,6 +30,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from agentina import errors
+from agentina.host import outbox_file
 from agentina.protocol import wire
 from agentina.system import clock, files, pace, tasks
 
@@ -43,23 +44,12 @@ LAZY_SECONDS: Final = 0.5
 MANY_WAITING: Final = 10_000
 #: Names of anomalies that are remembered as reported, the newest.
 MAX_NAMED: Final = 1000
-#: Changed rows after which the log is copied into the database, in the thread. SQLite itself does so only at
-#: ``_LOG_PAGES``, where few rows with many bytes changed.
+#: Changed rows after which the log is copied into the database, in the thread. SQLite itself does so only where few rows
+#: with many bytes changed.
 _CHECKPOINT_ROWS: Final = 4000
-_LOG_PAGES: Final = 8000
 #: Kinds of reports that somebody waits for.
 _URGENT: Final = frozenset({"finished", "returned"})
 
-_SCHEMA: Final = (
-    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
-    # AUTOINCREMENT remembers the highest number in sqlite_sequence after acknowledged reports are deleted.
-    """CREATE TABLE IF NOT EXISTS reports
-       (number INTEGER PRIMARY KEY AUTOINCREMENT, task_id TEXT NOT NULL, body BLOB NOT NULL) STRICT""",
-    """CREATE TABLE IF NOT EXISTS held
-       (task_id TEXT PRIMARY KEY, record BLOB NOT NULL, final BLOB NOT NULL DEFAULT x'') STRICT""",
-    # Anomalies with a name of their own that were reported: once each.
-    "CREATE TABLE IF NOT EXISTS named (name TEXT PRIMARY KEY, number INTEGER NOT NULL) STRICT",
-)
 _LAST: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'reports'"
 _NEW_STREAM: Final = (
     "DELETE FROM reports",
@@ -130,6 +120,8 @@ class Outbox:
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="outbox")
         self._pace = pace.Pace()
         self._database: sqlite3.Connection | None = None
+        #: Opened without room on the disk: nobody else can read the file.
+        self._is_alone = False
         #: Rows changed when the log was last copied into the database.
         self._checkpointed_at = 0
         #: What gathers for the next commit.
@@ -361,7 +353,7 @@ class Outbox:
         if self._slowly is not None or self._batch is None:
             return
         batch, self._batch = self._batch, None
-        if self._pace.is_fast and self._database is not None and not self._is_checkpoint_due():
+        if self._pace.is_fast and self._database is not None and not self._is_alone and not self._is_checkpoint_due():
             try:
                 self._commit(batch.statements)
             except sqlite3.Error:
@@ -395,9 +387,11 @@ class Outbox:
                     await self._replace_file(batch)
                     return
                 await self._in_thread(self._commit_and_checkpoint, batch.statements)
+                if self._is_alone:
+                    await self._in_thread(self._share)
                 break
             except sqlite3.Error as error:
-                if _is_damage(error):
+                if outbox_file.is_damage(error):
                     await self._in_thread(self._set_aside, str(error))
                     continue
                 self._note_trouble(error)
@@ -440,7 +434,7 @@ class Outbox:
             self.trouble = None
 
     def _note_trouble(self, error: Exception) -> None:
-        trouble = error if isinstance(error, errors.AgentinaError) else _explain(error, self._path)
+        trouble = error if isinstance(error, errors.AgentinaError) else outbox_file.explain(error, self._path)
         if self.trouble is None or self.trouble.code != trouble.code:
             _log.error("%s", trouble, extra={"action": "outbox-waits", "code": trouble.code})
         self.trouble = trouble
@@ -483,8 +477,8 @@ class Outbox:
             raise files.from_os_error(error, self._path) from error
         except sqlite3.Error as error:
             self._close_database()
-            if not _is_damage(error):
-                raise _explain(error, self._path) from error
+            if not (outbox_file.is_damage(error) or outbox_file.is_foreign(error)):
+                raise outbox_file.explain(error, self._path) from error
             self._set_aside(str(error))
             self._open_new()
 
@@ -492,7 +486,7 @@ class Outbox:
         database = self._connect()
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise _Damaged(str(verdict))
+            raise outbox_file.DamagedError(str(verdict))
         self._create()
         meta = dict(database.execute("SELECT key, value FROM meta"))
         self._waiting.extend(
@@ -521,17 +515,25 @@ class Outbox:
         self._commit([(_STREAM, (self.stream,))])
 
     def _connect(self) -> sqlite3.Connection:
-        self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
-        self._path.chmod(0o600)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.execute("PRAGMA cache_size = -1024")
-        self._database.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         self._checkpointed_at = 0
+        self._is_alone = False
+        try:
+            self._database = outbox_file.connect(self._path)
+        except sqlite3.Error as error:
+            if not outbox_file.is_without_room(error):
+                raise
+            # What readers share with us is a file that takes room, also when nothing is written. Alone we need none.
+            self._is_alone = True
+            self._database = outbox_file.connect(self._path, alone=True)
         return self._database
 
+    def _share(self) -> None:
+        """Let others read again, now that there is room."""
+        self._close_database()
+        self._connect()
+
     def _create(self) -> None:
-        self._commit([(sql, ()) for sql in _SCHEMA])
+        self._commit([(sql, ()) for sql in outbox_file.SCHEMA])
 
     def _begin_stream(self) -> None:
         self.stream = secrets.token_hex(16)
@@ -540,11 +542,7 @@ class Outbox:
     def _set_aside(self, problem: str) -> None:
         self._close_database()
         stamp = clock.show_time(self._clock.wall_ms()).replace(":", "")
-        aside = files.set_aside(self._path, stamp=stamp)
-        for suffix in ("-wal", "-shm"):
-            # A journal belongs to its database: beside another one it would be applied to it.
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{self._path}{suffix}").replace(f"{aside}{suffix}")
+        aside = outbox_file.set_aside(self._path, stamp=stamp)
         self.damage = errors.STATE_CORRUPT(path=str(self._path), problem=problem, aside=str(aside))
         _log.error("%s", self.damage, extra={"action": "outbox-damaged", "code": self.damage.code})
 
@@ -552,42 +550,3 @@ class Outbox:
         if self._database is not None:
             self._database.close()
             self._database = None
-
-
-def examine(directory: Path) -> tuple[int, int]:
-    """Reports that wait and tasks that are held, by a look that changes nothing; a daemon may run.
-
-    Raises:
-        AgentinaError: ``STATE_CORRUPT``: it is not understood.
-
-    """
-    path = directory / "outbox.db"
-    if not path.exists():
-        return 0, 0
-    # Without its journal's index, which a daemon that ended well took away, SQLite cannot open it unless it may write.
-    at_rest = "" if Path(f"{path}-shm").exists() else "&immutable=1"
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro{at_rest}", uri=True, timeout=5)) as database:
-            database.execute("SELECT value FROM meta WHERE key = 'stream'").fetchone()
-            (waiting,) = database.execute("SELECT count(body) FROM reports").fetchone()
-            (held,) = database.execute("SELECT count(record) + 0 * count(final) FROM held").fetchone()
-    except sqlite3.Error as error:
-        raise errors.STATE_CORRUPT(path=str(path), problem=str(error), aside="nothing: it stays where it is") from error
-    return int(waiting), int(held)
-
-
-class _Damaged(sqlite3.DatabaseError):
-    """quick_check found damage."""
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    damaged = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-    return isinstance(error, _Damaged) or (getattr(error, "sqlite_errorcode", 0) & 0xFF) in damaged
-
-
-def _explain(error: Exception, path: Path) -> errors.AgentinaError:
-    if isinstance(error, OSError):
-        return files.from_os_error(error, path)
-    if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
-        return errors.DISK_FULL(path=str(path))
-    return errors.STATE_UNWRITABLE(path=str(path), problem=str(error))

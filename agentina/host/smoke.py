@@ -25,7 +25,7 @@ from typing import Final
 
 import agentina
 from agentina import errors
-from agentina.host import config, doctor, identity, outbox, records
+from agentina.host import config, doctor, identity, outbox_file, records
 from agentina.protocol import names, units
 from agentina.system import files, paths
 
@@ -83,7 +83,7 @@ def _identity(instance: paths.InstancePaths) -> str:
 
 
 def _outbox(instance: paths.InstancePaths) -> str:
-    waiting, held = outbox.examine(instance.outbox)
+    waiting, held = outbox_file.examine(instance.outbox)
     return f"{units.show_count(waiting, 'report')} to send, {units.show_count(held, 'task')} held"
 
 

@@ -7,10 +7,8 @@ recorded; the tasks are the same processes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,29 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import release_publisher
-from tests.vm import container, host, lab, variants
+from tests.vm import container, host, lab, updating, variants
 
-TASKS = 3
-#: Prints each span of time in which the daemon did not answer on its socket; ends at a line on stdin.
-WATCH = """
-import select, socket, sys, time
-last = time.monotonic()
-while not select.select([sys.stdin], [], [], 0.01)[0]:
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(5)
-            connection.connect("/run/agentina/default/agentina.sock")
-            connection.sendall(b'{"verb": "status"}\\n')
-            answered = bool(connection.recv(1))
-    except OSError:
-        answered = False
-    if answered:
-        now = time.monotonic()
-        if now - last > 0.15:
-            print(f"{now - last:.3f}")
-        last = now
-"""
 GOOD = "10.0.0"
 #: Versions by fault.
 BAD = {fault: f"9.1.{number}" for number, fault in enumerate(variants.FAULTS)}
@@ -57,143 +34,16 @@ ON_TRIAL = [
 ]
 
 
-class Site:
-    """A host with running tasks, whose control plane has a release repository."""
-
-    def __init__(
-        self, there: container.Container, run_lab: lab.Lab, publisher: release_publisher.Publisher, builds: Path
-    ) -> None:
-        self.there = there
-        self.lab = run_lab
-        self._publisher = publisher
-        self._builds = builds
-        self._published: set[str] = set()
-        self.packaged = self.version()
-        script = "while :; do sleep 1; done"
-        self.jobs = [run_lab.fleet.submit_script(script, resources={"memory": "64MiB"}) for _ in range(TASKS)]
-        self.wait_for_tasks()
-
-    def wait_for_tasks(self) -> None:
-        """Wait until all tasks run, and remember their processes."""
-        host.wait_for(lambda: len(self.lab.units(self.there)) == TASKS, f"{TASKS} tasks run")
-        self.pids = self.lab.units(self.there)
-
-    def version(self) -> str:
-        """What runs, by the daemon's own word."""
-        self.lab.wait_online(self.there)
-        return str(self.status()["version"])
-
-    def wait_for_version(self, version: str) -> None:
-        """Wait until a daemon of this version is online: PID 1 starts it while the update is over already."""
-        host.wait_for(lambda: self.version() == version, f"{version} runs")
-
-    def status(self) -> dict[str, Any]:
-        return dict(json.loads(self.there.try_run("agentina status --json").stdout))
-
-    def set_times(
-        self, *, soak: float = 60, patience: float = 60, start: float = 60, watchdog: float = 60, stop: float = 15
-    ) -> None:
-        """How long things may take: what ends a trial earlier is the release's fault, not this machine's."""
-        units = {
-            "agentina-update@": f"Environment=SOAK={soak}s PATIENCE={patience}s\nRestartSec=1s\n",
-            "agentina-trial@": f"TimeoutStartSec={start}s\nWatchdogSec={watchdog}s\nTimeoutStopSec={stop}s\n",
-            "agentina@": f"RestartSec=100ms\nTimeoutStopSec={stop}s\n[Unit]\nStartLimitBurst=4\n",
-        }
-        for unit, text in units.items():
-            path = f"/etc/systemd/system/{unit}.service.d/times.conf"
-            self.there.put(f"[Service]\n{text}".encode(), path)
-        self.there.run("systemctl daemon-reload")
-
-    def publish(self, version: str, fault: str = "") -> None:
-        """Publish a release, once."""
-        if version in self._published:
-            return
-        self._published.add(version)
-        build = variants.build(self.lab.package, self._builds, version, fault)
-        signers = self._publisher.publishers[:1]
-        self._publisher.place.publish(build, channel="stable", signers=signers, now=release_publisher.NOW)
-        self._publisher.sign_online()
-
-    def upgrade(self, version: str, fault: str = "") -> tuple[int, dict[str, Any]]:
-        """``agentina upgrade``: its exit code and document."""
-        self.publish(version, fault)
-        done = self.there.try_run(f"agentina upgrade {version} --yes --json")
-        try:
-            return done.returncode, dict(json.loads(done.stdout))
-        except ValueError:
-            raise AssertionError(f"{done.stdout}\n{done.stderr}\n{self.log()}") from None
-
-    @contextlib.contextmanager
-    def upgrading(self, version: str, fault: str = "", *, trial: str = "active") -> Iterator[subprocess.Popen[bytes]]:
-        """An upgrade that has come to its trial, whose unit is in the given state."""
-        self.publish(version, fault)
-        upgrade = self.there.start(f"agentina upgrade {version} --yes")
-        try:
-            state = "$(systemctl show -P ActiveState agentina-trial@default)"
-            self.there.wait(f'test "{state}" = {trial}', f"{version} is on trial")
-            yield upgrade
-        finally:
-            upgrade.kill()
-            upgrade.communicate()
-
-    @contextlib.contextmanager
-    def absences(self) -> Iterator[list[float]]:
-        """Spans of more than 150 ms in which the daemon did not answer, filled in when the block ends."""
-        found: list[float] = []
-        watch = self.there.start("python3 /root/watch.py")
-        try:
-            yield found
-        finally:
-            said, _ = watch.communicate(b"\n", timeout=host.PATIENCE)
-            found += map(float, said.split())
-
-    def wish(self, content: bytes) -> None:
-        """Leave a wish as the daemon does, or as somebody who took it over might; returns when it was taken."""
-        path = "/var/lib/agentina/default/update-wish.json"
-        self.there.run(f"cat > {path}.new && mv {path}.new {path}", user="agentina", text=content)
-        self.there.wait(f"! test -e {path}", "the wish was taken")
-
-    def wait_for_report(self, state: str) -> None:
-        """Wait until the daemon reports that the latest update is in this state."""
-        try:
-            host.wait_for(lambda: (self.status().get("update") or {}).get("state") == state, f"it is {state}")
-        except AssertionError as error:
-            units = self.there.run("systemctl list-units --all --no-pager --plain 'agentina*'")
-            raise AssertionError(f"{error}\n{units}\n{self.status()}\n{self.log()}") from None
-
-    def log(self) -> str:
-        return self.there.run("journalctl -n 60 --no-pager -o short-monotonic -u 'agentina*'")
-
-    def check_untouched(self) -> None:
-        assert self.lab.units(self.there) == self.pids
-
-
-@pytest.fixture(scope="module")
-def publisher(run_lab: lab.Lab, tmp_path_factory: pytest.TempPathFactory) -> release_publisher.Publisher:
-    return release_publisher.Publisher(
-        tmp_path_factory.mktemp("publisher"), place=run_lab.fleet.data / "releases"
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def site(
     new_container: Callable[..., container.Container], run_lab: lab.Lab, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
-    publisher = release_publisher.Publisher(
-        tmp_path_factory.mktemp("publisher"), place=run_lab.fleet.data / "releases"
-    )  # fmt: skip
-    there = new_container("updated")
-    run_lab.activate(there, "default", f"--max-concurrent-tasks {TASKS}")
-    there.put(WATCH.encode(), "/root/watch.py")
-    made = Site(there, run_lab, publisher, tmp_path_factory.mktemp("variants"))
-    yield made
-    run_lab.fleet.client.close()  # it was idle for long
-    for job in made.jobs:
-        run_lab.fleet.client.cancel_job(job)
+) -> Iterator[updating.Site]:
+    with updating.on(new_container("updated"), run_lab, tmp_path_factory.mktemp("releases")) as made:
+        yield made
 
 
 @pytest.mark.parametrize(("fault", "reason", "times"), ON_TRIAL, ids=[fault for fault, _, _ in ON_TRIAL])
-def test_bad_release_never_stays(site: Site, fault: str, reason: str, times: dict[str, float]) -> None:
+def test_bad_release_never_stays(site: updating.Site, fault: str, reason: str, times: dict[str, Any]) -> None:
     site.set_times(**times)
     code, document = site.upgrade(BAD[fault], fault)
     assert code == 1, document
@@ -212,7 +62,7 @@ def test_bad_release_never_stays(site: Site, fault: str, reason: str, times: dic
 @pytest.mark.parametrize(
     ("fault", "reason"), [("deaf", "did not end when it was told to"), ("second-start", "did not start")]
 )
-def test_release_that_shows_its_fault_while_it_is_promoted(site: Site, fault: str, reason: str) -> None:
+def test_release_that_shows_its_fault_while_it_is_promoted(site: updating.Site, fault: str, reason: str) -> None:
     site.set_times(soak=1, stop=3)
     code, document = site.upgrade(BAD[fault], fault)
     assert code == 1, document
@@ -221,7 +71,7 @@ def test_release_that_shows_its_fault_while_it_is_promoted(site: Site, fault: st
     site.check_untouched()
 
 
-def test_release_that_crashes_after_its_promotion_is_left(site: Site) -> None:
+def test_release_that_crashes_after_its_promotion_is_left(site: updating.Site) -> None:
     site.set_times(soak=1)
     code, document = site.upgrade(BAD["later"], "later")
     assert code == 0, document
@@ -235,7 +85,7 @@ def test_release_that_crashes_after_its_promotion_is_left(site: Site) -> None:
     assert document["error"]["code"] == "RELEASE_SKIPPED"
 
 
-def test_package_runs_when_the_new_and_the_previous_release_are_broken(site: Site) -> None:
+def test_package_runs_when_the_new_and_the_previous_release_are_broken(site: updating.Site) -> None:
     """Both are on the disk; no updater ever let them in."""
     site.set_times()
     for fault in ("second-start", "later"):
@@ -252,7 +102,7 @@ def test_package_runs_when_the_new_and_the_previous_release_are_broken(site: Sit
     site.check_untouched()
 
 
-def test_good_release_stays_and_an_operator_goes_back(site: Site, measured: Callable[[str], None]) -> None:
+def test_good_release_stays_and_an_operator_goes_back(site: updating.Site, measured: Callable[[str], None]) -> None:
     site.set_times(soak=1)
     site.publish(GOOD)
     found = json.loads(site.there.try_run("agentina upgrade --check --json").stdout)
@@ -278,7 +128,7 @@ def test_good_release_stays_and_an_operator_goes_back(site: Site, measured: Call
 # --- during the trial ----------------------------------------------------------------------------------------------
 
 
-def test_trial_in_all_weathers(site: Site, package: Path) -> None:
+def test_trial_in_all_weathers(site: updating.Site, package: Path) -> None:
     """A second wish, an updater that is killed, an installation of the package: the trial goes on, and is good."""
     site.set_times(soak=8)
     with site.upgrading("9.2.0") as upgrade:
@@ -293,7 +143,7 @@ def test_trial_in_all_weathers(site: Site, package: Path) -> None:
     site.there.run("agentina rollback --yes")
 
 
-def test_updater_killed_again_and_again(site: Site) -> None:
+def test_updater_killed_again_and_again(site: updating.Site) -> None:
     """Wherever it is, the next one goes on; only a trial that was never begun leaves the release undecided."""
     site.set_times(soak=1)
     site.publish("9.5.0")
@@ -312,7 +162,7 @@ def test_updater_killed_again_and_again(site: Site) -> None:
     site.wait_for_version(site.packaged)
 
 
-def test_control_plane_away_says_nothing_about_the_release(site: Site) -> None:
+def test_control_plane_away_says_nothing_about_the_release(site: updating.Site) -> None:
     site.set_times(soak=1, patience=3)
     with site.upgrading("9.7.0", "slow", trial="activating") as upgrade:
         site.there.set_network(up=False)
@@ -327,7 +177,7 @@ def test_control_plane_away_says_nothing_about_the_release(site: Site) -> None:
     site.check_untouched()
 
 
-def test_no_room_says_nothing_about_the_release(site: Site) -> None:
+def test_no_room_says_nothing_about_the_release(site: updating.Site) -> None:
     site.set_times(soak=1)
     site.publish("9.6.0")
     # Journals fit, and the archive; not the release.
@@ -343,7 +193,7 @@ def test_no_room_says_nothing_about_the_release(site: Site) -> None:
     site.check_untouched()
 
 
-def test_operator_ends_a_trial(site: Site) -> None:
+def test_operator_ends_a_trial(site: updating.Site) -> None:
     site.set_times()
     with site.upgrading("9.3.0") as upgrade:
         site.there.run("agentina rollback --yes")
@@ -353,7 +203,7 @@ def test_operator_ends_a_trial(site: Site) -> None:
     site.check_untouched()
 
 
-def test_rollout_that_is_halted_ends_a_trial(site: Site) -> None:
+def test_rollout_that_is_halted_ends_a_trial(site: updating.Site) -> None:
     """Which would last longer than anybody here waits."""
     site.set_times(soak=3 * host.PATIENCE, patience=3 * host.PATIENCE)
     with site.upgrading("9.3.0") as upgrade:
@@ -368,7 +218,7 @@ def test_rollout_that_is_halted_ends_a_trial(site: Site) -> None:
 # --- a daemon's wish -----------------------------------------------------------------------------------------------
 
 
-def test_order_of_the_control_plane_is_obeyed_once(site: Site) -> None:
+def test_order_of_the_control_plane_is_obeyed_once(site: updating.Site) -> None:
     site.set_times(soak=1)
     site.publish("9.4.0")
     site.wish(b"{}")
@@ -387,7 +237,7 @@ def test_order_of_the_control_plane_is_obeyed_once(site: Site) -> None:
 # --- the end: tasks end with the host ------------------------------------------------------------------------------
 
 
-def test_power_cut_on_trial_boots_what_ran_before(site: Site) -> None:
+def test_power_cut_on_trial_boots_what_ran_before(site: updating.Site) -> None:
     site.set_times()
     with site.upgrading("9.3.0") as upgrade:
         site.there.cut()
@@ -398,29 +248,7 @@ def test_power_cut_on_trial_boots_what_ran_before(site: Site) -> None:
     assert site.status()["update"]["reason"] == "interrupted"
 
 
-def test_power_cuts_at_any_time(site: Site) -> None:
-    """Nothing is lost of what was written here; what a cut takes of that is in the tests of the journal."""
-    site.set_times(soak=1)
-    site.publish(GOOD)
-    choose = random.Random(7)
-    for _ in range(3):
-        upgrade = site.there.start(f"agentina upgrade {GOOD} --yes")
-        time.sleep(choose.uniform(0.5, 6))
-        site.there.cut()
-        upgrade.kill()
-        upgrade.communicate()
-        site.there.boot()
-        site.there.wait("! test -e /var/lib/agentina/.updates/default/pending", "the update is over")
-        update = site.status()["update"]
-        if update["state"] == "promoted":
-            site.wait_for_version(GOOD)
-            site.there.run("agentina rollback --yes")
-        else:
-            assert update["verdict"] == "inconclusive", update
-        site.wait_for_version(site.packaged)
-
-
-def test_uninstall_during_a_trial_leaves_nothing_running(site: Site) -> None:
+def test_uninstall_during_a_trial_leaves_nothing_running(site: updating.Site) -> None:
     site.set_times()
     with site.upgrading("9.3.0") as upgrade:
         site.there.run("agentina uninstall --force --purge")

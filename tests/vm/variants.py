@@ -17,6 +17,8 @@ _DIES: Final = "    if mark.exists():\n        raise SystemExit(3)\n    mark.tou
 _LOADS: Final = "    settings = config.load(instance)\n"
 _DIES_LATER: Final = "        if mark.exists():\n            loop.call_later(0.5, os._exit, 70)\n        mark.touch()\n"
 _ENDS: Final = "        await ending.wait()\n"
+_WRITES: Final = "            files.write_atomic(self.path, msgspec.json.encode(content), mode=0o644)\n"
+_WAITS: Final = "            _wait('{}', self.content, content)\n"
 #: By fault: file of the release, what is in it, and what takes its place.
 FAULTS: Final = {
     "smoke": ("host/follow.py", "import asyncio\n", "import asyncio\nimport a_library_that_is_missing\n"),
@@ -40,12 +42,60 @@ FAULTS: Final = {
         "        loop.add_signal_handler(number, ending.set)\n",
         "        signal.signal(number, signal.SIG_IGN)\n",
     ),
+    "crash-late": (
+        "host/daemon.py",
+        _ENDS,
+        "        loop.call_later(60, os.kill, os.getpid(), signal.SIGSEGV)\n        await ending.wait()\n",
+    ),
+    "leak": (
+        "host/daemon.py",
+        _ENDS,
+        "        loop.run_in_executor(None, lambda: [bytearray(b'x' * (1 << 20)) for _ in range(1 << 12)])\n" + _ENDS,
+    ),
+    # Tasks get sixteen times what they may, from the kernel's point of view.
+    "generous": (
+        "executors/systemd.py",
+        "systemd.limits(memory_bytes=launch.memory_bytes,",
+        "systemd.limits(memory_bytes=launch.memory_bytes << 4,",
+    ),
+    # No fault, but whoever records a state waits, before or after, where it is listed, until it is let go.
+    "held": (
+        "updates/journal.py",
+        _WRITES,
+        f"{_WAITS.format('before')}{_WRITES}{_WAITS.format('after')}",
+    ),
     # No fault, but time to pull the network before it reaches the control plane.
     "slow": ("host/daemon.py", _LOADS, f"    __import__('time').sleep(8)\n{_LOADS}"),
     # Good on trial, and as long as it is the first time that it has the daemon's place.
     "second-start": ("host/daemon.py", _LOADS, f"{_MARK}{_DIES}{_LOADS}"),
     # The same, but it says that it is ready before it crashes.
     "later": ("host/daemon.py", _ENDS, f"    {_MARK}{_DIES_LATER}{_ENDS}"),
+}
+
+
+#: What is added to files.
+_ADDED: Final = {
+    "held": """
+
+def _wait(when: str, before: Journal, now: Journal) -> None:
+    import os, time
+    if now.update is None or (before.update is not None and before.update.state is now.update.state):
+        return
+    point = f"{when} {now.update.state.value}"
+    place = "/run/agentina-test"
+    try:
+        with open("/etc/agentina-test-points") as file:
+            if point not in file.read().splitlines():
+                return
+    except FileNotFoundError:
+        return
+    os.makedirs(place, exist_ok=True)
+    with open(f"{place}/.held", "w") as file:
+        file.write(point)
+    os.rename(f"{place}/.held", f"{place}/held")
+    while os.path.exists(f"{place}/held"):
+        time.sleep(0.02)
+"""
 }
 
 
@@ -59,7 +109,7 @@ def build(package: Path, directory: Path, version: str, fault: str = "") -> Path
     _replace(own / "__init__.py", f'__version__ = "{was}"', f'__version__ = "{version}"')
     if fault:
         name, old, new = FAULTS[fault]
-        _replace(own / name, old, new)
+        _replace(own / name, old, new, added=_ADDED.get(fault, ""))
     _describe(tree, version)
     out.mkdir()
     stem = f"agentina-{version}"
@@ -93,9 +143,9 @@ def _describe(tree: Path, version: str) -> None:
         (tree / name).write_text(text)
 
 
-def _replace(path: Path, old: str, new: str) -> None:
+def _replace(path: Path, old: str, new: str, *, added: str = "") -> None:
     """Change a file that is a hard link to the original's."""
     text = path.read_text()
     assert text.count(old) == 1, (path, old)
     path.unlink()
-    path.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new) + added)

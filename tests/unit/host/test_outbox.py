@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 
 from agentina import errors
-from agentina.host import outbox
+from agentina.host import outbox, outbox_file
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import deadlines
@@ -249,6 +250,56 @@ async def test_full_disk_waits_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert box.waiting == 4
     assert str(box.trouble) == "None"
     await box.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["ALTER TABLE held RENAME COLUMN record TO content", "DROP TABLE reports; CREATE TABLE reports (body BLOB)"],
+)
+async def test_file_that_another_release_made_something_else_of_is_set_aside(tmp_path: Path, change: str) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    box.hold("a", b"record")
+    await box.report("a", "accepted")
+    await box.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "outbox/outbox.db")) as database:
+        database.executescript(change)
+    with pytest.raises(errors.AgentinaError):
+        outbox_file.examine(tmp_path / "outbox")
+    again = await outbox.Outbox.open(tmp_path / "outbox")
+    assert again.fresh
+    assert again.damage is not None
+    assert (again.held, again.waiting, again.stream == box.stream) == ({}, 0, False)
+    await again.report("a", "note")
+    await again.close()
+
+
+async def test_opened_without_room_it_is_shared_again_when_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    box.hold("a", b"record")
+    await box.report("a", "accepted")
+    connect = outbox_file.connect
+
+    def refuse(path: Path, *, alone: bool = False) -> sqlite3.Connection:
+        if not alone:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+            raise error
+        return connect(path, alone=alone)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox_file, "connect", refuse)
+        patch.setattr(outbox_file, "BUSY_SECONDS", 0.01)
+        again = await reopen(box, tmp_path)
+        assert (list(again.held), again.waiting, again.fresh) == (["a"], 1, False)
+        (tmp_path / "outbox/outbox.db-shm").touch()  # as it is left where there is no room for more of it
+        assert outbox_file.examine(tmp_path / "outbox") == (0, 0), "nobody can tell"
+        (tmp_path / "outbox/outbox.db-shm").unlink()
+        await again.report("a", "finished", outcome=GOOD)
+    await again.report("a", "note")
+    assert outbox_file.examine(tmp_path / "outbox") == (3, 1)
+    await again.close()
 
 
 async def test_indigestible_report_is_reduced_under_its_number(box: outbox.Outbox) -> None:

@@ -1,0 +1,182 @@
+"""A host with running tasks whose releases are changed: what the tests of updates have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tests.fakes import release_publisher
+from tests.vm import host, lab, variants
+
+TASKS: Final = 3
+#: Where an updater that is held says so, below /run.
+HELD: Final = "agentina-test"
+#: Prints each span of time in which the daemon did not answer on its socket; ends at a line on stdin.
+WATCH: Final = """
+import select, socket, sys, time
+last = time.monotonic()
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect("/run/agentina/default/agentina.sock")
+            connection.sendall(b'{"verb": "status"}\\n')
+            answered = bool(connection.recv(1))
+    except OSError:
+        answered = False
+    if answered:
+        now = time.monotonic()
+        if now - last > 0.15:
+            print(f"{now - last:.3f}")
+        last = now
+"""
+
+
+class Site:
+    """A host with running tasks, whose control plane has a release repository."""
+
+    def __init__(
+        self,
+        there: host.Host,
+        run_lab: lab.Lab,
+        publisher: release_publisher.Publisher,
+        builds: Path,
+        *,
+        script: str = "while :; do sleep 1; done",
+        tasks: int = TASKS,
+    ) -> None:
+        """``script`` is what each of its ``tasks`` does."""
+        self.there = there
+        self.lab = run_lab
+        self._publisher = publisher
+        self._builds = builds
+        self._published: set[str] = set()
+        self._tasks = tasks
+        there.put(WATCH.encode(), "/root/watch.py")
+        run_lab.activate(there, "default", f"--max-concurrent-tasks {max(tasks, 1)}", f"--role {there.name}")
+        self.packaged = self.version()
+        self.jobs = [
+            run_lab.fleet.submit_script(script, role=there.name, resources={"memory": "64MiB", "cpu": 0.1})
+            for _ in range(tasks)
+        ]
+        self.wait_for_tasks()
+
+    def wait_for_tasks(self) -> None:
+        """Wait until all tasks run, and remember their processes."""
+        host.wait_for(lambda: len(self.lab.units(self.there)) == self._tasks, f"{self._tasks} tasks run")
+        self.pids = self.lab.units(self.there)
+
+    def version(self) -> str:
+        """What runs, by the daemon's own word."""
+        self.lab.wait_online(self.there)
+        return str(self.status()["version"])
+
+    def wait_for_version(self, version: str) -> None:
+        """Wait until a daemon of this version is online: PID 1 starts it while the update is over already."""
+        host.wait_for(lambda: self.version() == version, f"{version} runs")
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.there.try_run("agentina status --json").stdout))
+
+    def set_times(
+        self,
+        *,
+        soak: float = 60,
+        patience: float = 60,
+        start: float = 60,
+        watchdog: float = 60,
+        stop: float = 15,
+        memory: str = "1G",
+    ) -> None:
+        """How long things may take: what ends a trial earlier is the release's fault, not this machine's."""
+        times = f"TimeoutStartSec={start}s\nWatchdogSec={watchdog}s\nTimeoutStopSec={stop}s\n"
+        held = f"RuntimeDirectory={HELD}\nRuntimeDirectoryPreserve=yes\n"
+        units = {
+            "agentina-update@": f"Environment=SOAK={soak}s PATIENCE={patience}s\nRestartSec=1s\n{held}"
+            "[Unit]\nStartLimitIntervalSec=0\n",
+            "agentina-trial@": f"{times}MemoryMax={memory}\n",
+            "agentina@": f"RestartSec=100ms\nTimeoutStopSec={stop}s\n[Unit]\nStartLimitBurst=4\n",
+        }
+        for unit, text in units.items():
+            path = f"/etc/systemd/system/{unit}.service.d/times.conf"
+            self.there.put(f"[Service]\n{text}".encode(), path)
+        self.there.run("systemctl daemon-reload")
+
+    def publish(self, version: str, fault: str = "") -> None:
+        """Publish a release, once."""
+        if version in self._published:
+            return
+        self._published.add(version)
+        build = variants.build(self.lab.package, self._builds, version, fault)
+        signers = self._publisher.publishers[:1]
+        self._publisher.place.publish(build, channel="stable", signers=signers, now=release_publisher.NOW)
+        self._publisher.sign_online()
+
+    def upgrade(self, version: str, fault: str = "") -> tuple[int, dict[str, Any]]:
+        """``agentina upgrade``: its exit code and document."""
+        self.publish(version, fault)
+        done = self.there.try_run(f"agentina upgrade {version} --yes --json")
+        try:
+            return done.returncode, dict(json.loads(done.stdout))
+        except ValueError:
+            raise AssertionError(f"{done.stdout}\n{done.stderr}\n{self.log()}") from None
+
+    @contextlib.contextmanager
+    def upgrading(self, version: str, fault: str = "", *, trial: str = "active") -> Iterator[subprocess.Popen[bytes]]:
+        """An upgrade that has come to its trial, whose unit is in the given state."""
+        self.publish(version, fault)
+        upgrade = self.there.start(f"agentina upgrade {version} --yes")
+        try:
+            state = "$(systemctl show -P ActiveState agentina-trial@default)"
+            self.there.wait(f'test "{state}" = {trial}', f"{version} is on trial")
+            yield upgrade
+        finally:
+            upgrade.kill()
+            upgrade.communicate()
+
+    @contextlib.contextmanager
+    def absences(self) -> Iterator[list[float]]:
+        """Spans of more than 150 ms in which the daemon did not answer, filled in when the block ends."""
+        found: list[float] = []
+        watch = self.there.start("python3 /root/watch.py")
+        try:
+            yield found
+        finally:
+            said, _ = watch.communicate(b"\n", timeout=host.PATIENCE)
+            found += map(float, said.split())
+
+    def wish(self, content: bytes) -> None:
+        """Leave a wish as the daemon does, or as somebody who took it over might; returns when it was taken."""
+        path = "/var/lib/agentina/default/update-wish.json"
+        self.there.run(f"cat > {path}.new && mv {path}.new {path}", user="agentina", text=content)
+        self.there.wait(f"! test -e {path}", "the wish was taken")
+
+    def wait_for_report(self, state: str) -> None:
+        """Wait until the daemon reports that the latest update is in this state."""
+        try:
+            host.wait_for(lambda: (self.status().get("update") or {}).get("state") == state, f"it is {state}")
+        except AssertionError as error:
+            units = self.there.run("systemctl list-units --all --no-pager --plain 'agentina*'")
+            raise AssertionError(f"{error}\n{units}\n{self.status()}\n{self.log()}") from None
+
+    def log(self) -> str:
+        return self.there.run("journalctl -n 60 --no-pager -o short-monotonic -u 'agentina*'")
+
+    def check_untouched(self) -> None:
+        assert self.lab.units(self.there) == self.pids
+
+
+@contextlib.contextmanager
+def on(there: host.Host, run_lab: lab.Lab, directory: Path, **options: Any) -> Iterator[Site]:
+    """A site on a host that has the package; its control plane serves a release repository from now on."""
+    publisher = release_publisher.Publisher(directory / "publisher", place=run_lab.fleet.data / "releases")
+    (builds := directory / "builds").mkdir()
+    made = Site(there, run_lab, publisher, builds, **options)
+    yield made
+    run_lab.fleet.client.close()  # it was idle for long
+    for job in made.jobs:
+        run_lab.fleet.client.cancel_job(job)
