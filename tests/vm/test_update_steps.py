@@ -36,7 +36,7 @@ def site(
     new_container: Callable[..., container.Container], run_lab: lab.Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[updating.Site]:
     there = new_container("steps", forgets=True)
-    with updating.on(there, run_lab, tmp_path_factory.mktemp("releases"), tasks=0) as made:
+    with updating.on(there, run_lab, tmp_path_factory.mktemp("releases")) as made:
         made.set_times(soak=1)
         code, document = made.upgrade(OLD, "held")
         assert code == 0, document

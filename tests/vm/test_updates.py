@@ -7,8 +7,13 @@ recorded; the tasks are the same processes.
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
+import os
 import random
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,17 +21,24 @@ from typing import Any
 
 import pytest
 
+from agentina import errors
+from agentina.protocol import states
 from tests.vm import container, host, lab, updating, variants
 
+#: Tasks that run through an upgrade and a rollback; those that are left for what comes after; how they end.
+TASKS, LEFT, EXIT_CODE = 20, 3, 7
 GOOD = "10.0.0"
 #: Versions by fault.
 BAD = {fault: f"9.1.{number}" for number, fault in enumerate(variants.FAULTS)}
+#: A minute's wait: with ``AGENTINA_VM_LONG``.
+LONG = pytest.mark.skipif("AGENTINA_VM_LONG" not in os.environ, reason="set AGENTINA_VM_LONG for what takes minutes")
 #: Faults that are over before the end of the trial: what is expected, and what makes it quick.
 ON_TRIAL = [
     ("smoke", "smoke check failed", {}),
     ("no-start", "did not start", {}),
     ("exit-0", "ended by itself", {}),
     ("crash", "crashed", {}),
+    pytest.param("crash-late", "crashed", {"soak": 90}, marks=LONG),
     ("hang", "did not become ready", {"start": 6}),
     ("watchdog", "watchdog", {"watchdog": 3}),
     ("mute", "did not reach the control plane", {"patience": 4}),
@@ -38,11 +50,33 @@ ON_TRIAL = [
 def site(
     new_container: Callable[..., container.Container], run_lab: lab.Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[updating.Site]:
-    with updating.on(new_container("updated"), run_lab, tmp_path_factory.mktemp("releases")) as made:
+    with updating.on(new_container("updated"), run_lab, tmp_path_factory.mktemp("releases"), tasks=TASKS) as made:
         yield made
 
 
-@pytest.mark.parametrize(("fault", "reason", "times"), ON_TRIAL, ids=[fault for fault, _, _ in ON_TRIAL])
+def test_twenty_tasks_go_on_through_upgrade_and_rollback(site: updating.Site, measured: Callable[[str], None]) -> None:
+    """The same processes; each piece of output once; the right results. Few of them stay for the other tests."""
+    site.set_times(soak=1)
+    with site.absences() as absences:
+        assert site.upgrade(GOOD)[0] == 0
+        site.wait_for_version(GOOD)
+        site.there.run("agentina rollback --yes")
+        site.wait_for_version(site.packaged)
+    site.check_untouched()
+    away = " and ".join(f"{gap:.2f} s" for gap in absences)
+    measured(f"{TASKS} tasks through an upgrade and a rollback: the daemon was away for {away} in a container")
+    for job in site.finish_tasks(TASKS - LEFT):
+        view = site.lab.fleet.job(job)
+        assert (view.job.state, view.job.reason) == (states.State.FAILED, states.Reason.EXIT_NONZERO), view.job
+        (task,) = view.tasks
+        assert task.outcome is not None
+        assert task.outcome.exit_code == EXIT_CODE
+        (start, pid), *lines, (end,) = (line.split() for line in site.lab.fleet.output(job).decode().splitlines())
+        assert (start, end) == ("start", "end")
+        assert lines == [[pid, str(number)] for number in range(1, len(lines) + 1)]
+
+
+@pytest.mark.parametrize(("fault", "reason", "times"), ON_TRIAL)
 def test_bad_release_never_stays(site: updating.Site, fault: str, reason: str, times: dict[str, Any]) -> None:
     site.set_times(**times)
     code, document = site.upgrade(BAD[fault], fault)
@@ -162,18 +196,85 @@ def test_updater_killed_again_and_again(site: updating.Site) -> None:
     site.wait_for_version(site.packaged)
 
 
-def test_control_plane_away_says_nothing_about_the_release(site: updating.Site) -> None:
-    site.set_times(soak=1, patience=3)
-    with site.upgrading("9.7.0", "slow", trial="activating") as upgrade:
+class _Busy(http.server.BaseHTTPRequestHandler):
+    """Answers everything with 429."""
+
+    def do_GET(self) -> None:
+        content = json.dumps(errors.to_wire(errors.OVERLOADED(what="a test", retry_after=1))).encode()
+        self.send_response(429)
+        self.send_header("Retry-After", "1")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def busy(run_lab: lab.Lab) -> Iterator[str]:
+    """The address of a control plane that wants to be left alone."""
+    server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), _Busy)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(run_lab.certificate, run_lab.certificate.with_name("key.pem"))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"https://10.0.2.2:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def elsewhere(site: updating.Site, url: str) -> Iterator[None]:
+    """The host looks for its control plane at another address, from the next start on."""
+    path = "/etc/agentina/default.yaml"
+    before = site.there.get(path)
+    assert site.lab.url.encode() in before
+    site.there.put(before.replace(site.lab.url.encode(), url.encode()), path)
+    try:
+        yield
+    finally:
+        site.there.put(before, path)
+        site.there.run("systemctl restart agentina@default")
+
+
+@contextlib.contextmanager
+def away(site: updating.Site, how: str) -> Iterator[None]:
+    """The control plane is away from the host."""
+    if how == "cable":
         site.there.set_network(up=False)
         try:
-            code = upgrade.wait(host.PATIENCE)
+            yield
         finally:
             site.there.set_network(up=True)
+    elif how == "name":
+        with elsewhere(site, "https://control-plane.invalid:8443"):
+            yield
+    else:
+        with busy(site.lab) as url, elsewhere(site, url):
+            yield
+
+
+@pytest.mark.parametrize("how", ["cable", "name", "busy"])
+def test_control_plane_away_says_nothing_about_the_release(site: updating.Site, how: str) -> None:
+    site.set_times(soak=1, patience=3)
+    site.there.run("rm -f /run/agentina-goes")
+    with site.upgrading("9.7.0", "slow", trial="activating") as upgrade, away(site, how):
+        site.there.run("touch /run/agentina-goes")
+        code = upgrade.wait(host.PATIENCE)
     assert code == 1
     site.wait_for_version(site.packaged)
     update = site.status()["update"]
     assert (update["verdict"], update["reason"]) == ("inconclusive", "control-plane-away")
+    skipped = json.loads(site.there.get("/var/lib/agentina/.updates/default/journal.json"))["skipped"]
+    assert "9.7.0" not in {skip["version"] for skip in skipped}
     site.check_untouched()
 
 

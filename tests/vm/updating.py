@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from agentina.protocol import states
 from tests.fakes import release_publisher
 from tests.vm import host, lab, variants
 
-TASKS: Final = 3
+#: What each task does.
+SCRIPT: Final = "echo start $$; i=0; until [ -e finish ]; do i=$((i+1)); echo $$ $i; sleep 1; done; echo end; exit 7"
 #: Where an updater that is held says so, below /run.
 HELD: Final = "agentina-test"
 #: Prints each span of time in which the daemon did not answer on its socket; ends at a line on stdin.
@@ -46,10 +48,9 @@ class Site:
         publisher: release_publisher.Publisher,
         builds: Path,
         *,
-        script: str = "while :; do sleep 1; done",
-        tasks: int = TASKS,
+        tasks: int = 0,
     ) -> None:
-        """``script`` is what each of its ``tasks`` does."""
+        """``tasks`` run, each of which says a line a second until :meth:`finish_tasks`."""
         self.there = there
         self.lab = run_lab
         self._publisher = publisher
@@ -60,10 +61,25 @@ class Site:
         run_lab.activate(there, "default", f"--max-concurrent-tasks {max(tasks, 1)}", f"--role {there.name}")
         self.packaged = self.version()
         self.jobs = [
-            run_lab.fleet.submit_script(script, role=there.name, resources={"memory": "64MiB", "cpu": 0.1})
+            run_lab.fleet.submit_script(SCRIPT, role=there.name, resources={"memory": "64MiB", "cpu": 0.1})
             for _ in range(tasks)
         ]
         self.wait_for_tasks()
+
+    def finish_tasks(self, count: int) -> list[str]:
+        """Let so many come to their end, by a file in their workspace; their jobs, for the others are left running."""
+        listed = self.there.run("ls -d /var/lib/agentina/.slots/*/task/workspace").split()[:count]
+        self.there.run(f"touch {' '.join(f'{place}/finish' for place in listed)}")
+        self._tasks -= count
+
+        def ended() -> list[str]:
+            return [job for job in self.jobs if self.lab.fleet.job(job).job.state in states.FINAL]
+
+        host.wait_for(lambda: len(ended()) == count, f"{count} jobs ended")
+        jobs = ended()
+        self.jobs = [job for job in self.jobs if job not in jobs]
+        self.wait_for_tasks()
+        return jobs
 
     def wait_for_tasks(self) -> None:
         """Wait until all tasks run, and remember their processes."""

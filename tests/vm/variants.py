@@ -64,8 +64,12 @@ FAULTS: Final = {
         _WRITES,
         f"{_WAITS.format('before')}{_WRITES}{_WAITS.format('after')}",
     ),
-    # No fault, but time to pull the network before it reaches the control plane.
-    "slow": ("host/daemon.py", _LOADS, f"    __import__('time').sleep(8)\n{_LOADS}"),
+    # No fault, but it waits until it is let go, before it reads where the control plane is.
+    "slow": (
+        "host/daemon.py",
+        _LOADS,
+        f"    while not os.path.exists('/run/agentina-goes'): __import__('time').sleep(0.1)\n{_LOADS}",
+    ),
     # Good on trial, and as long as it is the first time that it has the daemon's place.
     "second-start": ("host/daemon.py", _LOADS, f"{_MARK}{_DIES}{_LOADS}"),
     # The same, but it says that it is ready before it crashes.
