@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -28,6 +29,8 @@ _VERDICTS: Final[dict[journal.Verdict | None, Literal["good", "bad", "inconclusi
     None: "good", journal.Verdict.BAD: "bad", journal.Verdict.INCONCLUSIVE: "inconclusive",
 }  # fmt: skip
 _NOTHING: Final = journal.Journal()
+#: Bytes of a failed release's log that go to the control plane.
+_MAX_LOG: Final = 6 << 10
 
 _log = logging.getLogger(__name__)
 
@@ -97,8 +100,20 @@ class Orders:
             return
         raising.report(
             "release", problem.code, problem.message, release=update.version, name=f"update:{update.id}",
-            evidence={"reason": update.reason.value, "detail": update.detail, "runs": agentina.__version__},
+            evidence={
+                "reason": update.reason.value, "detail": update.detail, "runs": agentina.__version__,
+                "log": self._log_of(update.version),
+            },
         )  # fmt: skip
+
+    def _log_of(self, version: str) -> str:
+        """The end of what a release that failed wrote, as the updater kept it; empty: it did not run."""
+        try:
+            with (self._instance.updates / "logs" / f"{version}.log").open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _MAX_LOG))
+                return file.read(_MAX_LOG).decode("utf-8", "replace")
+        except OSError:
+            return ""
 
     def _is_open(self, order: wire.UpdateOrder) -> bool:
         known = self._current()

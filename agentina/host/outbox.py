@@ -44,8 +44,8 @@ LAZY_SECONDS: Final = 0.5
 MANY_WAITING: Final = 10_000
 #: Names of anomalies that are remembered as reported, the newest.
 MAX_NAMED: Final = 1000
-#: Changed rows after which the log is copied into the database, in the thread. SQLite itself does so only where few rows
-#: with many bytes changed.
+#: Changed rows after which the log is copied into the database, in the thread. SQLite itself does so only where few
+#: rows with many bytes changed.
 _CHECKPOINT_ROWS: Final = 4000
 #: Kinds of reports that somebody waits for.
 _URGENT: Final = frozenset({"finished", "returned"})
@@ -510,6 +510,8 @@ class Outbox:
         self._connect()
         self._create()
         self.fresh = True
+        # Nothing counts of what was read before the damage showed: its numbers are another stream's.
+        self._waiting.clear()
         self.held = {}
         self._begin_stream()
         self._commit([(_STREAM, (self.stream,))])

@@ -84,7 +84,8 @@ def examine(directory: Path) -> tuple[int, int]:
     # Without its journal's index, which a daemon that ended well took away, SQLite cannot open it unless it may write.
     at_rest = "" if Path(f"{path}-shm").exists() else "&immutable=1"
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro{at_rest}", uri=True, timeout=BUSY_SECONDS)) as database:
+        uri = f"file:{path}?mode=ro{at_rest}"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as database:
             database.execute("SELECT value FROM meta WHERE key = 'stream'").fetchone()
             (waiting,) = database.execute("SELECT count(body) FROM reports").fetchone()
             (held,) = database.execute("SELECT count(record) + 0 * count(final) FROM held").fetchone()

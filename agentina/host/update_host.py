@@ -262,6 +262,7 @@ class SystemdHost:
         command += [f"--since=@{began // 1000}"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+            # Its group is the daemons': from the directory above, which the package made (agentina.tmpfiles).
             directory.mkdir(mode=0o755, exist_ok=True)
             path = directory / f"{update.version}.log"
             files.write_atomic(path, done.stdout[-_MAX_LOG:], mode=0o640, durable=False)

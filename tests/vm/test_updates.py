@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from agentina import errors
-from agentina.protocol import states
+from agentina.protocol import api, states
 from tests.vm import container, host, lab, updating, variants
 
 #: Tasks that run through an upgrade and a rollback; those that are left for what comes after; how they end.
@@ -43,6 +43,7 @@ ON_TRIAL = [
     ("watchdog", "watchdog", {"watchdog": 3}),
     ("mute", "did not reach the control plane", {"patience": 4}),
     ("forgetful", "did not adopt", {}),
+    ("breaks-state", "crashed", {}),
 ]
 
 
@@ -86,8 +87,25 @@ def test_bad_release_never_stays(site: updating.Site, fault: str, reason: str, t
     site.wait_for_version(site.packaged)
     if fault == "forgetful":
         # What a daemon tells the control plane that it does not hold is given away: its jobs are tried again.
-        site.wait_for_tasks()
+        site.wait_for_tasks(attempt=2)
     site.check_untouched()
+    if fault == "crash":
+        check_anomaly(site, BAD[fault])
+
+
+def check_anomaly(site: updating.Site, version: str) -> None:
+    """The control plane has it, with what the release wrote."""
+
+    client = site.lab.fleet.client
+
+    def find() -> api.AnomalyReport | None:
+        listed = client.list_anomalies({"kind": "release"}).anomalies
+        reports = [report for one in listed for report in client.get_anomaly(one.id).reports]
+        return next((one for one in reports if one.release == version), None)
+
+    report = host.wait_for(find, f"the control plane has the anomaly of {version}")
+    assert report.evidence["reason"] == "crashed"
+    assert f"agentina {version} is ready" in report.evidence["log"]
 
 
 # --- after the trial -----------------------------------------------------------------------------------------------

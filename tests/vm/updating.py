@@ -81,9 +81,16 @@ class Site:
         self.wait_for_tasks()
         return jobs
 
-    def wait_for_tasks(self) -> None:
-        """Wait until all tasks run, and remember their processes."""
-        host.wait_for(lambda: len(self.lab.units(self.there)) == self._tasks, f"{self._tasks} tasks run")
+    def wait_for_tasks(self, *, attempt: int = 1) -> None:
+        """Wait until this attempt of every job runs, and no other, and remember their processes."""
+
+        def run() -> bool:
+            views = [self.lab.fleet.job(job) for job in self.jobs]
+            if not all(view.job.state is states.State.RUNNING and len(view.tasks) >= attempt for view in views):
+                return False
+            return len(self.lab.units(self.there)) == self._tasks
+
+        host.wait_for(run, f"{self._tasks} tasks run")
         self.pids = self.lab.units(self.there)
 
     def version(self) -> str:

@@ -19,6 +19,14 @@ _DIES_LATER: Final = "        if mark.exists():\n            loop.call_later(0.5
 _ENDS: Final = "        await ending.wait()\n"
 _WRITES: Final = "            files.write_atomic(self.path, msgspec.json.encode(content), mode=0o644)\n"
 _WAITS: Final = "            _wait('{}', self.content, content)\n"
+_BREAKS: Final = """
+        import sqlite3
+        database = sqlite3.connect(instance.outbox / "outbox.db")
+        database.execute("ALTER TABLE held RENAME COLUMN record TO content")
+        database.execute("ALTER TABLE reports RENAME COLUMN body TO content")
+        database.commit()
+        os._exit(70)
+"""
 #: By fault: file of the release, what is in it, and what takes its place.
 FAULTS: Final = {
     "smoke": ("host/follow.py", "import asyncio\n", "import asyncio\nimport a_library_that_is_missing\n"),
@@ -51,6 +59,12 @@ FAULTS: Final = {
         "host/daemon.py",
         _ENDS,
         "        loop.run_in_executor(None, lambda: [bytearray(b'x' * (1 << 20)) for _ in range(1 << 12)])\n" + _ENDS,
+    ),
+    # Another form of the outbox, which the release before cannot read, and then a crash.
+    "breaks-state": (
+        "host/daemon.py",
+        _ENDS,
+        _BREAKS,
     ),
     # Tasks get sixteen times what they may, from the kernel's point of view.
     "generous": (

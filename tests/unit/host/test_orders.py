@@ -43,6 +43,8 @@ async def raised(instance: paths.InstancePaths, root: Path) -> list[wire.Anomaly
 async def test_a_bad_update_is_raised_once_by_all_daemons(tmp_path: Path) -> None:
     instance = paths.Layout(tmp_path).instance("default")
     assert await raised(instance, tmp_path) == []
+    (instance.updates / "logs").mkdir(parents=True)
+    (instance.updates / "logs/9.9.9.log").write_text("x" * 100_000 + "\nsegmentation fault; password=abcdef123456\n")
     record(instance, Reason.CRASHED, number=1)
     (first,) = await raised(instance, tmp_path)
     assert (first.kind, first.code, first.id, first.release) == (
@@ -51,6 +53,8 @@ async def test_a_bad_update_is_raised_once_by_all_daemons(tmp_path: Path) -> Non
     assert first.evidence["reason"] == "crashed"
     assert first.evidence["runs"] == agentina.__version__
     assert "abcdef123456" not in first.evidence["detail"]
+    assert "segmentation fault" in first.evidence["log"], "its end"
+    assert "abcdef123456" not in first.evidence["log"]
     assert len(await raised(instance, tmp_path)) == 1
     record(instance, Reason.CRASHED, number=2)
     assert [one.id for one in await raised(instance, tmp_path)] == ["update:roll_1.1", "update:roll_1.2"]

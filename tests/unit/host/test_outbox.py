@@ -254,7 +254,7 @@ async def test_full_disk_waits_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     "change",
-    ["ALTER TABLE held RENAME COLUMN record TO content", "DROP TABLE reports; CREATE TABLE reports (body BLOB)"],
+    ["ALTER TABLE held RENAME COLUMN record TO content", "DROP TABLE reports; CREATE TABLE reports (content BLOB)"],
 )
 async def test_file_that_another_release_made_something_else_of_is_set_aside(tmp_path: Path, change: str) -> None:
     box = await outbox.Outbox.open(tmp_path / "outbox")
