@@ -21,8 +21,8 @@ def test_one_slow_commit_leaves_the_loop_and_many_fast_ones_come_back() -> None:
     assert 20 < fast < 200
     for _ in range(40):
         paced.note(0.0002)
-    paced.note(0.006)
+    paced.note(0.002)
     assert is_fast(paced), "a small hiccup is no slow disk"
     for _ in range(40):
-        paced.note(0.006)
+        paced.note(0.002)
     assert not is_fast(paced)
