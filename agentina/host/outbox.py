@@ -47,6 +47,9 @@ MAX_NAMED: Final = 1000
 #: Changed rows after which the log is copied into the database, in the thread. SQLite itself does so only where few
 #: rows with many bytes changed.
 _CHECKPOINT_ROWS: Final = 4000
+#: A commit expected to take less happens on the event loop. Generous: starts wait for commits anyway, and where all
+#: processors are busy most of the time is waiting for one, which a thread would have to do twice.
+_FAST_SECONDS: Final = 0.003
 #: Kinds of reports that somebody waits for.
 _URGENT: Final = frozenset({"finished", "returned"})
 
@@ -118,7 +121,7 @@ class Outbox:
         self._path = path
         self._clock = clocks
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="outbox")
-        self._pace = pace.Pace()
+        self._pace = pace.Pace(fast_seconds=_FAST_SECONDS)
         self._database: sqlite3.Connection | None = None
         #: Opened without room on the disk: nobody else can read the file.
         self._is_alone = False
