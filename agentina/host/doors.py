@@ -28,15 +28,12 @@ from agentina import errors
 from agentina.executors import contract
 from agentina.host import anomalies, entries, outbox, output, said
 from agentina.protocol import inputs, verbs, wire
-from agentina.system import clock, files, sockets, tasks
+from agentina.system import clock, files, lines, tasks
 
 #: Seconds after its start until a task has its door.
 OPEN_SECONDS: Final = 0.2
 #: Connections of one task at once: waits for answers are among them.
 AT_ONCE: Final = 16
-_QUEUE: Final = 64
-#: Seconds a request may take to come.
-_ASK_SECONDS: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -197,9 +194,7 @@ class Door:
         self._changing = asyncio.Lock()
         #: Set, and replaced, with each change.
         self._changed = asyncio.Event()
-        self._listening: sockets.Listening | None = None
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._server = lines.LineServer(self._serve, limit=verbs.MAX_REQUEST, at_once=AT_ONCE)
 
     async def open(self, directory: Path, *, mode: int) -> None:
         """Listen in ``directory``.
@@ -208,18 +203,11 @@ class Door:
             OSError: It cannot.
 
         """
-        self._listening = sockets.Listening(directory, socket_name(self._entry.task_id), mode=mode, queue=_QUEUE)
-        self._server = await asyncio.start_unix_server(
-            self._serve, sock=self._listening.socket, limit=verbs.MAX_REQUEST
-        )
+        await self._server.open(directory, socket_name(self._entry.task_id), mode=mode)
 
     async def close(self) -> None:
         """Stop listening; whoever waits for an answer is cut off, and asks the next daemon."""
-        if self._listening is not None:
-            self._listening.remove()
-        if self._server is not None:
-            self._server.close()
-        await tasks.cancel(*self._connections)
+        await self._server.close()
 
     async def change(self, step: Callable[[said.Said], said.Said | None]) -> bool:
         """Write down what ``step`` makes of everything said; None from it changes nothing. Whether it did.
@@ -244,25 +232,8 @@ class Door:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        current = asyncio.current_task()
-        assert current is not None
-        if len(self._connections) >= AT_ONCE:
-            writer.close()
-            return
-        self._connections.add(current)
-        try:
-            async with asyncio.timeout(_ASK_SECONDS):
-                line = await reader.readline()
-            if line:
-                writer.write(msgspec.json.encode(await self._answer(line, reader)) + b"\n")
-                await writer.drain()
-        except (OSError, ValueError, TimeoutError, asyncio.CancelledError):
-            # The task went away, sent too much or nothing; nobody is there to be told.
-            pass
-        finally:
-            self._connections.discard(current)
-            writer.close()
+    async def _serve(self, line: bytes, reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> bytes:
+        return msgspec.json.encode(await self._answer(line, reader))
 
     async def _answer(self, line: bytes, reader: asyncio.StreamReader) -> verbs.Answer:
         try:

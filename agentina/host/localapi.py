@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import grp
 import logging
 import os
@@ -18,14 +17,13 @@ import msgspec
 
 from agentina import errors
 from agentina.protocol import inputs, local
-from agentina.system import files, tasks
+from agentina.system import files, lines
 
 #: struct ucred of unix(7): process, user, group.
 _CREDENTIALS: Final = struct.Struct("3i")
 #: Longest request line, in bytes; requests are small.
 _MAX_REQUEST: Final = 65_536
-#: Seconds a peer may take to ask, and connections at once.
-_ASK_SECONDS: Final = 10.0
+#: Connections at once.
 _AT_ONCE: Final = 64
 
 _log = logging.getLogger(__name__)
@@ -54,8 +52,7 @@ class LocalApi:
         self._path = path
         self._status = status
         self._act = act
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._server = lines.LineServer(self._serve, limit=_MAX_REQUEST, at_once=_AT_ONCE)
 
     async def open(self) -> None:
         """Listen. A socket left by a killed daemon is replaced; the instance's lock makes sure it is dead.
@@ -66,44 +63,16 @@ class LocalApi:
         """
         try:
             self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._path.unlink(missing_ok=True)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-            listener.bind(os.fspath(self._path))
-            self._path.chmod(0o660)
-            listener.listen(16)
+            await self._server.open(self._path.parent, self._path.name, mode=0o660)
         except OSError as error:
             raise files.from_os_error(error, self._path) from error
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_MAX_REQUEST)
 
     async def close(self) -> None:
         """Stop listening."""
-        if self._server is not None:
-            self._server.close()
-            await tasks.cancel(*self._connections)
-            await self._server.wait_closed()
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        await self._server.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        current = asyncio.current_task()
-        assert current is not None
-        if len(self._connections) >= _AT_ONCE:
-            writer.close()
-            return
-        self._connections.add(current)
-        try:
-            peer = writer.get_extra_info("socket")
-            async with asyncio.timeout(_ASK_SECONDS):
-                line = await reader.readline()
-                if line:
-                    writer.write(msgspec.json.encode(self._answer(line, peer)) + b"\n")
-                    await writer.drain()
-        except (OSError, ValueError, TimeoutError, asyncio.CancelledError):
-            # The peer went away, sent too much or nothing; nobody is there to be told.
-            pass
-        finally:
-            self._connections.discard(current)
-            writer.close()
+    async def _serve(self, line: bytes, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        return msgspec.json.encode(self._answer(line, writer.get_extra_info("socket")))
 
     def _answer(self, line: bytes, peer: socket.socket) -> local.LocalAnswer:
         try:
