@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from agentina.gateway import sse
+from agentina.protocol import budgets
 
 #: A count no honest answer exceeds; a larger one is malformed.
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
@@ -30,22 +31,8 @@ class Api(enum.Enum):
     GEMINI = "gemini"
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Tokens of one call or of many; no token is in two of them."""
-
-    #: Input that was not cached.
-    input: int = 0
-    #: Input read from the provider's cache.
-    cached: int = 0
-    #: Input written to its cache, for minutes and for an hour.
-    cache_write: int = 0
-    cache_write_1h: int = 0
-    output: int = 0
-
-    @property
-    def counted(self) -> int:
-        """Tokens that count against a budget of tokens: all but those read from the cache."""
-        return self.input + self.cache_write + self.cache_write_1h + self.output
+class Usage(budgets.Tokens, frozen=True, kw_only=True, omit_defaults=True):
+    """Tokens that can be added."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(

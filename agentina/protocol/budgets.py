@@ -25,15 +25,9 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62) - 1)]
 Day = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
 
 
-class Amounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What calls of models used. No token is in two of the figures."""
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tokens of one call or of many; no token is in two of the figures."""
 
-    #: Calls that a provider answered, or may have billed.
-    calls: Count = 0
-    #: Of these, calls that broke off and are counted by an upper estimate.
-    estimated: Count = 0
-    #: Of these, calls of models without a price: their cost is unknown, not zero.
-    unpriced: Count = 0
     #: Input that was neither read from the provider's cache nor written to it.
     input: Count = 0
     #: Input read from the cache.
@@ -42,14 +36,25 @@ class Amounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache_write: Count = 0
     cache_write_1h: Count = 0
     output: Count = 0
-    cost_nano: Count = 0
-    #: Tools the models asked for.
-    tool_calls: Count = 0
 
     @property
     def counted(self) -> int:
         """Tokens that count against a budget: all but those read from the cache."""
         return self.input + self.cache_write + self.cache_write_1h + self.output
+
+
+class Amounts(Tokens, frozen=True, kw_only=True, omit_defaults=True):
+    """What calls of models used."""
+
+    #: Calls that a provider answered, or may have billed.
+    calls: Count = 0
+    #: Of these, calls that broke off and are counted by an upper estimate.
+    estimated: Count = 0
+    #: Of these, calls of models without a price: their cost is unknown, not zero.
+    unpriced: Count = 0
+    cost_nano: Count = 0
+    #: Tools the models asked for.
+    tool_calls: Count = 0
 
     @property
     def tokens(self) -> int:
