@@ -160,7 +160,8 @@ def finding(task_id: str, request: verbs.Complain | verbs.Ask, after: Said) -> F
     return Finding(
         kind="complaint",
         code=code,
-        summary=f"{request.kind}: {about}",
+        # No colon: `missing-secret: NAME` reads like a secret and its value, which are masked on the way.
+        summary=f"{request.kind} ({about})",
         evidence={"it says": request.text} if request.about else {},
         name=f"complaint:{task_id}:{request.id}",
     )
@@ -232,7 +233,7 @@ def _declare(said: Said, path: str, workspace: str) -> Step:
     if inside.startswith("/"):
         inside = posixpath.relpath(inside, workspace)
     if inside == "." or inside.split("/")[0] == ".." or not inside.isprintable():
-        problem = f"{path[:80]!r} is no file or directory of the workspace, {workspace}"
+        problem = f"{path!r} is no file or directory inside the workspace, {workspace}"
         raise errors.INPUT_INVALID(where="path", problem=problem)
     answer = verbs.Answer(text=f"{inside} is kept when the task has ended")
     if inside in said.artifacts:

@@ -74,7 +74,7 @@ async def test_command_line_works_in_a_task(daemon: DaemonProcess, plane: contro
     assert (progress.text, progress.percent) == ("half way", 50)
     # What is marked as secret is no more said here than printed.
     assert [(found.kind, found.code, found.summary, found.evidence) for found in plane.anomalies] == [
-        ("complaint", "COMPLAINT_BLOCKED_HOST", "blocked-host: x.org", {"it says": "******"}),
+        ("complaint", "COMPLAINT_BLOCKED_HOST", "blocked-host (x.org)", {"it says": "******"}),
         ("question", "TASK_QUESTION", "what now?", {}),
     ]
 

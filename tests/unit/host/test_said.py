@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from agentina import errors
 from agentina.host import said
-from agentina.protocol import verbs, wire
+from agentina.protocol import redaction, verbs, wire
 
 WORKSPACE = "/t/workspace"
 
@@ -78,9 +78,16 @@ def test_answer_to_anything_else_is_a_notice(report: str) -> None:
 def test_every_kind_of_complaint_has_a_remedy(kind: verbs.ComplaintKind) -> None:
     request = verbs.Complain(id="a", kind=kind, text="it fails", about="X")
     found = said.finding("job_x.1", request, hear(said.Said(), request).said)
-    assert (found.summary, found.evidence) == (f"{kind}: X", {"it says": "it fails"})
+    assert (found.summary, found.evidence) == (f"{kind} (X)", {"it says": "it fails"})
     assert errors.CATALOGUE[found.code].remedy
     assert found.name == "complaint:job_x.1:a"
+
+
+@pytest.mark.parametrize("kind", verbs.COMPLAINT_KINDS)
+def test_what_a_complaint_is_about_is_no_credential_on_its_way(kind: verbs.ComplaintKind) -> None:
+    request = verbs.Complain(id="a", kind=kind, text="it fails", about="NPM_TOKEN")
+    summary = said.finding("job_x.1", request, hear(said.Said(), request).said).summary
+    assert redaction.redact(summary) == summary
 
 
 def test_question_is_named_by_its_number() -> None:
