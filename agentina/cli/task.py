@@ -117,6 +117,8 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
         raise errors.NOT_IN_TASK() from error  # noqa: RSE102 - calling the entry makes the exception
     except door.ClosedError as error:
         raise errors.TASK_UNREACHABLE_DAEMON(problem=str(error)) from error
+    except door.TooLongError as error:
+        raise errors.INPUT_TOO_LARGE(where="What the task says", size=error.size, limit=error.limit) from error
     for notice in told.get("notices") or []:
         output.say(f"notice: {output.clean(notice)}")
     if told.get("error"):

@@ -22,6 +22,8 @@ _AGAIN: Final = 0.05
 _MARGIN: Final = 30.0
 #: Bytes of an answer (agentina.protocol.verbs.MAX_ANSWER), and of one read.
 _MOST: Final = 65_536
+#: Bytes of a request (agentina.protocol.verbs.MAX_REQUEST).
+_MOST_SAID: Final = 32_768
 _PIECE: Final = 65_536
 
 
@@ -31,6 +33,14 @@ class ClosedError(Exception):
 
 class NoDoorError(Exception):
     """This process is not in a task, or its host knows no verbs."""
+
+
+class TooLongError(Exception):
+    """The daemon would not read a request of that length. ``size`` and ``limit`` in bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"it has {size} bytes; at most {_MOST_SAID} are taken")
+        self.size, self.limit = size, _MOST_SAID
 
 
 def ask(request: dict[str, Any], *, path: str | None = None, patience: float = PATIENCE) -> dict[str, Any]:
@@ -44,12 +54,15 @@ def ask(request: dict[str, Any], *, path: str | None = None, patience: float = P
     Raises:
         NoDoorError: No socket is named.
         ClosedError: Nobody listens, or the answer does not come.
+        TooLongError: The request is too long for any daemon.
 
     """
     path = os.environ.get(VARIABLE, "") if path is None else path
     if not path:
         raise NoDoorError
     line = json.dumps({**request, "id": os.urandom(8).hex()}).encode() + b"\n"
+    if len(line) > _MOST_SAID:
+        raise TooLongError(len(line))
     wait = float(request.get("wait") or 0.0)
     deadline = time.monotonic() + patience
     while True:

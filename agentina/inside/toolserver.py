@@ -149,6 +149,8 @@ class Server:
             text, is_error = "This host does not take what tasks say.", True
         except door.ClosedError as error:
             text, is_error = f"The daemon of this task does not answer ({error}). Go on, and try again later.", True
+        except door.TooLongError as error:
+            text, is_error = f"This is too long: {error}. Say it in fewer words.", True
         return {"content": [{"type": "text", "text": text}], "isError": is_error}
 
 

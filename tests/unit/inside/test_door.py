@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from agentina.inside import door
+from agentina.protocol import verbs
 from agentina.system import tasks
 from tests.fakes import doors
 
@@ -47,6 +48,17 @@ async def test_reaches_a_socket_whose_path_is_long(tmp_path: Path) -> None:
     deep.mkdir()
     with pytest.raises(door.ClosedError, match="No such file"):
         await ask(deep / "task.sock", patience=0.0)
+
+
+async def test_what_no_daemon_would_read_is_refused_at_once(tmp_path: Path) -> None:
+    async with doors.running(tmp_path) as fake:
+        with pytest.raises(door.TooLongError, match="32768"):
+            await asyncio.to_thread(door.ask, {"verb": "progress", "text": "x" * 40_000}, path=str(fake.path))
+        assert not fake.asked
+
+
+def test_bounds_are_those_of_the_verbs() -> None:
+    assert (door._MOST_SAID, door._MOST) == (verbs.MAX_REQUEST, verbs.MAX_ANSWER)
 
 
 def test_outside_of_a_task_there_is_no_door(monkeypatch: pytest.MonkeyPatch) -> None:
