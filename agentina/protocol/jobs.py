@@ -275,6 +275,7 @@ def parse_job(document: object) -> JobSpec:
     _check_names(spec)
     _check_workspace(spec.workspace)
     _check_artifact_patterns(spec.artifacts)
+    _check_claims(spec.scope)
     return spec
 
 
@@ -422,6 +423,14 @@ def _check_workspace(workspace: Workspace) -> None:
 def _check_artifact_patterns(patterns: list[str]) -> None:
     for index, pattern in enumerate(patterns):
         _check_inside(pattern, f"job.artifacts[{index}]", "pattern")
+
+
+def _check_claims(scope: Scope) -> None:
+    """Refuse paths that claim nothing though they look as if they did."""
+    for index, path in enumerate(scope.paths):
+        if ".." in path.split("/"):
+            problem = f"{path[:80]!r} leaves the repository; expected a path without '..'"
+            raise errors.INPUT_INVALID(where=f"job.scope.paths[{index}]", problem=problem)
 
 
 def _check_inside(path: str, where: str, what: str) -> None:

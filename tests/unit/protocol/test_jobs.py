@@ -53,6 +53,7 @@ def test_misspelt_key_is_named_with_its_path_and_a_near_miss() -> None:
         ({"workspace": {"git": "https://example.org/a", "ref": "-x"}}, "job.workspace.ref"),
         ({"artifacts": ["ok", "../secret"]}, "job.artifacts[1]"),
         ({"artifacts": ["/etc/passwd"]}, "job.artifacts[0]"),
+        ({"scope": {"paths": ["src", "../x"]}}, "job.scope.paths[1]"),
         ({"environment": {"A": "x\0y"}}, "job.environment.A"),
         ({"retry": {"on": ["sometimes"]}}, "job.retry.on[0]"),
     ],
