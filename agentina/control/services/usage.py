@@ -56,6 +56,8 @@ def report(
         control.clock.wall_ms() / 1000, dt.UTC
     ).date()  # fmt: skip
     first = _day(since, "since") if since else last - dt.timedelta(days=min(_DAYS, last.toordinal()) - 1)
+    if first > last:
+        raise errors.INPUT_INVALID(where="query.since", problem=f"{first} is after the last day, {last}")
 
     def read(tx: engine.Transaction) -> tuple[list[usage.Group], budgets.Amounts]:
         return usage.report(

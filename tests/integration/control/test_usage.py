@@ -93,7 +93,9 @@ def test_groups_are_of_what_was_asked_for(control: Any) -> None:
     assert report(operator, "model", organization="other")["rows"] == []
 
 
-@pytest.mark.parametrize("query", ["by=moon", "by=day&since=yesterday", "by=day&until=2026-13-01"])
+@pytest.mark.parametrize(
+    "query", ["by=moon", "by=day&since=yesterday", "by=day&until=2026-13-01", "since=2026-12-02&until=2026-12-01"]
+)
 def test_what_is_no_group_or_day_is_refused(control: Any, query: str) -> None:
     with pytest.raises(errors.AgentinaError) as caught:
         control.operator.call("GET", f"/v1/usage?{query}")
