@@ -423,7 +423,7 @@ COMPLAINT_MISSING_SECRET = _entry(
     "COMPLAINT_MISSING_SECRET", 422, Exit.FAILED,
     message="A task says that it lacks a secret: {about}.",
     cause="The job's environment does not have it, or under another name.",
-    remedy="Add it to the job's environment as `{{secret: …}}` and retry the job, or answer what to do without it.",
+    remedy="Add it to the job's environment, marked as a `secret`, and retry the job, or answer what to do without it.",
 )  # fmt: skip
 COMPLAINT_BLOCKED_HOST = _entry(
     "COMPLAINT_BLOCKED_HOST", 422, Exit.FAILED,

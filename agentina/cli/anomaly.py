@@ -27,7 +27,7 @@ def anomaly() -> None:
     ),
 )
 @click.option("--state", type=click.Choice(_STATES), default="unresolved", show_default=True, help="Only those.")
-@click.option("--kind", help=f"Only of that kind: {', '.join(anomalies.KINDS)}.")
+@click.option("--kind", type=click.Choice(list(anomalies.KINDS)), help="Only of that kind.")
 @click.option("--code", help="Only with that code.")
 @click.option("--organization", help="Only of that organization.")
 @click.option("--agent", metavar="AGENT", help="Only those that happened on that agent.")

@@ -38,6 +38,8 @@ _JOB_STRUCTS: Final = (
     ("`limits`", jobs.Limits),
     ("`scope`", jobs.Scope),
     ("`retry`", jobs.Retry),
+    ("`budget`", jobs.Budget),
+    ("`health`", jobs.Health),
     ("A secret value of `environment` or `headers`", jobs.Secret),
 )
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import re
+import typing
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from agentina import errors
 from agentina.cli import reference
 from agentina.control import metrics
 from agentina.control.api import routes
+from agentina.protocol import jobs
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = reference.pages()
@@ -24,6 +28,21 @@ def test_every_key_and_code_is_explained() -> None:
         assert "|  |" not in PAGES[page], "a row without its meaning"
     for code in errors.CATALOGUE:
         assert f"## {code}\n" in PAGES["troubleshooting.md"]
+
+
+def test_every_part_of_a_job_has_its_section() -> None:
+    parts: list[Any] = [jobs.JobSpec]
+    for part in parts:
+        for field in msgspec.structs.fields(part):
+            for kind in (field.type, *typing.get_args(field.type)):
+                if hasattr(kind, "__struct_fields__") and kind not in parts:
+                    parts.append(kind)
+    assert jobs.Health in parts
+    assert {struct for _, struct in reference._JOB_STRUCTS} >= set(parts)
+
+
+def test_texts_have_no_marks_of_templates() -> None:
+    assert not re.search(r"\{\{|\}\}", PAGES["troubleshooting.md"])
 
 
 def test_every_address_and_message_is_listed() -> None:
