@@ -28,7 +28,10 @@ from tests.vm import host, images
 #: Bytes that a container may write.
 DISK: Final = 2 << 30
 #: The bridge between containers and this machine; 10.0.2.2 is this machine, as in QEMU's user network.
-_BRIDGE: Final = "agentina-vm0"
+BRIDGE: Final = "agentina-vm0"
+#: Its own, for it would otherwise have that of a container, and another one when that container goes: the others, which
+#: go on sending to the one that they know, then hear nothing of this machine for a minute or more.
+_BRIDGE_ADDRESS: Final = "02:00:0a:00:02:02"
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _BOOT_ID_SERVICE: Final = f"""
 [Unit]
@@ -152,7 +155,7 @@ class Container(host.Host):
         ]
         # The name of its interface here is made of the machine's: short, and no other's.
         nspawn += [f"--machine=av-{self._number}"]
-        nspawn += [f"--directory={self._root}", f"--network-bridge={_BRIDGE}", "--console=read-only"]
+        nspawn += [f"--directory={self._root}", f"--network-bridge={BRIDGE}", "--console=read-only"]
         nspawn += ["--resolv-conf=off", "--timezone=off", "--link-journal=no"]
         self._process = host.start_process(["bash", "-c", start, *nspawn], self._console)
         self._leader = host.wait_for(self._find_leader, f"{self.name} starts")
@@ -313,11 +316,17 @@ def _take_number() -> tuple[IO[str], int]:
 
 def _make_bridge() -> None:
     """Make the bridge; it stays, for the next container."""
-    if Path(f"/sys/class/net/{_BRIDGE}").exists():
-        return
-    subprocess.run(["ip", "link", "add", _BRIDGE, "type", "bridge"], capture_output=True, check=False)
-    subprocess.run(["ip", "address", "add", "10.0.2.2/24", "dev", _BRIDGE], capture_output=True, check=False)
-    _run("ip", "link", "set", _BRIDGE, "up")
+    with contextlib.suppress(FileNotFoundError):
+        if bridge_address() == _BRIDGE_ADDRESS:
+            return
+    subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], capture_output=True, check=False)
+    subprocess.run(["ip", "address", "add", "10.0.2.2/24", "dev", BRIDGE], capture_output=True, check=False)
+    _run("ip", "link", "set", BRIDGE, "address", _BRIDGE_ADDRESS, "up")
+
+
+def bridge_address() -> str:
+    """The address by which containers know this machine on their network."""
+    return Path(f"/sys/class/net/{BRIDGE}/address").read_text().strip()
 
 
 def _run(*command: str) -> None:

@@ -75,3 +75,17 @@ def test_a_host_shuts_down_around_commands(new_container: Callable[..., containe
     there.wait('test "$(pgrep -xc sleep)" = 20', "they run")
     there.shut_down()
     assert all(process.wait(host.PATIENCE) != 0 for process in inside)
+
+
+def test_hosts_hear_this_machine_while_others_come_and_go(new_container: Callable[..., container.Container]) -> None:
+    """A bridge without an address of its own takes the lowest of those on it, for as long as that one is there."""
+    new_container("stays", installed=False)
+    before = container.bridge_address()
+    lowest = "ip link add av-lowest address 00:00:0a:00:02:02 type veth peer name av-end"
+    subprocess.run(lowest.split(), check=True)
+    try:
+        subprocess.run(["ip", "link", "set", "av-lowest", "master", container.BRIDGE], check=True)
+        assert container.bridge_address() == before
+    finally:
+        subprocess.run(["ip", "link", "delete", "av-lowest"], check=True)
+    assert container.bridge_address() == before
