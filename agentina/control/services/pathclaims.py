@@ -99,10 +99,9 @@ def compare(work: changes.Work, task: tasks.Task, changed: list[str]) -> None:
     own = pathclaims.Change(task.id, job.id, job.organization_id, name, changed, work.now_ms)
     undeclared = [path for path in changed if not pathrules.covers(claims, path)]
     found: dict[str, list[str]] = {}
-    for other, theirs in pathclaims.changes_since(work.tx, own, started):
-        # A path that this job had declared was undeclared by the other: they would not have run together.
-        common = sorted(set(theirs) & set(changed if spec.scope.overlap == "wait" else undeclared))
-        found |= {other: common} if common else {}
+    for other in pathclaims.changes_since(work.tx, own, started):
+        common = [path for path in sorted(set(other.paths) & set(changed)) if not _both(claims, other.claims, path)]
+        found |= {other.public_id: common} if common else {}
     for claim in pathclaims.held(work.tx, job.organization_id, name):
         common = [path for path in undeclared if pathrules.covers(claim.paths, path)]
         if claim.job != job.id and common:
@@ -123,6 +122,10 @@ def compare(work: changes.Work, task: tasks.Task, changed: list[str]) -> None:
     anomalies.note(work, source, reported)
     told = "; ".join(f"{other}: {', '.join(paths[:_MOST_NAMED])}" for other, paths in list(found.items())[:_MOST_NAMED])
     job.tell(f"changed the same paths as others at the same time: {told}", task=task.number, now_ms=work.now_ms)
+
+
+def _both(one: list[str], other: list[str], path: str) -> bool:
+    return pathrules.covers(one, path) and pathrules.covers(other, path)
 
 
 def meeting(tx: engine.Transaction, own: pathclaims.Claim) -> list[pathclaims.Claim]:

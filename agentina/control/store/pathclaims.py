@@ -94,20 +94,33 @@ def add_change(tx: engine.Transaction, change: Change) -> None:
     )  # fmt: skip
 
 
-def changes_since(tx: engine.Transaction, change: Change, since_ms: int) -> list[tuple[str, list[str]]]:
+class Changed(NamedTuple):
+    """What a task of another job changed, and what that job claims."""
+
+    public_id: str
+    paths: list[str]
+    claims: list[str]
+
+
+def changes_since(tx: engine.Transaction, change: Change, since_ms: int) -> list[Changed]:
     """Other jobs whose tasks ended since then, the newest, and what those changed."""
     rows = tx.all(
-        "SELECT j.public_id, c.paths FROM path_changes c JOIN jobs j ON j.id = c.job_id"
+        "SELECT j.public_id, c.paths, p.paths AS claims FROM path_changes c JOIN jobs j ON j.id = c.job_id"
+        " LEFT JOIN path_claims p ON p.job_id = c.job_id"
         " WHERE c.organization_id = :organization AND c.repository = :repository AND c.ended_ms > :since"
         " AND c.job_id <> :job ORDER BY c.ended_ms DESC LIMIT 200",
         organization=change.organization, repository=change.repository, since=since_ms, job=change.job,
     )  # fmt: skip
-    return [(row["public_id"], msgspec.json.decode(row["paths"], type=list[str])) for row in rows]
+    return [Changed(row["public_id"], _decode(row["paths"]), _decode(row["claims"] or "[]")) for row in rows]
+
+
+def _decode(paths: str) -> list[str]:
+    return msgspec.json.decode(paths, type=list[str])
 
 
 def _from_row(row: engine.Row) -> Claim:
     return Claim(
         job=row["job_id"], public_id=row["public_id"], organization=row["organization_id"],
-        repository=row["repository"], paths=msgspec.json.decode(row["paths"], type=list[str]),
+        repository=row["repository"], paths=_decode(row["paths"]),
         only_warns=bool(row["only_warns"]),
     )  # fmt: skip

@@ -123,6 +123,20 @@ def test_undeclared_overlap_is_an_anomaly(control: Any, operator: simulated.Oper
     assert f"{third}: docs/x" in line
 
 
+@pytest.mark.parametrize("last", [0, 1])
+def test_what_both_declared_is_none_when_one_was_only_warned(
+    control: Any, operator: simulated.Operator, last: int
+) -> None:
+    agent = control.agent()
+    jobs = [submit(operator, "src"), submit(operator, "src/a", overlap="warn")]
+    assert len(agent.take()) == 2
+    for job in jobs:
+        agent.report(agent.fact(f"{job}.1", "accepted"), agent.fact(f"{job}.1", "running", pid=1))
+    agent.report(agent.finished(f"{jobs[1 - last]}.1", changed=["src/a"]))
+    agent.report(agent.finished(f"{jobs[last]}.1", changed=["src/a"]))
+    assert overlaps(operator) == []
+
+
 def test_changes_one_after_the_other_are_none(control: Any, operator: simulated.Operator) -> None:
     agent = control.agent()
     for _ in range(2):
