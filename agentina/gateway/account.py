@@ -162,6 +162,8 @@ class Account:
         now = next(iter(self._parked.values()), "")
         if now != before:
             self._tell(channel.Parked(task_id=self.task_id, reason=now))
+        if now and not before:
+            self._days.on_unmet()
 
     async def sync(self) -> None:
         """Return when what was settled survives a power cut, or cannot be made to."""

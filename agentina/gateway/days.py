@@ -79,7 +79,7 @@ class Days:
         self._is_away = False
         #: What was used when the control plane was asked last.
         self._asked_spent = _NOTHING
-        #: Called when a call finds no room in the share.
+        #: Called when a call finds no room, in the share or in its task's budget: somebody may have raised it.
         self.on_unmet: Callable[[], None] = lambda: None
         self._warned: set[tuple[str, str, budgets.Kind]] = set()
 

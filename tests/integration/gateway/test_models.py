@@ -305,10 +305,14 @@ async def test_cost_is_what_the_table_says(tmp_path: Path) -> None:
 async def test_a_parked_call_goes_on_when_the_budget_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentina.gateway.models.PING_SECONDS", 0.05)
     async with gates.opened(tmp_path, limits=budgets.Limits(tokens=50, on_exhausted="park")) as gate:
+        wished: list[bool] = []
+        gate.account._days.on_unmet = lambda: wished.append(gate.account.is_parked)
         asking = asyncio.get_running_loop().create_task(gate.message())
         await gate.wait_until_refused()
         await asyncio.sleep(1)  # some pings
         assert not asking.done()
+        # The control plane is asked as soon as a call is held, and not again at each ping.
+        assert wished == [True]
         gate.account.raise_to(budgets.Limits(tokens=50_000))
         status, _, body = await asking
         assert status == 200
