@@ -621,8 +621,10 @@ WORKSPACE_FAILED = _entry(
 TASK_START_FAILED = _entry(
     "TASK_START_FAILED", 422, Exit.FAILED,
     message="The task could not be started: {problem}.",
-    cause="The program does not exist on the host, is not executable, or the host refused to start a process.",
-    remedy="Check the program's path in the job's payload; a `script` payload needs /bin/sh.",
+    cause="The program does not exist on the host or is not executable, the host refused to start a process, or its "
+    "gateway does not serve the task.",
+    remedy="Check what the message names: the program's path in the job's payload (a `script` needs /bin/sh), or the "
+    "host's gateway.yaml, and `agentina doctor` there.",
 )  # fmt: skip
 SYSTEMD_UNREACHABLE = _entry(
     "SYSTEMD_UNREACHABLE", 503, Exit.STATE,

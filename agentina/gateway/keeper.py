@@ -96,7 +96,7 @@ class Keeper:
             self._answers.pop(order.task_id, None)
         if problem:
             self.close(order.task_id)
-            raise errors.TASK_START_FAILED(problem=f"the gateway does not serve it: {problem}")
+            raise errors.TASK_START_FAILED(problem=f"the gateway does not serve it: {problem.rstrip('.')}")
 
     def listen(self, task_id: str, door: channel.Door) -> None:
         """Have a task served at a place that is there by now."""

@@ -137,6 +137,18 @@ def load(path: Path, *, credentials: Path | None = None) -> Loaded:
             ``INPUT_TOO_LARGE``.
 
     """
+    settings = read(path)
+    places = [*([credentials] if credentials is not None else []), path.parent / "credentials"]
+    return Loaded(settings, [_source(provider, places) for provider in settings.providers])
+
+
+def read(path: Path) -> Settings:
+    """Read ``gateway.yaml`` without the keys it names.
+
+    Raises:
+        AgentinaError: As with :func:`load`, but for the keys.
+
+    """
     import yaml  # noqa: PLC0415 - a second process, which reads one file
 
     try:
@@ -151,11 +163,12 @@ def load(path: Path, *, credentials: Path | None = None) -> Loaded:
             ipaddress.ip_network(network)
         except ValueError as error:
             raise errors.INPUT_INVALID(where=f"{path}.networks", problem=str(error)) from error
-    places = [*([credentials] if credentials is not None else []), path.parent / "credentials"]
-    return Loaded(settings, [_source(provider, places, str(path)) for provider in settings.providers])
+    for provider in settings.providers:
+        _check_url(provider, str(path))
+    return settings
 
 
-def _source(provider: Provider, places: list[Path], where: str) -> Source:
+def _check_url(provider: Provider, where: str) -> None:
     try:
         parts = urllib.parse.urlsplit(provider.url)
         host, _ = parts.hostname, parts.port
@@ -166,6 +179,9 @@ def _source(provider: Provider, places: list[Path], where: str) -> Source:
     if not host or "@" in parts.netloc or parts.query or parts.fragment or not (parts.scheme == "https" or plain):
         problem = "expected https://HOST, or http for loopback only, without user and query"
         raise errors.INPUT_INVALID(where=f"{where}.providers.{provider.name}.url", problem=problem)
+
+
+def _source(provider: Provider, places: list[Path]) -> Source:
     return Source(provider, [Key(name, _read_key(name, places)) for name in provider.credentials])
 
 

@@ -99,6 +99,8 @@ def examine(instance: paths.InstancePaths, *, control_plane: str = "", ca_file: 
     if url:
         yield from check_control_plane(url, ca_file or (settings.ca_file if settings else ""))
     yield check_policy(instance.layout.policy_file)
+    if settings is not None and settings.gateway:
+        yield check_gateway(Path(settings.gateway))
     if installed:
         yield check_identity(instance)
         if service.is_managed(instance.layout):
@@ -336,6 +338,17 @@ def check_policy(path: Path) -> Check:
     except errors.AgentinaError as error:
         return failed("policy", error)
     return ok("policy", f"{path} is valid.")
+
+
+def check_gateway(path: Path) -> Check:
+    """Settings of the gateway, without which no job with a budget runs; keys that systemd hands over are not seen."""
+    from agentina.gateway import settings  # noqa: PLC0415 - only hosts with a gateway pay for its code
+
+    try:
+        settings.read(path)
+    except errors.AgentinaError as error:
+        return failed("gateway", error)
+    return ok("gateway", f"{path} is valid.")
 
 
 def check_identity(instance: paths.InstancePaths) -> Check:

@@ -82,6 +82,23 @@ def test_pressure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "verdict", "words"),
+    [
+        (None, FAIL, "No such file"), ("providerz: []", FAIL, "providerz"), ("networks: [here]", FAIL, "networks"),
+        ("providers: [{name: a, api: anthropic, url: 'http://a.example', credentials: [a]}]", FAIL, "https"),
+        ("providers: [{name: a, api: anthropic, url: 'https://a.example', credentials: [a]}]", OK, "valid"),
+    ],
+)  # fmt: skip
+def test_gateway(tmp_path: Path, content: str | None, verdict: doctor.Verdict, words: str) -> None:
+    path = tmp_path / "gateway.yaml"
+    if content is not None:
+        path.write_text(content)
+    check = doctor.check_gateway(path)
+    assert check.verdict is verdict
+    assert words in check.message
+
+
+@pytest.mark.parametrize(
     ("told", "verdict", "words"),
     [
         ("100000", OK, ""),
