@@ -80,8 +80,11 @@ class Doors:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         #: Answers that came before the door was open.
         self._early: dict[str, list[wire.Answer]] = {}
+        #: Answers came for a task that was not attended: a daemon that begins beats before it has adopted its tasks,
+        #: and some wait for the gateway.
+        self._has_missed = False
         self._working: set[asyncio.Task[None]] = set()
-        #: Called when answers were taken over.
+        #: Called when a heartbeat is due: answers were taken over, or some that were not can be now.
         self.on_answered: Callable[[], None] = lambda: None
 
     def attend(self, entry: entries.Entry) -> None:
@@ -111,13 +114,19 @@ class Doors:
             await door.close()
 
     def answer(self, answers: list[wire.Answer]) -> None:
-        """Take over what operators say to tasks; what is not taken now comes again with the next heartbeat."""
+        """Take over what operators say to tasks.
+
+        What is not taken now comes again with the next heartbeat; for who could not take it yet that is made when the
+        next door opens, for the next by itself may be a minute away.
+        """
         for task_id in {one.task_id for one in answers}:
             own = [one for one in answers if one.task_id == task_id]
             if task_id in self._doors:
                 self._start(self._take(self._doors[task_id], own), task_id)
             elif task_id in self._timers:
                 self._early[task_id] = own
+            else:
+                self._has_missed = True
 
     async def notify(self, task_id: str, text: str) -> bool:
         """Tell a task something with its next word; whether it has a door.
@@ -161,6 +170,9 @@ class Doors:
         early = self._early.pop(entry.task_id, [])
         if early:
             await self._take(door, early)
+        if self._has_missed:
+            self._has_missed = False
+            self.on_answered()
 
     async def _report(self, entry: entries.Entry, request: verbs.Request, after: said.Said) -> None:
         if isinstance(request, verbs.TellProgress):
