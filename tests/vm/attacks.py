@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Where a task speaks to its daemon; it opens some time after the start.
-TASK_DOOR: Final = "/var/lib/agentina/task/orders/task.sock"
+#: What a task has of its daemon's: its orders, and the sockets of its own.
+ORDERS: Final = "/var/lib/agentina/task/orders"
 #: Processes are looked into by what /proc says of them; those that may be traced, in their memory too.
 _SEEK: Final = """
 import os, stat

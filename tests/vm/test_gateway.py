@@ -20,6 +20,8 @@ import pytest
 
 from agentina import errors
 from agentina.gateway import forwarder, record, variables
+from agentina.host import doors
+from agentina.inside import toolserver
 from agentina.protocol import api
 from agentina.protocol.states import Reason, State
 from tests.fakes import coding_model, model_provider, real_clis
@@ -248,6 +250,86 @@ def recorded(there: container.Container, task: str) -> list[dict[str, Any]]:
     return [json.loads(line[9:]) for line in log.splitlines()]
 
 
+# --- what a task says ------------------------------------------------------------------------------------------------
+
+#: Uses each verb on the command line, and each tool of the server that the runner configured; prints what comes of it.
+SPEAK: Final = """
+import json, os, subprocess
+def verb(*arguments):
+    done = subprocess.run(["agentina", "task", *arguments], capture_output=True, text=True)
+    print(json.dumps([done.returncode, done.stdout.strip(), done.stderr.strip()]))
+def call(method, **parameters):
+    message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}
+    print(json.dumps(message), file=server.stdin, flush=True)
+    return json.loads(server.stdout.readline())["result"]
+def tool(name, **arguments):
+    result = call("tools/call", name=name, arguments=arguments)
+    print(json.dumps([int(result["isError"]), result["content"][0]["text"], ""]))
+with open(f"{os.environ['HOME']}/.agentina/mcp.json") as file:
+    configured = json.load(file)["mcpServers"]["agentina"]
+server = subprocess.Popen(
+    [configured["command"], *configured["args"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+)
+for name in "first", "second":
+    with open(name, "w") as file:
+        file.write(name)
+begun = call("initialize", protocolVersion="2025-06-18", capabilities={}, clientInfo={"name": "x", "version": "1"})
+print(json.dumps([0, begun["serverInfo"]["name"], [one["name"] for one in call("tools/list")["tools"]]]))
+verb("progress", "half way", "--percent", "50")
+verb("artifact", "first")
+verb("budget", "--json")
+verb("complain", "broken-tool", "it is not there", "--about", "make")
+verb("ask", "which one?", "--wait", "5m")
+tool("answer", question=1)
+tool("progress", text="nearly there", percent=90)
+tool("artifact", path="second")
+tool("budget")
+tool("complain", kind="other", text="no tea")
+tool("ask", text="and now?", wait=0)
+verb("answer", "2")
+server.stdin.close()
+print(json.dumps([server.wait(60), "", ""]))
+"""
+
+
+def test_task_speaks_and_is_answered_over_a_restart(
+    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel
+) -> None:
+    """The daemon is restarted while a task waits for an operator's answer, and its tool server runs."""
+    job = begin(run_lab, provider, SPEAK)
+
+    def reported(code: str) -> dict[str, Any] | None:
+        listed = run_lab.fleet.document("anomaly", "list", "--job", job)["anomalies"]
+        return next((one for one in listed if one["code"] == code), None)
+
+    question = host.wait_for(lambda: reported("TASK_QUESTION"), "the question is here")
+    complaint = reported("COMPLAINT_BROKEN_TOOL")
+    assert complaint is not None
+    there.run("systemctl restart agentina@default")
+    run_lab.fleet.answer("anomaly", "answer", complaint["id"], "use ninja")
+    run_lab.fleet.answer("anomaly", "answer", question["id"], "the second")
+    _, lines = printed(run_lab, job)
+    told = [json.loads(line) for line in lines]
+    assert told[0] == [0, "agentina", [one["name"] for one in toolserver.TOOLS]]
+    codes, texts, _ = zip(*told[1:], strict=True)
+    assert codes == (0,) * 11 + (1, 0), told
+    assert (texts[0], texts[1]) == ("noted", "first is kept when the task has ended")
+    budgets = [json.loads(texts[2]), json.loads(texts[8])]
+    assert [(left["tokens"], left["calls"]) for left in budgets] == [(1_000_000, 1)] * 2
+    assert (texts[4], texts[5]) == ("the second", "The operator answers: the second")
+    assert texts[6:8] == ("noted", "second is kept when the task has ended")
+    assert texts[10] == "no answer yet; ask for the answer to question 2 later"
+    assert str(told).count("use ninja") == 1
+    view = run_lab.fleet.job(job)
+    assert [artifact.name for artifact in view.artifacts] == ["first", "second"]
+    said = [event.text for event in view.events if event.state is None]
+    words = ["half way", "make", "which one?", "nearly there", "no tea", "and now?", "used 2 calls of models"]
+    assert [word for word, text in zip(words, said, strict=True) if word in text] == words, said
+    progress = view.tasks[0].progress
+    assert progress is not None
+    assert (progress.text, progress.percent) == ("nearly there", 90)
+
+
 # --- a hostile task --------------------------------------------------------------------------------------------------
 
 #: Asks a gateway by a socket's or an address's name, as the holder of a token; prints the status of its answer.
@@ -271,26 +353,30 @@ def ask(place, token, head="GET /agentina/budget HTTP/1.1", host="x"):
 
 @dataclasses.dataclass
 class Neighbour:
-    """Another task, which sleeps."""
+    """Another task, which has said "mine" and sleeps."""
 
     job: str
     task: str
     token: str
-    #: Its socket, as root sees it.
+    #: Its gateway's socket, as root sees it.
     socket: str
+    #: Its process.
+    pid: int
 
 
 @pytest.fixture
 def neighbour(there: container.Container, run_lab: lab.Lab) -> Iterator[Neighbour]:
     job = run_lab.fleet.submit_script(
-        "exec sleep 100000", budget={"tokens": 100_000}, resources={"memory": "64MiB", "cpu": 0.1}
+        "agentina task progress mine; exec sleep 100000",
+        budget={"tokens": 100_000},
+        resources={"memory": "64MiB", "cpu": 0.1},
     )
     run_lab.fleet.wait_state(job, State.RUNNING, seconds=host.PATIENCE)
-    pid = there.wait("pgrep -x -f 'sleep 100000'", "the neighbour runs").strip()
+    pid = int(there.wait("pgrep -x -f 'sleep 100000'", "the neighbour runs"))
     environment = dict(pair.split("=", 1) for pair in there.run(f"tr '\\0' '\\n' < /proc/{pid}/environ").splitlines())
     task = environment["AGENTINA_TASK_ID"]
     made = there.wait(f"ls /var/lib/agentina/.slots/*/task/orders/gateway-{task}.sock", "its gateway listens").strip()
-    yield Neighbour(job, task, environment["ANTHROPIC_API_KEY"], made)
+    yield Neighbour(job, task, environment["ANTHROPIC_API_KEY"], made, pid)
     with contextlib.suppress(errors.AgentinaError):  # it has ended
         run_lab.fleet.client.cancel_job(job)
     run_lab.fleet.wait_final(job)
@@ -298,9 +384,18 @@ def neighbour(there: container.Container, run_lab: lab.Lab) -> Iterator[Neighbou
 
 def attack(run_lab: lab.Lab, provider: coding_model.CodingModel, program: str, **fields: Any) -> tuple[str, list[str]]:
     """Have an agent run a Python program, after its command line has asked the model; its task, and what it printed."""
+    return printed(run_lab, begin(run_lab, provider, program, **fields))
+
+
+def begin(run_lab: lab.Lab, provider: coding_model.CodingModel, program: str, **fields: Any) -> str:
+    """Have an agent begin with a Python program; its job."""
     packed = base64.b64encode(program.encode()).decode()
     provider.command = f"echo {packed} | base64 -d > ../home/program; python3 ../home/program && echo complete"
-    job = submit(run_lab, **fields)
+    return submit(run_lab, **fields)
+
+
+def printed(run_lab: lab.Lab, job: str) -> tuple[str, list[str]]:
+    """The task of an agent that has ended, and what its program printed."""
     view = run_lab.fleet.wait_final(job)
     for line in run_lab.fleet.output(job).decode().splitlines():
         event = json.loads(line)
@@ -352,7 +447,7 @@ def test_task_reaches_its_own_gateway_only(
 ) -> None:
     to_root = there.run("cat > /root/connect.py; python3 /root/connect.py", text=attacks.CONNECT).split()
     assert neighbour.socket in to_root
-    orders = "/var/lib/agentina/task/orders"
+    orders = attacks.ORDERS
     program = f"""{attacks.CONNECT}{ASK}
 import glob, os
 print("--")
@@ -376,7 +471,7 @@ for act in (
     at = found.index("--")
     own = f"{orders}/{variables.socket_name(task)}"
     assert own in found[:at]
-    assert set(found[:at]) <= {own, attacks.TASK_DOOR}
+    assert set(found[:at]) <= {own, f"{orders}/{doors.socket_name(task)}"}
     answers, proxied, other, *acts = found[at + 1 :]
     assert answers == "200 403 403 403"
     assert proxied == "407"
@@ -394,3 +489,63 @@ def test_token_is_worth_nothing_after_its_task(
     run_lab.fleet.client.cancel_job(neighbour.job)
     run_lab.fleet.wait_final(neighbour.job)
     assert there.run(ask).strip() == "No such file or directory No such file or directory"
+
+
+#: Says something to a task's daemon; prints what comes of it.
+SAY: Final = """
+import json, os, socket
+def say(place, **request):
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.settimeout(20)
+            made.connect(place)
+            made.sendall(json.dumps({"id": os.urandom(8).hex(), **request}).encode() + b"\\n")
+            print(json.loads(made.makefile().readline()).get("error", {}).get("code", "heard"))
+    except OSError as error:
+        print(error.strerror)
+"""
+
+
+def test_task_speaks_for_itself_only(
+    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, neighbour: Neighbour
+) -> None:
+    """No task, and no other user of the host, speaks in a task's name."""
+    name = doors.socket_name(neighbour.task)
+    ways = [
+        f"{Path(neighbour.socket).parent}/{name}",
+        f"/proc/{neighbour.pid}/root{attacks.ORDERS}/{name}",
+        f"/proc/{neighbour.pid}/cwd/../orders/{name}",
+    ]
+    outside = f"{SAY}\nfor place in {ways!r}:\n    say(place, verb='budget')\n"
+    there.put(outside.encode(), "/usr/local/share/say.py")
+    assert there.run("python3 /usr/local/share/say.py").splitlines() == ["heard"] * 3
+    assert there.run("python3 /usr/local/share/say.py", user="nobody").splitlines() == ["Permission denied"] * 3
+    program = f"""{SAY}
+own = os.environ["AGENTINA_TASK_SOCKET"]
+say(own, verb="progress", text="own")
+for place in {[*ways, f"{attacks.ORDERS}/{name}"]!r}:
+    say(place, verb="progress", text="forged")
+say(own, verb="progress", text="forged", task_id={neighbour.task!r})
+say(own, verb="answer", question=1)
+say(own, verb="status")
+say(own, method="status")
+for act in (
+    lambda: os.unlink(own), lambda: os.rename(own, own + "x"), lambda: os.chmod(own, 0), lambda: os.link(own, "./x")
+):
+    try:
+        act()
+        print("done")
+    except OSError as error:
+        print(error.strerror)
+"""
+    task, found = attack(run_lab, provider, program)
+    own, others, forged, acts = found[:1], found[1:5], found[5:9], found[9:]
+    assert own == ["heard"]
+    assert set(others) <= {"No such file or directory", "Permission denied"}, others
+    assert forged == ["INPUT_UNKNOWN_KEY", *["INPUT_INVALID"] * 3]
+    assert len(acts) == 4
+    assert set(acts) <= {"Permission denied", "Operation not permitted"}, acts
+    for one, text in ((neighbour.task, "mine"), (task, "own")):
+        progress = run_lab.fleet.job(one.partition(".")[0]).tasks[0].progress
+        assert progress is not None
+        assert progress.text == text
