@@ -19,6 +19,8 @@ from agentina import errors
 from agentina.protocol import jobs
 from agentina.system import files
 
+#: Kinds of plain words that YAML 1.1, which the library reads, finds where 1.2 does not, or the other way round.
+_OTHER_THAN_IN_1_2: Final = frozenset({"bool", "timestamp", "int", "float"})
 _STEP: Final = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]")
 
 
@@ -30,7 +32,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's class attribute
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in {"bool", "timestamp"}]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _OTHER_THAN_IN_1_2]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -54,6 +56,18 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
+# Section 10.3.2 of the specification of 1.2; numbers with zeros before them are words, so that nobody has to guess.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:(?=\.?[0-9])(?:0|[1-9][0-9]*)?(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$"
+        r"|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
+)
 
 
 def read(source: str) -> tuple[Any, jobs.JobSpec]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,20 @@ def refused(content: bytes, where: str = "job.yaml") -> errors.AgentinaError:
     with pytest.raises(errors.AgentinaError) as caught:
         job_files.parse(content, where)
     return caught.value
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("1e3", 1000.0), ("1E+2", 100.0), ("0.5", 0.5), (".5", 0.5), ("2", 2), ("-1", -1), ("0x10", 16), ("1.", 1.0),
+        ("1:30", "1:30"), ("0123", "0123"), ("1_000", "1_000"), ("0b1", "0b1"), (".", "."), ("1e", "1e"),
+        ("2026-11-21", "2026-11-21"), ("1.2.3", "1.2.3"),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(written: str, read: object) -> None:
+    found = yaml.load(f"a: {written}", Loader=job_files._Loader)
+    assert found == {"a": read}
+    assert type(found["a"]) is type(read)
 
 
 def test_words_stay_words() -> None:
