@@ -18,7 +18,7 @@ from agentina.control import fleet, ids, plane
 from agentina.control.rollouts import model, rules, selection, spread
 from agentina.control.services import administration, releases, rollout_members
 from agentina.control.store import agents, audit, engine, rollouts
-from agentina.protocol import api, settings, windows, wire
+from agentina.protocol import api, settings, units, windows, wire
 from agentina.updates import versions
 
 T = TypeVar("T")
@@ -203,7 +203,7 @@ async def start(control: plane.Plane, request: api.RolloutStart, *, actor: str) 
         replaced = _replace(tx, chosen, plan.kind)
         number = rollouts.insert(tx, rollout, chosen, actor=actor, now_ms=now_ms)
         rollouts.save_members(tx, number, members)
-        text = f"started by {actor} for {chosen.words()}: {len(members)} agents"
+        text = f"started by {actor} for {chosen.words()}: {units.show_count(len(members), 'agent')}"
         rollouts.tell(tx, number, text, now_ms=now_ms)
         audit.append(tx, actor=actor, action="rollout.start", subject=rollout.public_id, detail=detail, now_ms=now_ms)
         return [*replaced, number]
