@@ -61,6 +61,8 @@ def there(
     made.run(REPOSITORY)
     for name in RUNNERS.values():
         made.put(Path(model_provider.__file__).with_name("stand_in_cli.py"), f"/usr/local/bin/{name}", mode=0o755)
+    # Its disk is small; what failed is to be kept whole all the same.
+    made.run("echo 'disk_reserve: 1000000' >> /etc/agentina/default.yaml")
     models.give(made, provider.port)
     run_lab.wait_online(made)
     return made
@@ -246,8 +248,15 @@ def test_twenty_agents_at_once(
 
 def recorded(there: container.Container, task: str) -> list[dict[str, Any]]:
     """What a task's record says."""
-    log = there.get(f"/var/lib/agentina/default/tasks/{task}/{record.NAME}").decode()
+    log = there.get(f"{kept(there, task)}/{record.NAME}").decode()
     return [json.loads(line[9:]) for line in log.splitlines()]
+
+
+def kept(there: container.Container, task: str) -> str:
+    """Where everything of a failed task is kept; the daemon puts it there some time after the end."""
+    place = f"/var/lib/agentina/default/tasks-kept/{task}"
+    there.wait(f"test -d {place}", "what the task left is put away")
+    return place
 
 
 # --- what a task says ------------------------------------------------------------------------------------------------
@@ -418,8 +427,7 @@ def test_no_key_is_in_a_task(there: container.Container, run_lab: lab.Lab, provi
     task, found = attack(run_lab, provider, seek, verify={"argv": ["false"]})
     assert found == []
     # What its command line and we wrote of it is kept, and has none either: nor have the journal and what we print.
-    kept = f"/var/lib/agentina/default/tasks/{task}"
-    assert there.run(f"ls -A {kept}/home").split() == [".agentina", ".claude.log", "program"]
+    assert there.run(f"ls -A {kept(there, task)}/home").split() == [".agentina", ".claude.log", "program"]
     keys = " ".join(f"-e {key}" for key in models.KEYS.values())
     assert there.run(f"grep -rlF {keys} /var/lib/agentina /var/cache /run/agentina /tmp || true") == ""
     assert there.run(f"journalctl -a | grep -F {keys} || true") == ""
