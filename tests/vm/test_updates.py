@@ -48,11 +48,23 @@ ON_TRIAL = [
 
 
 @pytest.fixture(scope="module")
-def site(
+def shared(
     new_container: Callable[..., container.Container], run_lab: lab.Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[updating.Site]:
     with updating.on(new_container("updated"), run_lab, tmp_path_factory.mktemp("releases"), tasks=TASKS) as made:
         yield made
+
+
+@pytest.fixture
+def site(shared: updating.Site, request: pytest.FixtureRequest) -> Iterator[updating.Site]:
+    """The one host of these tests, in the state that all of them begin and end with."""
+    assert not shared.is_lost, "a test before failed, and the host could not be brought back"
+    before = request.session.testsfailed
+    yield shared
+    if request.session.testsfailed > before:
+        shared.is_lost = True
+        shared.settle()
+        shared.is_lost = False
 
 
 def test_twenty_tasks_go_on_through_upgrade_and_rollback(site: updating.Site, measured: Callable[[str], None]) -> None:
@@ -367,12 +379,13 @@ def test_power_cut_on_trial_boots_what_ran_before(site: updating.Site) -> None:
     assert site.status()["update"]["reason"] == "interrupted"
 
 
-def test_uninstall_during_a_trial_leaves_nothing_running(site: updating.Site) -> None:
-    site.set_times()
-    with site.upgrading("9.3.0") as upgrade:
-        site.there.run("agentina uninstall --force --purge")
+def test_uninstall_during_a_trial_leaves_nothing_running(shared: updating.Site) -> None:
+    there = shared.there
+    shared.set_times()
+    with shared.upgrading("9.3.0") as upgrade:
+        there.run("agentina uninstall --force --purge")
         upgrade.wait(host.PATIENCE)
-    assert site.there.run("systemctl list-units --plain --no-legend --state=active 'agentina*@default*' || true") == ""
-    assert site.there.run("ls -A /opt/agentina/instances /opt/agentina/trials /var/lib/agentina/.updates").split() == [
+    assert there.run("systemctl list-units --plain --no-legend --state=active 'agentina*@default*' || true") == ""
+    assert there.run("ls -A /opt/agentina/instances /opt/agentina/trials /var/lib/agentina/.updates").split() == [
         "/opt/agentina/instances:", "/opt/agentina/trials:", "/var/lib/agentina/.updates:",
     ]  # fmt: skip

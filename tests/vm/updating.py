@@ -57,14 +57,17 @@ class Site:
         self._builds = builds
         self._published: set[str] = set()
         self._tasks = tasks
+        #: It could not be brought back to where a test begins.
+        self.is_lost = False
         there.put(WATCH.encode(), "/root/watch.py")
         run_lab.activate(there, "default", f"--max-concurrent-tasks {max(tasks, 1)}", f"--role {there.name}")
         self.packaged = self.version()
-        self.jobs = [
-            run_lab.fleet.submit_script(SCRIPT, role=there.name, resources={"memory": "64MiB", "cpu": 0.1})
-            for _ in range(tasks)
-        ]
+        self.jobs = [self._submit() for _ in range(tasks)]
         self.wait_for_tasks()
+
+    def _submit(self) -> str:
+        resources = {"memory": "64MiB", "cpu": 0.1}
+        return self.lab.fleet.submit_script(SCRIPT, role=self.there.name, resources=resources)
 
     def finish_tasks(self, count: int) -> list[str]:
         """Let so many come to their end, by a file in their workspace; their jobs, for the others are left running."""
@@ -101,6 +104,29 @@ class Site:
     def wait_for_version(self, version: str) -> None:
         """Wait until a daemon of this version is online: PID 1 starts it while the update is over already."""
         host.wait_for(lambda: self.version() == version, f"{version} runs")
+
+    def settle(self) -> None:
+        """Bring the host back to where a test begins, from wherever one that failed left it."""
+
+        def is_over() -> bool:
+            self.lab.wait_online(self.there)
+            if (self.status().get("update") or {"state": "rolled-back"})["state"] not in {"promoted", "rolled-back"}:
+                self.there.try_run("agentina rollback --yes")
+                return False
+            return True
+
+        def all_run() -> bool:
+            """Jobs whose tasks came to their end are replaced."""
+            found = {job: self.lab.fleet.job(job).job.state for job in self.jobs}
+            self.jobs = [self._submit() if state in states.FINAL else job for job, state in found.items()]
+            return all(state is states.State.RUNNING for state in found.values())
+
+        host.wait_for(is_over, "the update is over")
+        if self.version() != self.packaged:
+            self.there.run("agentina rollback --yes")
+        self.wait_for_version(self.packaged)
+        host.wait_for(all_run, "all jobs run")
+        self.wait_for_tasks()
 
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.there.try_run("agentina status --json").stdout))
