@@ -61,10 +61,15 @@ class ModelProvider:
         #: The loop it runs on.
         self.loop: asyncio.AbstractEventLoop | None = None
 
-    def let_go(self) -> None:
-        """Let held answers go on; from any thread."""
+    def let_go(self, *, holds_on: bool = False) -> None:
+        """Let held answers go on, and those that come after unless it ``holds_on``; from any thread."""
         assert self.loop is not None
-        self.loop.call_soon_threadsafe(self.go_on.set)
+        self.loop.call_soon_threadsafe(self._let_go, holds_on)
+
+    def _let_go(self, holds_on: bool) -> None:  # noqa: FBT001 - called by the loop, by position
+        self.go_on.set()
+        if holds_on:
+            self.go_on = asyncio.Event()
 
     @property
     def url(self) -> str:
