@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import secrets
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -35,10 +37,28 @@ sys.exit(7)
 TASK_A, TASK_B = (f"task_{letter}_{secrets.token_hex(8)}" for letter in "ab")
 
 
-def end_group(process: asyncio.subprocess.Process) -> None:
-    """End the forwarder that a command left, if it left one."""
+async def end_group(process: asyncio.subprocess.Process) -> None:
+    """End the forwarder that a command left, if it left one.
+
+    It is nobody's child here, so its end cannot be awaited: the next command would find its address in use, and ask one
+    that is dying.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    async with asyncio.timeout(deadlines.HANG):
+        while any(is_listening(variables.address(name)) for name in (TASK_A, TASK_B)):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.005)
+
+
+def is_listening(address: str) -> bool:
+    """Whether a forwarder has an address; asked as the next one will."""
+    try:
+        socket.create_server((address, forwarder.PORT)).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return True
+    return False
 
 
 def forwarding(directory: Path, name: str) -> list[str]:
@@ -90,7 +110,7 @@ class Host:
         try:
             output, _ = await asyncio.wait_for(process.communicate(), deadlines.HANG)
         finally:
-            end_group(process)
+            await end_group(process)
         return process.returncode, output.decode()
 
 
@@ -179,9 +199,9 @@ async def test_a_task_is_let_in_where_it_is_found_to_run(host: Host) -> None:
     door = channel.Door(directory=str(place), is_shared=True)
     asyncio.get_running_loop().call_later(0.3, host.keeper.listen, TASK_A, door)
     assert (await host.run(place, token, *command, name=TASK_A))[0] == 7
-    socket = place / variables.socket_name(TASK_A)
-    assert socket.stat().st_mode & 0o777 == 0o666
-    assert sorted(path.name for path in place.iterdir()) == [socket.name]
+    door_file = place / variables.socket_name(TASK_A)
+    assert door_file.stat().st_mode & 0o777 == 0o666
+    assert sorted(path.name for path in place.iterdir()) == [door_file.name]
     # The next process finds it by itself; what its predecessor left is replaced.
     os.kill(host.keeper.pid, signal.SIGKILL)
     assert (await host.run(place, token, *command, name=TASK_A))[0] == 7
@@ -232,7 +252,7 @@ async def test_the_command_keeps_its_exit_code(tmp_path: Path, command: list[str
         start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert await process.wait() == code
-    end_group(process)
+    await end_group(process)
 
 
 async def test_a_second_command_uses_the_first_ones_way_out(host: Host) -> None:
@@ -270,7 +290,7 @@ async def test_the_forwarder_passes_much_both_ways_and_the_ends_of_each(tmp_path
         env=variables.tell(TASK_A, "agt_x"), start_new_session=True, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     output, _ = await asyncio.wait_for(process.communicate(), deadlines.HANG)
-    end_group(process)
+    await end_group(process)
     made.remove()
     server.close()
     assert output == b"good\n"
@@ -288,15 +308,16 @@ async def test_its_memory_stays_flat(host: Host) -> None:
     assert resident_mib(host.keeper.pid) - before < 8
     host.provider.large = 10_000_000
     after = []
-    for _ in range(3):
+    for _ in range(6):
         assert min(await asyncio.gather(*(drain(*door) for door in doors))) > 9_900_000
         after.append(resident_mib(host.keeper.pid))
     # What is on its way: some pieces each way for each task, once.
     assert max(after) - before < 60
-    assert after[2] - after[1] < 10, after
+    # How many of them are on their way at once is chance; three hundredths of each 200 MB that stay would show.
+    assert min(after[3:]) - max(after[:3]) < 6, after
     story = record.read(doors[0][0])
     assert story is not None
-    assert story.totals.calls == 5
+    assert story.totals.calls == 8
 
 
 async def drain(directory: Path, token: str) -> int:
