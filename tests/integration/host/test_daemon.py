@@ -560,6 +560,21 @@ async def test_damaged_outbox_is_set_aside_and_everything_said_again(
     assert "STATE_CORRUPT" in {problem.code for problem in (await daemon.ask()).problems}
 
 
+async def test_adopted_task_without_a_copy_of_its_record_gets_one(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    """The daemon that accepted it ended within the second after which it writes that."""
+    task = plane.submit(f"while [ ! -e {root}/go ]; do sleep 0.05; done; echo x")
+    copy = daemon.instance.tasks / task.id / "job.json"
+    await plane.until(copy.exists)
+    await daemon.kill()
+    copy.unlink()
+    await daemon.start()
+    await plane.until(copy.exists)
+    (root / "go").touch()
+    await plane.until_ended(task)
+
+
 @pytest.mark.parametrize("days", [-1, 1])
 async def test_clock_of_the_control_plane_a_day_off(root: Path, plane: control.FakeControl, days: int) -> None:
     plane.skew_ms = days * 86_400_000
