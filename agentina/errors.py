@@ -618,6 +618,12 @@ WORKSPACE_FAILED = _entry(
     cause="The repository or ref does not exist, needs credentials this host lacks, or git is missing.",
     remedy="Try `git ls-remote` with the same address on the host, and check `agentina doctor`.",
 )  # fmt: skip
+CHECKPOINT_FAILED = _entry(
+    "CHECKPOINT_FAILED", 422, Exit.FAILED,
+    message="The checkpoint cannot be used: {problem}.",
+    cause="It is larger than the job's checkpoint.limit, damaged, or of another repository or release.",
+    remedy="The job starts from its beginning. Raise checkpoint.limit, or ignore large generated files in .gitignore.",
+)  # fmt: skip
 TASK_START_FAILED = _entry(
     "TASK_START_FAILED", 422, Exit.FAILED,
     message="The task could not be started: {problem}.",

@@ -12,14 +12,17 @@ from agentina.client import local
 from agentina.protocol import units
 
 
-@click.command(epilog=options.examples("agentina drain --reason 'kernel update'", "agentina drain --instance coder-2"))
+@click.command(epilog=options.examples("agentina drain --reason 'kernel update'", "agentina drain --checkpoint"))
 @options.instance_option
 @click.option("--reason", default="", help="Shown to whoever asks why this agent takes no work.")
+@click.option(
+    "--checkpoint", is_flag=True, help="End the tasks that can go on from a checkpoint; other agents go on with them."
+)
 @options.root_option
 @options.json_option
-def drain(instance: str, reason: str, *, as_json: bool) -> None:
-    """Take no new work; let running tasks finish."""
-    _report(_ask(instance, "drain", reason=reason), as_json=as_json)
+def drain(instance: str, reason: str, *, checkpoint: bool, as_json: bool) -> None:
+    """Take no new work; let running tasks finish, or go on elsewhere."""
+    _report(_ask(instance, "drain", reason=reason, move=checkpoint), as_json=as_json)
 
 
 @click.command(epilog=options.examples("agentina resume"))
@@ -31,10 +34,10 @@ def resume(instance: str, *, as_json: bool) -> None:
     _report(_ask(instance, "resume"), as_json=as_json)
 
 
-def _ask(instance: str, verb: str, *, reason: str = "") -> dict[str, Any]:
+def _ask(instance: str, verb: str, *, reason: str = "", move: bool = False) -> dict[str, Any]:
     where = options.layout().instance(instance)
     try:
-        return local.ask(where, verb, reason=reason)
+        return local.ask(where, verb, reason=reason, move=move)
     except errors.AgentinaError as error:
         if error.entry is errors.DAEMON_NOT_RUNNING and not where.config.exists():
             raise errors.INSTANCE_UNKNOWN(instance=instance, path=str(where.config)) from error

@@ -200,6 +200,11 @@ class Link:
         media = "application/octet-stream"
         return await self._call("PUT", path, body, kind, seconds=seconds, limit=MAX_ANSWER, media=media)
 
+    async def get(self, path: str, *, seconds: float = ANSWER_SECONDS) -> bytes:
+        """The bytes of an answer; errors as for :meth:`post`."""
+        raw = await self._call("GET", path, b"", msgspec.Raw, seconds=seconds, limit=MAX_ANSWER, media="text/plain")
+        return bytes(raw)
+
     async def close(self) -> None:
         """Close every idle connection; later requests close theirs."""
         self._closed = True
@@ -335,6 +340,8 @@ class Link:
         if told is not None and told.isdecimal():
             self._learn(int(told))
         if 200 <= answer.status < 300:  # noqa: PLR2004 - RFC 9110: the successful ones
+            if issubclass(kind, msgspec.Raw):
+                return kind(answer.body)
             try:
                 return msgspec.json.decode(answer.body, type=kind)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

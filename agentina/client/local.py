@@ -19,7 +19,9 @@ _MAX_LINE: Final = 8 << 20
 _PIECE: Final = 65_536
 
 
-def ask(instance: paths.InstancePaths, verb: str, *, reason: str = "", timeout_seconds: float = 5.0) -> dict[str, Any]:
+def ask(
+    instance: paths.InstancePaths, verb: str, *, reason: str = "", move: bool = False, timeout_seconds: float = 5.0
+) -> dict[str, Any]:
     """Carry out ``verb`` (``status``, ``drain``, ``resume``, ``refresh``, ``probe``) and return the status afterwards.
 
     Raises:
@@ -27,7 +29,9 @@ def ask(instance: paths.InstancePaths, verb: str, *, reason: str = "", timeout_s
             when this user may not, ``ANSWER_UNREADABLE``, or what the daemon refused with.
 
     """
-    request = {"verb": verb, "reason": reason} if reason else {"verb": verb}
+    request: dict[str, Any] = {"verb": verb, "reason": reason} if reason else {"verb": verb}
+    if move:
+        request["move"] = True
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout_seconds)

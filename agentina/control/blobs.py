@@ -88,6 +88,10 @@ class Blobs:
         """Drop what is stored of an artifact that is announced differently now."""
         await self.in_thread(_remove, self._part(task_id, name))
 
+    async def remove_artifact(self, task_id: str, name: str) -> None:
+        """Delete a complete artifact."""
+        await self.in_thread(_remove, self.artifact_path(task_id, name))
+
     def artifact_path(self, task_id: str, name: str) -> Path:
         """The file of a complete artifact."""
         return self._directory("artifacts", task_id) / task_id / hashlib.sha256(name.encode()).hexdigest()

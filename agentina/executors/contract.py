@@ -69,6 +69,8 @@ class StopReason(enum.Enum):
     DISK_LIMIT = "disk-limit"
     LEASE_EXPIRED = "lease-expired"
     HOST_SHUTDOWN = "host-shutdown"
+    #: It goes on elsewhere.
+    CHECKPOINT = "checkpoint"
     #: Its command had done its work but did not end: only that is ended, and ``verify`` runs as after exit code 0.
     FINISHED = "finished"
     #: Nothing told it: it ended by itself.

@@ -16,9 +16,10 @@ OUTPUT_LIMIT = "output-limit"
 DISK_LIMIT = "disk-limit"
 LEASE_EXPIRED = "lease-expired"
 HOST_SHUTDOWN = "host-shutdown"
+CHECKPOINT = "checkpoint"
 FINISHED = "finished"
 NONE = "none"
-STOP_REASONS = frozenset({CANCELED, TIME_LIMIT, LEASE_EXPIRED, HOST_SHUTDOWN, FINISHED})
+STOP_REASONS = frozenset({CANCELED, TIME_LIMIT, LEASE_EXPIRED, HOST_SHUTDOWN, CHECKPOINT, FINISHED})
 
 #: Seconds between SIGTERM and the lease's deadline, at most.
 LEASE_GRACE = 3.0

@@ -297,7 +297,7 @@ class SystemdExecutor:
         if result.stopped is contract.StopReason.CANCELED:
             # A base older than this release takes an order it does not know for that.
             order = _read_order(directory)
-            if order is not None and order.reason is contract.StopReason.FINISHED:
+            if order is not None and order.reason in {contract.StopReason.FINISHED, contract.StopReason.CHECKPOINT}:
                 return msgspec.structs.replace(result, stopped=order.reason)
         return result
 

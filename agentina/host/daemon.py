@@ -215,6 +215,7 @@ class Daemon:
             boot_id=self._boot_id,
             agent_linger=self._settings.agent_linger,
         )
+        self._work.note = self._note
         self._gates = gates.Gates(
             self._settings.gateway,
             executor=self._executor,
@@ -474,7 +475,7 @@ class Daemon:
         else:
             _log.info("this host stays; work is taken again", extra={"action": "drain-ended"})
         if self._departure.near:
-            self._tasks.give_back_unstarted(reason)
+            self._tasks.move(reason)
         self._heartbeat.beat_now()
         self._reconsider()
 
@@ -495,6 +496,8 @@ class Daemon:
     def _act_locally(self, request: local.LocalRequest) -> None:
         if request.verb == "drain":
             self._standing.drain(request.reason)
+            if request.move:
+                self._tasks.move("its host is drained" + (f": {request.reason}" if request.reason else ""))
         elif request.verb == "resume":
             self._standing.resume()
         elif request.verb == "probe":

@@ -11,7 +11,7 @@ from agentina.host import records, state
 from agentina.protocol import budgets, jobs, wire
 
 if TYPE_CHECKING:
-    from agentina.host import runs
+    from agentina.host import checkpoints, runs
 
 
 @dataclasses.dataclass(kw_only=True, slots=True, eq=False)
@@ -50,6 +50,8 @@ class Entry:
     #: Its budget, where an operator changed it since.
     budget: jobs.Budget | None = None
     secrets: list[bytes] = dataclasses.field(default_factory=list)
+    #: What it goes on from; None: it began anew.
+    origin: checkpoints.Manifest | None = None
     #: What it prints, where its runner can read that.
     run: runs.Run | None = None
     #: How far it said it was.

@@ -15,7 +15,7 @@ from agentina import errors
 from agentina.executors import contract
 from agentina.host import doors, entries, healthwatch, outcomes, records, state, uploads
 from agentina.inside import door as inside
-from agentina.protocol import jobs, wire
+from agentina.protocol import jobs, states, wire
 from agentina.protocol.states import Reason, State
 from agentina.runners import contract as runner_contract
 from agentina.system import clock, files, tasks
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Errors of this host, not of the job: another host may do better.
 _HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code, errors.SYSTEMD_UNREACHABLE.code}
+
+#: Ends of tasks that go on elsewhere where they can.
+_MOVES: Final = {contract.StopReason.CHECKPOINT, contract.StopReason.HOST_SHUTDOWN}
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class Operations:
     ) -> None:
         #: Called when a task was ended because the system stops.
         self.on_host_shutdown: Callable[[], None] = lambda: None
+        #: Says something for the timeline of a task's job.
+        self.note: Callable[[str, str], None] = lambda *_: None
         #: The gateway for tasks whose job asks for it.
         self.gates: gates.Gates | None = None
         #: Where tasks say what they have to say.
@@ -94,24 +99,53 @@ class Operations:
             if self.gates is not None:
                 job = self.gates.dress(entry)
             runner = self._runner(job)
-            if runner.needs_home or leaves_files(job):
-                records.make_empty(entry.directory.home)
-            if runner.needs_home:
-                _make_files(entry.directory.home, runner.plan(job, place=self._place(entry, job, runner)).files)
-            if job.workspace.git is None:
-                records.make_empty(entry.directory.workspace)
-            else:
-                prepared = await self._workspaces().prepare(job, entry.directory.path)
-                entry.workspace, entry.mirror = prepared.path, prepared.mirror
-                if self._executor.place(entry.directory.path) != entry.directory.path:
-                    await asyncio.to_thread(_expect_loan, prepared.path)
-                _write_commit(entry.directory, prepared.commit)
+            if not await self._go_on(entry, job, runner):
+                await self._furnish(entry, job, runner)
         except errors.AgentinaError as error:
             if error.code in _HOST_FAULTS:
                 return state.Unable(str(error))
             reason = Reason.WORKSPACE_FAILED if error.code == errors.WORKSPACE_FAILED.code else Reason.START_FAILED
             return state.Failed(outcomes.from_error(error, State.FAILED, reason))
         return state.Prepared()
+
+    async def _furnish(self, entry: entries.Entry, job: jobs.JobSpec, runner: runner_contract.Runner) -> None:
+        """Make workspace and home, anew if they are there."""
+        if runner.needs_home or leaves_files(job):
+            records.make_empty(entry.directory.home)
+        if runner.needs_home:
+            _make_files(entry.directory.home, runner.plan(job, place=self._place(entry, job, runner)).files)
+        if job.workspace.git is None:
+            records.make_empty(entry.directory.workspace)
+            return
+        prepared = await self._workspaces().prepare(job, entry.directory.path)
+        entry.workspace, entry.mirror = prepared.path, prepared.mirror
+        if self._executor.place(entry.directory.path) != entry.directory.path:
+            await asyncio.to_thread(_expect_loan, prepared.path)
+        _write_commit(entry.directory, prepared.commit)
+
+    async def _go_on(self, entry: entries.Entry, job: jobs.JobSpec, runner: runner_contract.Runner) -> bool:
+        """Make them from a checkpoint, if there is one that can be used; whether it was done."""
+        if entry.assignment is None or entry.assignment.origin is None:
+            return False
+        from agentina.host import moving  # noqa: PLC0415 - only jobs that go on pay for the import
+
+        origin = entry.assignment.origin
+        try:
+            manifest = await moving.fetch(entry, self._transfers)
+            at = msgspec.structs.replace(job.workspace, ref=manifest.commit or job.workspace.ref)
+            wanted = moving.resumed(msgspec.structs.replace(job, workspace=at), manifest)
+            await self._furnish(entry, wanted, runner)
+            place = moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
+            await moving.furnish(place, manifest)
+        except errors.AgentinaError as error:
+            if error.code in _HOST_FAULTS:
+                raise
+            _log.warning("task %s begins anew: %s", entry.task_id, error, extra=_collect_fields(entry, error))
+            self.note(entry.task_id, f"begins anew, not from {origin.task_id}: {error.message}")
+            return False
+        entry.origin = manifest
+        self.note(entry.task_id, f"goes on from {origin.artifact.name} of {origin.task_id}")
+        return True
 
     async def _start(self, entry: entries.Entry) -> state.Event:
         deadline = entry.deadline
@@ -144,6 +178,10 @@ class Operations:
         assert job is not None
         if self.gates is not None:
             job = self.gates.dress(entry)
+        if entry.origin is not None:
+            from agentina.host import moving  # noqa: PLC0415 - loaded already: it furnished the place
+
+            job = moving.resumed(job, entry.origin)
         assert entry.assignment is not None
         workspace = entry.workspace or entry.directory.workspace
         runner = self._runner(job)
@@ -245,29 +283,81 @@ class Operations:
         job = entry.job
         result = self._executor.read_result(entry.directory.path)
         if result is None or job is None:
-            # Nothing is reported lost, and so perhaps run again, while a part of it may still run here.
-            await asyncio.to_thread(self._executor.end_leftovers, entry.directory.path)
-            lost = self._vanished(entry)
-            if job is not None:
-                # Its session may be all that is left of hours of work.
-                lost = msgspec.structs.replace(lost, agent=await self._read_run(entry, job))
-            return state.Collected(lost)
+            return state.Collected(await self._collect_vanished(entry))
+        is_synced = result.boot_id == self._boot_id or result.stopped is contract.StopReason.HOST_SHUTDOWN
         if result.stopped is contract.StopReason.HOST_SHUTDOWN and result.boot_id == self._boot_id:
-            self.on_host_shutdown()
+            self._hear_shutdown(entry)
         outcome = outcomes.from_result(result, job, await self._read_run(entry, job))
         if entry.task.stop is not None and outcome.reason is Reason.CANCELED_BY_OPERATOR:
             outcome = _with_stop(outcome, entry.task.stop)
         elif entry.task.stop is None:
             outcome = healthwatch.explain(entry.directory.path, outcome)
+        if result.stopped in _MOVES and self.can_move(entry):
+            return state.Collected(await self._pack(entry, job, outcome, is_synced=is_synced))
         declared = doors.read(entry.directory.path).artifacts
         if not leaves_files(job) and not declared:
             return state.Collected(outcome)
-        if result.boot_id != self._boot_id and result.stopped is not contract.StopReason.HOST_SHUTDOWN:
+        if not is_synced:
             # Nobody synced its files, as was done for its result and output: they may be empty after a power cut.
             return state.Collected(outcomes.without_files(outcome))
         # Paths, not patterns: a name may have any character.
         wanted = [*job.artifacts, *map(glob.escape, declared)]
         return state.Collected(await self._gather(entry, msgspec.structs.replace(job, artifacts=wanted), outcome))
+
+    def can_move(self, entry: entries.Entry) -> bool:
+        """Whether a task can go on elsewhere."""
+        job = entry.job
+        runner = None if job is None else self._runners.get(job.runner)
+        if job is None or runner is None:
+            return False
+        return job.checkpoint is not None or bool(runner.session_directory(self._place(entry, job, runner)))
+
+    def _hear_shutdown(self, entry: entries.Entry) -> None:
+        """The system stops; or a task was to go on elsewhere, which supervisors of older releases take for that."""
+        if entry.task.stop is None:
+            self.on_host_shutdown()
+
+    async def _collect_vanished(self, entry: entries.Entry) -> wire.Outcome:
+        # Nothing is reported lost, and so perhaps run again, while a part of it may still run here.
+        await asyncio.to_thread(self._executor.end_leftovers, entry.directory.path)
+        lost = self._vanished(entry)
+        if entry.job is None:
+            return lost
+        # Its session may be all that is left of hours of work.
+        return msgspec.structs.replace(lost, agent=await self._read_run(entry, entry.job))
+
+    async def _pack(
+        self, entry: entries.Entry, job: jobs.JobSpec, outcome: wire.Outcome, *, is_synced: bool
+    ) -> wire.Outcome:
+        """The outcome of a task that ended to go on elsewhere, with its checkpoint."""
+        if not is_synced:
+            return outcomes.lost(Reason.HOST_RESTARTED, "before its checkpoint was taken")
+        from agentina.host import moving  # noqa: PLC0415 - only jobs that go on pay for the import
+
+        runner = self._runner(job)
+        place = moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
+        commit = _read_commit(entry.directory)
+        moved = wire.Outcome(state=State.CHECKPOINTED, reason=Reason.CHECKPOINT)
+        detail = entry.task.stop.detail if entry.task.stop is not None else ""
+        outcome = msgspec.structs.replace(
+            outcome, state=moved.state, reason=moved.reason, commit=commit,
+            detail=f"It {states.REASONS[moved.reason]}" + (f": {detail}." if detail else "."),
+        )  # fmt: skip
+        try:
+            taken = await moving.take(place, commit=commit, trees=self._workspaces(), clocks=self._clock)
+        except errors.AgentinaError as error:
+            _log.error("task %s: %s", entry.task_id, error, extra=_collect_fields(entry, error))
+            return msgspec.structs.replace(
+                outcome, error_code=error.code, detail=f"{outcome.detail} {error.message}"[: wire.MAX_DETAIL]
+            )
+        if taken is None:
+            return msgspec.structs.replace(outcome, detail=f"{outcome.detail} It had not begun to work.")
+        outcome = msgspec.structs.replace(
+            outcome, artifacts=[taken.artifact], detail=moving.to_outcome(outcome, taken.left_out)[: wire.MAX_DETAIL]
+        )
+        entry.artifacts = {taken.artifact.name: str(taken.path)}
+        self._keep(entry, records.Collection(outcome=outcome, paths=entry.artifacts))
+        return outcome
 
     async def _gather(self, entry: entries.Entry, job: jobs.JobSpec, outcome: wire.Outcome) -> wire.Outcome:
         """Find patch and artifacts; keep the collection on disk."""
@@ -284,12 +374,15 @@ class Operations:
         outcome = msgspec.structs.replace(outcome, changed=await _changed(found))
         paths = {artifact.name: str(path) for artifact, path in found}
         entry.artifacts = paths
+        self._keep(entry, records.Collection(outcome=outcome, paths=paths))
+        return outcome
+
+    def _keep(self, entry: entries.Entry, collection: records.Collection) -> None:
         try:
-            entry.directory.write_collection(records.Collection(outcome=outcome, paths=paths))
+            entry.directory.write_collection(collection)
         except errors.AgentinaError as error:
             # No room for it now: after a restart it is collected again.
             _log.warning("task %s: %s", entry.task_id, error, extra=_collect_fields(entry, error))
-        return outcome
 
     def _vanished(self, entry: entries.Entry) -> wire.Outcome:
         """The outcome of a task that was started, does not run and left no result."""
@@ -386,7 +479,7 @@ def leaves_files(job: jobs.JobSpec) -> bool:
 def _is_all(entry: entries.Entry) -> bool:
     """Whether a task that ended left nothing but its result."""
     job = entry.job
-    if job is None or leaves_files(job) or entry.sent or entry.directory.output_size():
+    if job is None or leaves_files(job) or job.checkpoint is not None or entry.sent or entry.directory.output_size():
         return False
     return not doors.read(entry.directory.path).artifacts
 

@@ -36,6 +36,7 @@ _STOPPED: Final[dict[contract.StopReason, tuple[State, Reason]]] = {
     contract.StopReason.OUTPUT_LIMIT: (State.FAILED, Reason.OUTPUT_LIMIT),
     contract.StopReason.DISK_LIMIT: (State.FAILED, Reason.DISK_LIMIT),
     contract.StopReason.LEASE_EXPIRED: (State.LOST, Reason.LEASE_EXPIRED),
+    contract.StopReason.CHECKPOINT: (State.CHECKPOINTED, Reason.CHECKPOINT),
     contract.StopReason.HOST_SHUTDOWN: (State.LOST, Reason.HOST_RESTARTED),
 }
 

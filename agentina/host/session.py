@@ -171,6 +171,17 @@ class Session:
         self._succeeded()
         return answer
 
+    async def get(self, path: str) -> bytes:
+        """Read a piece of a file in the open session; ``path`` has a query. Errors as for :meth:`post`."""
+        number = await self.current()
+        try:
+            answer = await self._link.get(f"{path}&session={number}")
+        except errors.AgentinaError as error:
+            self._failed(error, number)
+            raise
+        self._succeeded()
+        return answer
+
     def apply(self, directives: wire.Directives) -> None:
         """Take over what the control plane wants now."""
         changed = directives != self.directives

@@ -127,7 +127,8 @@ class Uploaded:
 class StopAsked:
     """Somebody wants its end: the control plane, or the host because the lease runs out before it started.
 
-    ``HOST_RESTARTED`` before it started: the host is about to go, and gives it back for another.
+    ``HOST_RESTARTED`` before it started: the host is about to go, and gives it back for another. ``CHECKPOINT``: it
+    goes on elsewhere, and before it started likewise.
     """
 
     reason: Reason
@@ -309,7 +310,7 @@ def _end_unstarted(task: Task) -> Step:
     if task.forget:
         return msgspec.structs.replace(task, phase=Phase.GONE), [Do.REMOVE]
     assert task.stop is not None
-    if task.stop.reason is Reason.HOST_RESTARTED:
+    if task.stop.reason in {Reason.HOST_RESTARTED, Reason.CHECKPOINT}:
         return _return(task, task.stop.detail)
     return _finish(task, stopped_outcome(task.stop.reason, task.stop.detail))
 

@@ -27,6 +27,7 @@ from agentina.system import clock, tasks
 _STOP_REASONS: Final = {
     Reason.LEASE_EXPIRED: contract.StopReason.LEASE_EXPIRED,
     Reason.HOST_RESTARTED: contract.StopReason.HOST_SHUTDOWN,
+    Reason.CHECKPOINT: contract.StopReason.CHECKPOINT,
 }
 
 #: Seconds after which a task that is still here gets a copy of its record beside it.
@@ -201,6 +202,17 @@ class Tasks:
                     extra={"action": "task-returned", "task": entry.task_id},
                 )  # fmt: skip
                 self.feed(entry, state.StopAsked(Reason.HOST_RESTARTED, why))
+
+    def move(self, why: str) -> None:
+        """Have the tasks that can go on elsewhere do so; others are not touched."""
+        self.give_back_unstarted(why)
+        for entry in self.running():
+            if self._work.can_move(entry):
+                _log.info(
+                    "task %s goes on elsewhere: %s", entry.task_id, why,
+                    extra={"action": "task-moved", "task": entry.task_id},
+                )  # fmt: skip
+                self.feed(entry, state.StopAsked(Reason.CHECKPOINT, why))
 
     def refuse(self, refused: intake.Refused) -> None:
         """Report that an assignment is not taken."""

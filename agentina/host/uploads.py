@@ -7,6 +7,7 @@ comes back meets a few requests and not thousands.
 from __future__ import annotations
 
 import asyncio
+import functools
 import urllib.parse
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Final, TypeVar
 
 from agentina import errors
 from agentina.client import backoff, link
-from agentina.host import output, session
+from agentina.host import output, session, snapshots
 from agentina.protocol import wire
 from agentina.system import files
 
@@ -25,7 +26,7 @@ AT_ONCE: Final = 6
 #: Rounds of correcting offsets without progress before a transfer counts as failed and waits.
 _MOST_CORRECTIONS: Final = 5
 #: Codes after which nothing of this task can be uploaded any more: the control plane does not want it.
-_UNWANTED: Final = {errors.TASK_UNKNOWN.code, errors.NOT_FOUND.code}
+_UNWANTED: Final = {errors.TASK_UNKNOWN.code, errors.NOT_FOUND.code, errors.ARTIFACT_UNKNOWN.code}
 
 
 class Unwanted(Exception):  # noqa: N818 - a message between two modules, no error anybody meets
@@ -121,6 +122,28 @@ class Uploads:
                 if expected is None or corrections > _MOST_CORRECTIONS:
                     raise
                 stored = wire.PieceStored(offset=expected)
+
+    async def fetch_checkpoint(self, task_id: str, origin: wire.Origin, path: Path) -> None:
+        """Bring the checkpoint that ``task_id`` is to go on from, or what is still missing of it.
+
+        Raises:
+            Unwanted: The control plane does not have it.
+            AgentinaError: ``CHECKPOINT_FAILED``: it is not what was announced.
+            OSError: It cannot be written.
+
+        """
+        wanted = origin.artifact
+        query = urllib.parse.urlencode({"of": origin.task_id, "name": wanted.name})
+        with path.open("wb") as file:
+            while (offset := file.tell()) < wanted.size:
+                at = f"/v1/agent/tasks/{task_id}/checkpoint?{query}&offset={offset}"
+                piece = await self._surely(functools.partial(self._session.get, at))
+                if not piece or offset + len(piece) > wanted.size:
+                    raise errors.CHECKPOINT_FAILED(problem="it has another size than was announced")
+                await asyncio.to_thread(file.write, piece)
+        _, sha256 = await asyncio.to_thread(snapshots.hash_file, path)
+        if sha256 != wanted.sha256:
+            raise errors.CHECKPOINT_FAILED(problem="it has another SHA-256 than was announced")
 
     async def _surely(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until it works, or until it cannot work any more."""

@@ -74,6 +74,18 @@ class Workspaces:
         except OSError as error:
             raise files.from_os_error(error, workspace) from error
 
+    async def mirror_for(self, address: str, commit: str) -> Path:
+        """The mirror of the repository at ``address``, with ``commit`` in it.
+
+        Raises:
+            git.GitError: It cannot be had.
+
+        """
+        mirror = self._mirror(address)
+        if not mirror.path.exists():
+            await mirror.commit_of(commit)
+        return mirror.path
+
     async def collect(self, job: JobSpec, directory: Path, commit: str) -> list[tuple[wire.ArtifactInfo, Path]]:
         """The patch against ``commit`` and the declared artifacts, copied to ``artifacts`` in the task's directory.
 
@@ -131,7 +143,7 @@ class Workspaces:
         temporary = workspace.with_name(".workspace.tmp")
         await asyncio.to_thread(files.remove_tree, temporary)
         repository = temporary / ".git"
-        _make_repository(repository, mirror, commit, address=address)
+        make_repository(repository, mirror, commit, address=address)
         environment = git.sealed(dir=repository, work_tree=temporary)
         # One process: index and files at once. No hooks, no filters: no configuration names any.
         await git.run(
@@ -160,10 +172,7 @@ class Workspaces:
             raise git.GitError("the workspace or its commit is not known any more")
         await asyncio.to_thread(files.remove_tree, repository)
         try:
-            mirror = self._mirror(job.workspace.git)
-            if not mirror.path.exists():
-                await mirror.commit_of(commit)
-            _make_repository(repository, mirror.path, commit)
+            make_repository(repository, await self.mirror_for(job.workspace.git, commit), commit)
             _ignore(repository, [copied.source for copied in copies])
             await _Comparison(repository, workspace).write(path, commit, limit=left)
         finally:
@@ -269,7 +278,7 @@ def _is_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _make_repository(path: Path, mirror: Path, commit: str, *, address: str = "") -> None:
+def make_repository(path: Path, mirror: Path, commit: str, *, address: str = "") -> None:
     """Make a git directory that borrows the objects of ``mirror``; four small files instead of a `git init`."""
     sha256 = len(commit) == 64  # noqa: PLR2004 - hexadecimal digits of a SHA-256
     config = _EMPTY_REPOSITORY.format(version=1 if sha256 else 0)

@@ -179,6 +179,21 @@ class Health(_Spec, frozen=True, kw_only=True):
     act: Literal["report", "nudge", "stop", "retry"] = "report"
 
 
+class Checkpoint(_Spec, frozen=True, kw_only=True):
+    """Checkpoints of a task, from which the job goes on elsewhere (docs/explanation/checkpoints.md).
+
+    AI agents whose sessions can be resumed have them without this key. With it any job has, and has to know by itself
+    how to go on in a workspace that it finds as it left it (``AGENTINA_RESUMED_FROM`` is set then).
+    """
+
+    #: Patterns (gitignore(5)) of files to take along though git ignores them.
+    ignored: Annotated[
+        list[Annotated[str, msgspec.Meta(pattern="^[^\\n\\x00]+$", max_length=1024)]], msgspec.Meta(max_length=256)
+    ] = []
+    #: Bytes of one checkpoint; what is larger is not taken.
+    limit: Bytes = 1 << 30
+
+
 class Retry(_Spec, frozen=True, kw_only=True):
     """When another attempt is made. The default repeats only what the infrastructure lost."""
 
@@ -213,6 +228,8 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     needs: Annotated[list[str], msgspec.Meta(max_length=256)] = []
     retry: Retry = Retry()
     health: Health | None = None
+    #: Absent: AI agents only.
+    checkpoint: Checkpoint | None = None
     #: 0 to 100; higher runs first.
     priority: Annotated[int, msgspec.Meta(ge=0, le=100)] = 50
     #: Glob patterns, relative to the workspace, of files to keep. A new file that one matches is not in the patch.
@@ -246,7 +263,10 @@ PAYLOAD_KEYS: Final[dict[str, tuple[str, ...]]] = {
 
 _NO_PAYLOAD: Final = Payload()
 
-_SIZE_KEYS: Final = (("resources", "memory"), ("resources", "disk"), ("limits", "output"), ("limits", "artifacts"))
+_SIZE_KEYS: Final = (
+    ("resources", "memory"), ("resources", "disk"), ("limits", "output"), ("limits", "artifacts"),
+    ("checkpoint", "limit"),
+)  # fmt: skip
 _DURATION_KEYS: Final = (
     ("limits", "timeout"),
     ("limits", "grace"),

@@ -26,6 +26,8 @@ class LocalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     verb: Literal["status", "drain", "resume", "refresh", "probe"]
     reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    #: ``drain``: have the tasks that can go on elsewhere do so.
+    move: bool = False
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

@@ -357,6 +357,13 @@ class Poll(_Message, frozen=True, kw_only=True):
     wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 50.0
 
 
+class Origin(_Message, frozen=True, kw_only=True):
+    """A checkpoint of an earlier task of the same job."""
+
+    task_id: str
+    artifact: ArtifactInfo
+
+
 class Assignment(_Message, frozen=True, kw_only=True):
     """One task given to one agent in one session; signed with purpose ``assignment``."""
 
@@ -372,6 +379,8 @@ class Assignment(_Message, frozen=True, kw_only=True):
     issued_ms: int
     lease_seconds: float
     job: jobs.JobSpec
+    #: Where the job goes on from; None: it begins.
+    origin: Origin | None = None
 
 
 class PollAnswer(_Message, frozen=True, kw_only=True):
@@ -395,8 +404,9 @@ class ArtifactInfo(_Message, frozen=True, kw_only=True):
     size: Count
     #: Hexadecimal.
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    #: ``file``: declared by the job; ``patch``: the changes made in the workspace.
-    kind: Literal["file", "patch"] = "file"
+    #: ``file``: declared by the job; ``patch``: the changes made in the workspace; ``checkpoint``: what is needed to go
+    #: on elsewhere (docs/explanation/checkpoints.md).
+    kind: Literal["file", "patch", "checkpoint"] = "file"
 
 
 class Usage(_Message, frozen=True, kw_only=True):

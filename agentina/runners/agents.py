@@ -23,6 +23,11 @@ from agentina.runners import command, contract
 
 #: Directory in the home for what is ours.
 OWN: Final = ".agentina"
+#: What an agent is told that goes on with its session elsewhere.
+CONTINUE: Final = (
+    "You were interrupted, and go on in another place now. The files of the workspace are as they were a little after"
+    " the last thing you remember; processes that you had started are gone. Look at what is done, and finish the task."
+)
 PROMPT: Final = f"{OWN}/prompt.md"
 #: The name of the server that has the task's verbs as tools.
 SERVER: Final = "agentina"
@@ -75,6 +80,7 @@ class AgentRunner:
         stream: str,
         environment: dict[str, str] | None = None,
         takes_servers: bool = True,
+        sessions: Callable[[contract.Place], str] | None = None,
     ) -> None:
         self.name = name
         #: A path, or a name that is looked for in :data:`contract.SEARCH_PATH`.
@@ -84,6 +90,11 @@ class AgentRunner:
         self._environment = environment or {}
         #: It can be told of servers of tools.
         self._takes_servers = takes_servers
+        self._sessions = sessions
+
+    def session_directory(self, place: contract.Place) -> str:
+        """See :meth:`contract.Runner.session_directory`."""
+        return "" if self._sessions is None else self._sessions(place)
 
     def plan(self, job: jobs.JobSpec, *, place: contract.Place) -> contract.Plan:
         """See :meth:`contract.Runner.plan`."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from agentina.protocol import jobs
-from agentina.runners import agents
+from agentina.runners import agents, contract
 
 _ENVIRONMENT: Final = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -16,6 +17,16 @@ _ENVIRONMENT: Final = {
 _INSTRUCTIONS: Final = f"{agents.OWN}/instructions.md"
 #: Where its tool servers are described.
 SERVERS: Final = f"{agents.OWN}/mcp.json"
+
+
+#: Longer names of directories it makes in another way.
+_LONGEST: Final = 200
+
+
+def sessions(place: contract.Place) -> str:
+    """Where its transcripts are: named for the directory that it works in."""
+    name = re.sub(r"[^A-Za-z0-9]", "-", str(place.workspace))
+    return f".claude/projects/{name}" if len(name) <= _LONGEST else ""
 
 
 def invoke(wish: agents.Wish) -> agents.Invocation:

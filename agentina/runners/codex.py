@@ -6,7 +6,7 @@ import json
 from typing import Any, Final
 
 from agentina.protocol import jobs
-from agentina.runners import agents
+from agentina.runners import agents, contract
 
 _CONFIG: Final = ".codex/config.toml"
 _INSTRUCTIONS: Final = ".codex/AGENTS.md"
@@ -19,6 +19,11 @@ if [ -n "${OPENAI_BASE_URL-}" ]; then
   set -- "$program" -c model_provider=agentina -c "model_providers.agentina.base_url=\\"$OPENAI_BASE_URL\\"" "$@"
 fi
 """
+
+
+def sessions(place: contract.Place) -> str:  # noqa: ARG001 - the same everywhere
+    """Where its rollouts are. Its databases name them by absolute paths: it makes new ones elsewhere."""
+    return ".codex/sessions"
 
 
 def invoke(wish: agents.Wish) -> agents.Invocation:

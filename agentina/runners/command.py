@@ -19,6 +19,10 @@ class CommandRunner:
     needs_home = False
     stream = ""
 
+    def session_directory(self, place: contract.Place) -> str:  # noqa: ARG002 - the contract's signature
+        """See :meth:`contract.Runner.session_directory`."""
+        return ""
+
     def plan(self, job: JobSpec, *, place: contract.Place) -> contract.Plan:  # noqa: ARG002 - the contract's signature
         """See :meth:`contract.Runner.plan`."""
         verify = None if job.verify is None else command_line(job.verify)

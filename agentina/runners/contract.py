@@ -52,6 +52,13 @@ class Runner(Protocol):
     #: how the run went; empty: anything.
     stream: str
 
+    def session_directory(self, place: Place) -> str:
+        """Where in the home the files of its sessions are, which moved there elsewhere can be resumed; empty: nowhere.
+
+        All files below it belong to the sessions, and none has to be changed for another place.
+        """
+        ...
+
     def plan(self, job: JobSpec, *, place: Place) -> Plan:
         """What to start for ``job``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,12 +12,16 @@ from agentina import errors
 from agentina.runners import agents, claude_code, codex, command, contract, described, gemini, opencode
 from agentina.system import clock
 
-#: Name of each AI agent we know to its program and how that is called.
-_AGENTS: Final = {
-    "claude-code": ("claude", claude_code.invoke),
-    "codex": ("codex", codex.invoke),
-    "gemini": ("gemini", gemini.invoke),
-    "opencode": ("opencode", opencode.invoke),
+_Invoke = Callable[[agents.Wish], agents.Invocation]
+_Sessions = Callable[[contract.Place], str]
+
+#: Name of each AI agent we know to its program, how that is called, and where its sessions are.
+_AGENTS: Final[dict[str, tuple[str, _Invoke, _Sessions | None]]] = {
+    "claude-code": ("claude", claude_code.invoke, claude_code.sessions),
+    "codex": ("codex", codex.invoke, codex.sessions),
+    # The sessions of these two can be resumed in a directory of the same path only.
+    "gemini": ("gemini", gemini.invoke, None),
+    "opencode": ("opencode", opencode.invoke, None),
 }
 
 _log = logging.getLogger(__name__)
@@ -62,13 +66,14 @@ def make(name: str, description: described.Description) -> agents.AgentRunner:
     """The runner of an AI agent."""
     if name not in _AGENTS:
         return described.make(name, description)
-    program, invoke = _AGENTS[name]
+    program, invoke, sessions = _AGENTS[name]
     return agents.AgentRunner(
         name,
         description.program or program,
         invoke,
         stream=name,
         environment=description.environment,
+        sessions=sessions,
     )
 
 

@@ -60,6 +60,16 @@ async def put_artifact(call: routing.Call) -> wire.PieceStored:
     )  # fmt: skip
 
 
+async def get_checkpoint(call: routing.Call) -> routing.Reply:
+    """A piece of the checkpoint that a task goes on from."""
+    query = call.query
+    piece = await call.uploads.checkpoint_piece(
+        call.caller, call.parameters["task"], session=query["session"], of=query["of"], name=query["name"],
+        offset=query["offset"],
+    )  # fmt: skip
+    return routing.Reply(body=piece)
+
+
 def routes() -> list[routing.Route]:
     """The table's part."""
     return [
@@ -96,5 +106,13 @@ def routes() -> list[routing.Route]:
             method="PUT", path="/v1/agent/tasks/{task}/artifacts/{name:path}", handler=put_artifact,
             summary="A piece of an artifact", auth="agent", request=bytes, answer=wire.PieceStored, query=_UPLOAD,
             body_limit=wire.MAX_PIECE,
+        ),
+        routing.Route(
+            method="GET", path="/v1/agent/tasks/{task}/checkpoint", handler=get_checkpoint,
+            summary="A piece of the checkpoint to go on from", auth="agent", answer=bytes,
+            query=(
+                *_UPLOAD, routing.Query(name="of", kind=str, required=True),
+                routing.Query(name="name", kind=str, required=True),
+            ),
         ),
     ]  # fmt: skip

@@ -35,6 +35,9 @@ def end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome) -> Non
     _end_task(work, task, outcome, counted=True)
     if outcome.changed:
         pathclaims.compare(work, task, outcome.changed)
+    if outcome.state is State.CHECKPOINTED:
+        # Nobody failed: being moved uses no attempt up.
+        task.job.attempts_before += 1
     if _decides(task):
         # A success is one whatever the policy says: nearly all jobs end so, and their specification stays unread.
         retry = protocol_jobs.Retry() if outcome.state is State.SUCCEEDED else _retry(work, task.job, outcome.reason)

@@ -9,7 +9,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, plane
-from agentina.control.services import changes, claims, sessions
+from agentina.control.services import changes, checkpoints, claims, sessions
 from agentina.control.store import jobs
 from agentina.protocol import signing, wire
 
@@ -17,7 +17,7 @@ from agentina.protocol import signing, wire
 OnLost = Callable[[Callable[[], None]], None]
 
 
-class _Assignment(msgspec.Struct, frozen=True, kw_only=True):
+class _Assignment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """:class:`wire.Assignment` with the specification as stored: it is signed without being decoded."""
 
     task_id: str
@@ -30,6 +30,7 @@ class _Assignment(msgspec.Struct, frozen=True, kw_only=True):
     issued_ms: int
     lease_seconds: float
     job: msgspec.Raw
+    origin: wire.Origin | None = None
 
 
 async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_lost: OnLost) -> wire.PollAnswer:
@@ -149,8 +150,12 @@ def _sign(control: plane.Plane, agent: fleet.Agent, held: fleet.Held, number: in
     held.poll = number
     # The host counts the lease from before it sent this poll; the control plane begins a new term now.
     held.deadline = control.clock.boot() + control.settings.lease_seconds
+    epoch = int(held.task_id.rpartition(".")[2])
+    origin = None if epoch == 1 else control.store.read(
+        lambda tx: checkpoints.origin(tx, held.job, held.job_id, epoch), snapshot=False
+    )  # fmt: skip
     content = _Assignment(
-        task_id=held.task_id, job_id=held.job_id, epoch=int(held.task_id.rpartition(".")[2]),
+        task_id=held.task_id, job_id=held.job_id, epoch=epoch, origin=origin,
         agent_id=agent.public_id, session=agent.session, poll=number, organization=agent.organization,
         issued_ms=control.clock.wall_ms(), lease_seconds=control.settings.lease_seconds,
         job=msgspec.Raw(spec.encode()),

@@ -11,7 +11,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, ids, plane
-from agentina.control.services import sessions
+from agentina.control.services import changes, checkpoints, sessions
 from agentina.control.store import engine, jobs, tasks
 from agentina.protocol import jobs as protocol_jobs
 from agentina.protocol import names, wire
@@ -24,6 +24,7 @@ MAX_ARTIFACTS: Final = 1000
 
 class _LimitsPart(msgspec.Struct):
     limits: protocol_jobs.Limits = protocol_jobs.Limits()
+    checkpoint: protocol_jobs.Checkpoint | None = None
 
 
 class _Turn:
@@ -52,7 +53,7 @@ class Uploads:
 
         """
         task = self._task(agent, task_id, session)
-        limit = self._limits(task).output + OUTPUT_SLACK
+        limit = self._limits(task).limits.output + OUTPUT_SLACK
         if offset + len(piece) > limit:
             raise errors.INPUT_TOO_LARGE(where=f"output of {task_id}", size=offset + len(piece), limit=limit)
         async with self._turn(task_id):
@@ -70,7 +71,12 @@ class Uploads:
         info = message.artifact
         names.check_artifact(info.name)
         task = self._task(agent, task_id, message.session)
-        limit = self._limits(task).artifacts + ARTIFACT_SLACK
+        limits = self._limits(task)
+        limit = limits.limits.artifacts + ARTIFACT_SLACK
+        if info.kind == "checkpoint":
+            largest = (limits.checkpoint or protocol_jobs.Checkpoint()).limit
+            if info.size > largest:
+                raise errors.INPUT_TOO_LARGE(where=f"{info.name} of {task_id}", size=info.size, limit=largest)
 
         def announce(tx: engine.Transaction) -> tuple[engine.Row | None, engine.Row]:
             sessions.check_standing(tx, agent, message.session)
@@ -122,8 +128,41 @@ class Uploads:
         found = await self._control.blobs.finish_artifact(task_id, name, sha256)
         if found != sha256:
             raise errors.ARTIFACT_CORRUPT(name=name, found=found, expected=sha256)
-        await self._control.store.write(lambda tx: tasks.complete_artifact(tx, task.id, name, sha256))
+        if row["kind"] == "checkpoint":
+            await self._complete_checkpoint(task, name, sha256)
+        else:
+            await self._control.store.write(lambda tx: tasks.complete_artifact(tx, task.id, name, sha256))
         return wire.PieceStored(offset=row["size"], complete=True)
+
+    async def _complete_checkpoint(self, task: tasks.Task, name: str, sha256: str) -> None:
+        def complete(work: changes.Work) -> list[tuple[str, str]]:
+            return checkpoints.complete(work, tasks.by_id(work.tx, task.id), name, sha256)
+
+        for task_id, dropped in await self._control.write(complete):
+            # A crash before this leaves a file that nobody knows of.
+            await self._control.blobs.remove_artifact(task_id, dropped)
+
+    async def checkpoint_piece(
+        self, agent: fleet.Agent, task_id: str, *, session: int, of: str, name: str, offset: int
+    ) -> bytes:
+        """A piece of a checkpoint of an earlier task of the same job.
+
+        Raises:
+            AgentinaError: ``ARTIFACT_UNKNOWN``, ``TASK_UNKNOWN``, ``SESSION_SUPERSEDED``.
+
+        """
+        task = self._task(agent, task_id, session)
+        rows = self._control.store.read(
+            lambda tx: tasks.checkpoints(tx, task.job_id, before=task.number), snapshot=False
+        )
+        named = {(f"{task.job.public_id}.{row['number']}", row["name"]) for row in rows}
+        if (of, name) not in named:
+            raise errors.ARTIFACT_UNKNOWN(job=task.job.public_id, name=name[: names.MAX_ARTIFACT_NAME])
+        path = self._control.blobs.artifact_path(of, name)
+        try:
+            return await self._control.blobs.read_piece(path, offset, wire.MAX_PIECE)
+        except FileNotFoundError as error:
+            raise errors.ARTIFACT_UNKNOWN(job=task.job.public_id, name=name) from error
 
     def _task(self, agent: fleet.Agent, task_id: str, session: int) -> tasks.Task:
         sessions.check(agent, session)
@@ -135,9 +174,9 @@ class Uploads:
             raise errors.TASK_UNKNOWN(task=task_id)
         return task
 
-    def _limits(self, task: tasks.Task) -> protocol_jobs.Limits:
+    def _limits(self, task: tasks.Task) -> _LimitsPart:
         spec = self._control.store.read(lambda tx: jobs.spec(tx, task.job_id), snapshot=False)
-        return msgspec.json.decode(spec, type=_LimitsPart).limits
+        return msgspec.json.decode(spec, type=_LimitsPart)
 
     @contextlib.asynccontextmanager
     async def _turn(self, task_id: str) -> AsyncIterator[None]:

@@ -142,7 +142,10 @@ def artifact(tx: engine.Transaction, task: int, name: str) -> engine.Row | None:
 
 def artifact_totals(tx: engine.Transaction, task: int) -> tuple[int, int]:
     """How many artifacts a task announced, and their bytes together."""
-    row = tx.one("SELECT count(*), coalesce(sum(size), 0) FROM artifacts WHERE task_id = :task", task=task)
+    row = tx.one(
+        "SELECT count(*), coalesce(sum(size), 0) FROM artifacts WHERE task_id = :task AND kind != 'checkpoint'",
+        task=task,
+    )
     assert row is not None
     return int(row[0]), int(row[1])
 
@@ -158,8 +161,38 @@ def complete_artifact(tx: engine.Transaction, task: int, name: str, sha256: str)
 def artifacts_of_job(tx: engine.Transaction, job: int) -> list[engine.Row]:
     """Complete artifacts of a job's newest task that has any."""
     return tx.all(
-        "SELECT a.*, t.number FROM artifacts a JOIN tasks t ON t.id = a.task_id WHERE a.complete AND a.task_id ="
-        " (SELECT max(t2.id) FROM tasks t2 JOIN artifacts a2 ON a2.task_id = t2.id AND a2.complete"
-        " WHERE t2.job_id = :job) ORDER BY a.name LIMIT 2000",
+        "SELECT a.*, t.number FROM artifacts a JOIN tasks t ON t.id = a.task_id"
+        " WHERE a.complete AND a.kind != 'checkpoint' AND a.task_id ="
+        " (SELECT max(t2.id) FROM tasks t2 JOIN artifacts a2 ON a2.task_id = t2.id"
+        " AND a2.complete AND a2.kind != 'checkpoint' WHERE t2.job_id = :job) ORDER BY a.name LIMIT 2000",
         job=job,
     )
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def checkpoints(tx: engine.Transaction, job: int, *, before: int | None = None) -> list[engine.Row]:
+    """The complete checkpoints of a job, the newest first; ``before``: of tasks with a smaller number."""
+    # Their names sort as they were taken.
+    return tx.all(
+        "SELECT a.*, t.number FROM artifacts a JOIN tasks t ON t.id = a.task_id"
+        " WHERE t.job_id = :job AND a.complete AND a.kind = 'checkpoint' AND (:before IS NULL OR t.number < :before)"
+        " ORDER BY t.number DESC, a.name DESC LIMIT 100",
+        job=job, before=before,
+    )  # fmt: skip
+
+
+def drop_artifact(tx: engine.Transaction, task: int, name: str) -> None:
+    """Forget an artifact; its file is the caller's business."""
+    tx.execute("DELETE FROM artifacts WHERE task_id = :task AND name = :name", task=task, name=name)
+
+
+def state_before(tx: engine.Transaction, job: int, number: int) -> State | None:
+    """How the last task before ``number`` ended that was started; None: there was none."""
+    row = tx.one(
+        "SELECT state FROM tasks WHERE job_id = :job AND number < :number AND reason != :returned"
+        " ORDER BY number DESC LIMIT 1",
+        job=job, number=number, returned=Reason.RETURNED_UNSTARTED.value,
+    )  # fmt: skip
+    return None if row is None else State(row[0])

@@ -48,7 +48,7 @@ _BLOCK = 512
 #: Bytes that any file counts at least.
 _SMALLEST = 4096
 #: Reasons to end that orders name; ``finished`` ends the command only, which had done its work.
-_ORDERS = frozenset({"canceled", "time-limit", "lease-expired", "host-shutdown", "finished"})
+_ORDERS = frozenset({"canceled", "time-limit", "lease-expired", "host-shutdown", "checkpoint", "finished"})
 _SHOWN = 500
 #: Who the task is, as its passwd has it; the unit's user comes from PID 1 (systemd.exec(5)).
 _OWN_VARIABLES = {"USER": os.environ.get("USER", ""), "LOGNAME": os.environ.get("USER", ""), "SHELL": "/bin/sh"}

@@ -1,0 +1,42 @@
+"""Checkpoints of jobs: which one a task goes on from, and which are kept (docs/explanation/checkpoints.md)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agentina.control.services import changes
+from agentina.control.store import engine, tasks
+from agentina.protocol import units, wire
+from agentina.protocol.states import State
+
+#: How many of a job are kept: a task may be bringing the one before the newest just now.
+KEPT: Final = 2
+#: Ends after which a job goes on where it was. After any other it begins anew: what went wrong may be in there.
+_GOES_ON: Final = frozenset({State.LOST, State.CHECKPOINTED})
+
+
+def origin(tx: engine.Transaction, job: int, public_id: str, number: int) -> wire.Origin | None:
+    """What task ``number`` of a job goes on from; None: it begins."""
+    if tasks.state_before(tx, job, number) not in _GOES_ON:
+        return None
+    found = tasks.checkpoints(tx, job, before=number)
+    if not found:
+        return None
+    row = found[0]
+    artifact = wire.ArtifactInfo(name=row["name"], size=row["size"], sha256=row["sha256"], kind="checkpoint")
+    return wire.Origin(task_id=f"{public_id}.{row['number']}", artifact=artifact)
+
+
+def complete(work: changes.Work, task: tasks.Task, name: str, sha256: str) -> list[tuple[str, str]]:
+    """A checkpoint is stored in full: it counts from now on. Task and name of those that are kept no longer."""
+    tasks.complete_artifact(work.tx, task.id, name, sha256)
+    row = tasks.artifact(work.tx, task.id, name)
+    assert row is not None
+    text = f"{name} is stored ({units.show_size(row['size'])})"
+    task.job.tell(text, task=task.number, now_ms=work.now_ms)
+    tasks.save(work.tx, task)
+    work.effects.jobs.add(task.job.public_id)
+    dropped = tasks.checkpoints(work.tx, task.job_id)[KEPT:]
+    for old in dropped:
+        tasks.drop_artifact(work.tx, old["task_id"], old["name"])
+    return [(f"{task.job.public_id}.{old['number']}", old["name"]) for old in dropped]

@@ -1,0 +1,83 @@
+"""Jobs that are interrupted on one agent and go on, where they were, on another."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentina.protocol import api
+from agentina.protocol.states import State
+from tests.acceptance import fleet as fleets
+from tests.fakes import interrupted_cli
+
+JOB = """
+name: fix it
+runner: claude-code
+payload: {{prompt: "fix the bug"}}
+workspace: {{git: {repository}}}
+artifacts: [notes.txt, from.txt, prompt.txt]
+retry: {{max_attempts: 1}}
+verify: {{script: 'test "$(cat notes.txt)" = "$(printf "first\\nsecond")"; test ! -e gone.txt'}}
+"""
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[fleets.Fleet]:
+    with fleets.running(tmp_path, heartbeat_seconds=1.0) as started:
+        interrupted_cli.install(started.root)
+        for name in ("one", "two"):
+            started.install(name)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("repository")
+    (path / "gone.txt").write_text("to be deleted\n")
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments], cwd=path, check=True
+        )  # fmt: skip
+    return path
+
+
+def submit(fleet: fleets.Fleet, repository: Path) -> str:
+    """A job that runs on the only agent there is, and has begun its session."""
+    job = fleet.document("job", "submit", "-", "--json", text=JOB.format(repository=repository))["id"]
+    fleets.wait_for(lambda: _session(fleet.job(job)), "the agent has a session")
+    return str(job)
+
+
+def _artifact(fleet: fleets.Fleet, job: str, name: str) -> bytes:
+    pieces: list[bytes] = []
+    fleet.client.read_artifact(job, name, pieces.append)
+    return b"".join(pieces)
+
+
+def _session(view: api.JobView) -> str:
+    run = next((task.run for task in view.tasks), None)
+    return "" if run is None else run.session_id
+
+
+def test_a_drained_host_hands_its_jobs_on(fleet: fleets.Fleet, repository: Path) -> None:
+    fleet.start_daemon("one")
+    job = submit(fleet, repository)
+    fleet.answer("drain", "--checkpoint", "--reason", "new disk", "--instance", "one")
+    fleet.start_daemon("two")
+    view = fleet.wait_final(job)
+    assert view.job.state is State.SUCCEEDED, view
+    assert [(task.state, task.agent.rpartition("/")[2]) for task in view.tasks] == [
+        (State.CHECKPOINTED, "one"), (State.SUCCEEDED, "two"),
+    ]  # fmt: skip
+    assert _artifact(fleet, job, "notes.txt") == b"first\nsecond\n"
+    assert _artifact(fleet, job, "from.txt") == f"{job}.1\n".encode()
+    assert _artifact(fleet, job, "prompt.txt").startswith(b"You were interrupted")
+    shown = fleet.answer("job", "show", job)
+    for words in (
+        "was packed to go on elsewhere: its host is drained: new disk", "checkpoint-000001.tar is stored",
+        f"goes on from checkpoint-000001.tar of {job}.1",
+    ):  # fmt: skip
+        assert words in shown, shown
