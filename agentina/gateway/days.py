@@ -116,6 +116,7 @@ class Days:
 
     def learn(self, known: Known, *, ahead_ms: int, is_away: bool) -> None:
         """Hear of the control plane's budgets, or that it does not answer."""
+        self.was_given = (_cap(known), known.day) != (_cap(self._known), self._known.day)
         self._known, self._ahead_ms, self._is_away = known, ahead_ms, is_away
         self._answered, self._unmet, self._least = self._asked_unmet, _NOTHING, None
 
@@ -270,6 +271,10 @@ class Days:
             if held_day == day:
                 total += units
         return total
+
+
+def _cap(known: Known) -> protocol_budgets.Bounds:
+    return _NO_BOUNDS if known.organization is None else known.organization.cap
 
 
 def _each(choose: Callable[[int, int], int], one: Units, other: Units) -> Units:

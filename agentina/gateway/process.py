@@ -139,13 +139,15 @@ class Gateway:
                     await self._wish.wait()
             self._wish.clear()
             self._answered.clear()
+            is_starved = self._days.is_starved
             want = self._days.want()
             self._tell(channel.Wanted(want=want))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     await self._answered.wait()
-            # An answer that brought nothing new is not asked for again at once.
-            pause = min(2 * pause, _PARKED_SECONDS) if self._days.is_starved else _SOON_SECONDS
+            # What an answer did not bring is not asked for again at once. Calls look at it only after this.
+            is_in_vain = is_starved and not self._days.was_given
+            pause = min(2 * pause, _PARKED_SECONDS) if is_in_vain else _SOON_SECONDS
             await asyncio.sleep(pause)
 
     def _raise(self, order: channel.Raise) -> None:

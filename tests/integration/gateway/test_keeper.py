@@ -12,6 +12,7 @@ import shlex
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 
 from agentina import errors
 from agentina.gateway import budgets, channel, days, forwarder, keeper, record, tokens, variables
+from agentina.protocol import budgets as protocol_budgets
 from agentina.system import sockets
 from tests.fakes import deadlines, model_provider
 from tests.integration.gateway import gates
@@ -74,13 +76,16 @@ class Host:
         self.root = root
         self.provider = provider
         self.words: asyncio.Queue[channel.Word] = asyncio.Queue()
+        self.wanted: asyncio.Queue[channel.Wanted] = asyncio.Queue()
+        #: What the control plane says of the organization's budget of the day; None: there is none.
+        self.share: protocol_budgets.Share | None = None
         gates.load(root, provider.url)
         self.keeper = keeper.Keeper(root / "gateway.yaml", hear=self.hear, idle_seconds=0)
 
     def hear(self, word: channel.Word) -> None:
         if isinstance(word, channel.Wanted):
-            # A control plane that has no budgets of the day.
-            self.keeper.tell(channel.Learn(known=days.Known(day=word.want.day)))
+            self.wanted.put_nowait(word)
+            self.keeper.tell(channel.Learn(known=days.Known(day=word.want.day, organization=self.share)))
         else:
             self.words.put_nowait(word)
 
@@ -223,6 +228,22 @@ async def test_a_door_that_is_gone_hurts_nobody(host: Host) -> None:
     host.keeper.listen(TASK_A, channel.Door(directory=str(host.root / "nowhere")))
     assert (await host.run(place, token, sys.executable, "-c", TOOL, name=TASK_B))[0] == 7
     assert [path.name for path in place.iterdir()] == [variables.socket_name(TASK_B)]
+
+
+async def test_a_share_that_is_not_given_is_asked_for_ever_less_often(host: Host) -> None:
+    all_of_it, nothing = protocol_budgets.Bounds(tokens=1_000_000), protocol_budgets.Bounds(tokens=0)
+    host.share = protocol_budgets.Share(limit=all_of_it, cap=nothing, left=all_of_it)
+    directory, token = await host.open(TASK_A)
+    running = asyncio.get_running_loop().create_task(host.run(directory, token, sys.executable, "-c", TOOL))
+    while (await asyncio.wait_for(host.wanted.get(), deadlines.HANG)).want.want.tokens == 0:
+        pass
+    began = time.monotonic()
+    for _ in range(5):
+        await asyncio.wait_for(host.wanted.get(), deadlines.HANG)
+    # At first 50 ms or more apart, then twice as far each time.
+    assert time.monotonic() - began > 0.05 * (1 + 2 + 4 + 8 + 16) / 2
+    host.share = protocol_budgets.Share(limit=all_of_it, cap=all_of_it, left=all_of_it)
+    assert (await running)[0] == 7
 
 
 async def test_settings_that_cannot_be_read_fail_the_task_with_the_reason(host: Host) -> None:
