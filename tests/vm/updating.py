@@ -229,4 +229,5 @@ def on(there: host.Host, run_lab: lab.Lab, directory: Path, **options: Any) -> I
     yield made
     run_lab.fleet.client.close()  # it was idle for long
     for job in made.jobs:
-        run_lab.fleet.client.cancel_job(job)
+        if run_lab.fleet.job(job).job.state not in states.FINAL:
+            run_lab.fleet.client.cancel_job(job)
