@@ -46,7 +46,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int = FORMAT
     task_id: str
-    taken_ms: int
     runner: str
     #: The commit that the workspace was made from; empty: without a repository.
     commit: str = ""
@@ -87,6 +86,12 @@ class Taken:
 def name_of(number: int) -> str:
     """The name of a task's checkpoint: names sort as their numbers do."""
     return f"checkpoint-{number:06d}.tar"
+
+
+def keep_newest(directory: Path) -> None:
+    """Delete all but the two newest checkpoints of the task in ``directory``."""
+    for path in sorted((directory / DIRECTORY).glob("checkpoint-*.tar"))[:-2]:
+        path.unlink(missing_ok=True)
 
 
 def next_number(directory: Path) -> int:

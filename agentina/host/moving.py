@@ -19,7 +19,7 @@ from agentina.host import checkpoints, doors, entries, said, uploads
 from agentina.protocol import jobs, wire
 from agentina.runners import agents
 from agentina.runners import contract as runner_contract
-from agentina.system import clock, files
+from agentina.system import files, tasks
 
 if TYPE_CHECKING:
     from agentina.host import workspaces
@@ -54,9 +54,7 @@ class Place:
         return self.job.checkpoint or jobs.Checkpoint()
 
 
-async def take(
-    place: Place, *, commit: str, trees: workspaces.Workspaces, clocks: clock.Clock
-) -> checkpoints.Taken | None:
+async def take(place: Place, *, commit: str, trees: workspaces.Workspaces) -> checkpoints.Taken | None:
     """Take a checkpoint; None: the agent has not begun, so there is nothing to go on with.
 
     Raises:
@@ -70,7 +68,6 @@ async def take(
     told = doors.read(entry.directory.path)
     manifest = checkpoints.Manifest(
         task_id=entry.task_id,
-        taken_ms=clocks.wall_ms(),
         runner=job.runner,
         commit=commit,
         session_id=session_id if place.session is not None else "",
@@ -92,6 +89,35 @@ async def take(
         extra={"action": "checkpoint-taken", "task": entry.task_id},
     )  # fmt: skip
     return taken
+
+
+async def keep(place: Place, *, commit: str, trees: workspaces.Workspaces, transfers: uploads.Uploads) -> None:
+    """Take a checkpoint of a running task again and again, until canceled, and send those that tell something new."""
+    entry, sent = place.entry, ""
+    while place.wishes.every:
+        await asyncio.sleep(place.wishes.every)
+        taking = tasks.start(
+            take(place, commit=commit, trees=trees), name=f"checkpoint {entry.task_id}", on_failure=lambda _: None
+        )
+        try:
+            taken = await asyncio.shield(taking)
+            if taken is None:
+                continue
+            if taken.artifact.sha256 == sent:
+                taken.path.unlink()
+                continue
+            await transfers.send_artifact(entry.task_id, taken.artifact, taken.path)
+            sent = taken.artifact.sha256
+            checkpoints.keep_newest(entry.directory.path)
+        except asyncio.CancelledError:
+            # Threads go on regardless: whoever packs next must not meet them.
+            await asyncio.wait({taking})
+            raise
+        except errors.AgentinaError as error:
+            fields = {"action": "checkpoint-failed", "task": entry.task_id, "code": error.code}
+            _log.warning("task %s: %s", entry.task_id, error, extra=fields)
+        except uploads.Unwanted:
+            return
 
 
 async def fetch(entry: entries.Entry, transfers: uploads.Uploads) -> checkpoints.Manifest:

@@ -253,10 +253,23 @@ class Operations:
             beside.append(tasks.start(follow, name=f"run {entry.task_id}"))
         if self.health is not None and job is not None and healthwatch.applies(job, has_stream=bool(beside)):
             beside.append(tasks.start(self.health.watch(entry, entry.run), name=f"health {entry.task_id}"))
+        if self._executor.place(entry.directory.path) == entry.directory.path and self.can_move(entry):
+            beside.append(tasks.start(self._keep_checkpoints(entry), name=f"checkpoints {entry.task_id}"))
         try:
             await self._executor.wait(entry.directory.path)
         finally:
             await tasks.cancel(*beside)
+
+    async def _keep_checkpoints(self, entry: entries.Entry) -> None:
+        """Take checkpoints of a task that runs where the daemon sees its files."""
+        from agentina.host import moving  # noqa: PLC0415 - only jobs that go on pay for the import
+
+        job = entry.job
+        assert job is not None
+        runner = self._runner(job)
+        place = moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
+        commit = _read_commit(entry.directory)
+        await moving.keep(place, commit=commit, trees=self._workspaces(), transfers=self._transfers)
 
     def _end_hung(self, entry: entries.Entry) -> None:
         """End a command line that has finished but does not end."""
@@ -344,7 +357,7 @@ class Operations:
             detail=f"It {states.REASONS[moved.reason]}" + (f": {detail}." if detail else "."),
         )  # fmt: skip
         try:
-            taken = await moving.take(place, commit=commit, trees=self._workspaces(), clocks=self._clock)
+            taken = await moving.take(place, commit=commit, trees=self._workspaces())
         except errors.AgentinaError as error:
             _log.error("task %s: %s", entry.task_id, error, extra=_collect_fields(entry, error))
             return msgspec.structs.replace(

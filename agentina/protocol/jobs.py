@@ -186,6 +186,8 @@ class Checkpoint(_Spec, frozen=True, kw_only=True):
     how to go on in a workspace that it finds as it left it (``AGENTINA_RESUMED_FROM`` is set then).
     """
 
+    #: Seconds between those that are taken while the task runs, by executors that can; 0: none.
+    every: Seconds = 600.0
     #: Patterns (gitignore(5)) of files to take along though git ignores them.
     ignored: Annotated[
         list[Annotated[str, msgspec.Meta(pattern="^[^\\n\\x00]+$", max_length=1024)]], msgspec.Meta(max_length=256)
@@ -274,6 +276,7 @@ _DURATION_KEYS: Final = (
     ("retry", "max_backoff"),
     ("budget", "duration"),
     ("health", "stuck_after"),
+    ("checkpoint", "every"),
 )
 _SECRET_NAME: Final = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)($|_)", re.IGNORECASE)
 _HIDDEN: Final = "(hidden)"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +22,15 @@ runner: claude-code
 payload: {{prompt: "fix the bug"}}
 workspace: {{git: {repository}}}
 artifacts: [notes.txt, from.txt, prompt.txt]
-retry: {{max_attempts: 1}}
+retry: {{max_attempts: {attempts}, backoff: 0}}
+checkpoint: {{every: {every}}}
 verify: {{script: 'test "$(cat notes.txt)" = "$(printf "first\\nsecond")"; test ! -e gone.txt'}}
 """
 
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[fleets.Fleet]:
-    with fleets.running(tmp_path, heartbeat_seconds=1.0) as started:
+    with fleets.running(tmp_path, heartbeat_seconds=1.0, lease_seconds=15.0) as started:
         interrupted_cli.install(started.root)
         for name in ("one", "two"):
             started.install(name)
@@ -44,9 +48,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def submit(fleet: fleets.Fleet, repository: Path) -> str:
+def submit(fleet: fleets.Fleet, repository: Path, *, attempts: int = 1, every: float = 0) -> str:
     """A job that runs on the only agent there is, and has begun its session."""
-    job = fleet.document("job", "submit", "-", "--json", text=JOB.format(repository=repository))["id"]
+    text = JOB.format(repository=repository, attempts=attempts, every=every)
+    job = fleet.document("job", "submit", "-", "--json", text=text)["id"]
     fleets.wait_for(lambda: _session(fleet.job(job)), "the agent has a session")
     return str(job)
 
@@ -81,3 +86,33 @@ def test_a_drained_host_hands_its_jobs_on(fleet: fleets.Fleet, repository: Path)
         f"goes on from checkpoint-000001.tar of {job}.1",
     ):  # fmt: skip
         assert words in shown, shown
+
+
+def test_a_host_that_is_gone_at_once_has_left_a_checkpoint(fleet: fleets.Fleet, repository: Path) -> None:
+    fleet.start_daemon("one")
+    job = submit(fleet, repository, attempts=2, every=0.5)
+    told = "checkpoint-000001.tar is stored"
+    fleets.wait_for(lambda: any(told in line.text for line in fleet.job(job).events), told)
+    # Everything of it, at the same moment: daemon, nursery, supervisor, and what they started.
+    doomed = _below(fleet.pid("one"))
+    fleet.kill("one")
+    for pid in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    fleet.start_daemon("two")
+    view = fleet.wait_final(job)
+    assert view.job.state is State.SUCCEEDED, view
+    assert [(task.state, task.agent.rpartition("/")[2]) for task in view.tasks] == [
+        (State.LOST, "one"), (State.SUCCEEDED, "two"),
+    ]  # fmt: skip
+    assert _artifact(fleet, job, "notes.txt") == b"first\nsecond\n"
+    assert _artifact(fleet, job, "from.txt") == f"{job}.1\n".encode()
+
+
+def _below(pid: int) -> list[int]:
+    """All processes that a process has started, and those that these have."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found += [child, *_below(child)]
+    return found

@@ -42,9 +42,7 @@ def contents(directory: Path) -> dict[str, bytes | str]:
 async def packed(
     directory: Path, prepared: workspaces.Prepared, *, ignored: tuple[str, ...] = (), limit: int = 1 << 24
 ) -> checkpoints.Taken:
-    manifest = checkpoints.Manifest(
-        task_id="job-1.1", taken_ms=1, runner="codex", commit=prepared.commit, session_id="s1"
-    )
+    manifest = checkpoints.Manifest(task_id="job-1.1", runner="codex", commit=prepared.commit, session_id="s1")
     source = checkpoints.Source(
         directory=directory, manifest=manifest, session=directory / "sessions", mirror=prepared.mirror,
         ignored=list(ignored), limit=limit,
