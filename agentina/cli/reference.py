@@ -40,6 +40,7 @@ _JOB_STRUCTS: Final = (
     ("`retry`", jobs.Retry),
     ("`budget`", jobs.Budget),
     ("`health`", jobs.Health),
+    ("`checkpoint`", jobs.Checkpoint),
     ("A secret value of `environment` or `headers`", jobs.Secret),
 )
 
