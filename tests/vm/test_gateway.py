@@ -529,7 +529,10 @@ def test_task_speaks_for_itself_only(
     assert there.run("python3 /usr/local/share/say.py").splitlines() == ["heard"] * 3
     assert there.run("python3 /usr/local/share/say.py", user="nobody").splitlines() == ["Permission denied"] * 3
     program = f"""{SAY}
+import time
 own = os.environ["AGENTINA_TASK_SOCKET"]
+while not os.path.exists(own):
+    time.sleep(0.02)  # it opens a moment after the start
 say(own, verb="progress", text="own")
 for place in {[*ways, f"{attacks.ORDERS}/{name}"]!r}:
     say(place, verb="progress", text="forged")
