@@ -315,7 +315,11 @@ class Operations:
             return state.Collected(outcomes.without_files(outcome))
         # Paths, not patterns: a name may have any character.
         wanted = [*job.artifacts, *map(glob.escape, declared)]
-        return state.Collected(await self._gather(entry, msgspec.structs.replace(job, artifacts=wanted), outcome))
+        outcome = await self._gather(entry, msgspec.structs.replace(job, artifacts=wanted), outcome)
+        if result.stopped is contract.StopReason.LEASE_EXPIRED and self.can_move(entry):
+            # It may be heard of before the job is given to another.
+            outcome = await self._with_checkpoint(entry, job, outcome)
+        return state.Collected(outcome)
 
     def can_move(self, entry: entries.Entry) -> bool:
         """Whether a task can go on elsewhere."""
@@ -337,7 +341,10 @@ class Operations:
         if entry.job is None:
             return lost
         # Its session may be all that is left of hours of work.
-        return msgspec.structs.replace(lost, agent=await self._read_run(entry, entry.job))
+        lost = msgspec.structs.replace(lost, agent=await self._read_run(entry, entry.job))
+        if lost.reason is Reason.SUPERVISOR_DIED and self.can_move(entry):
+            lost = await self._with_checkpoint(entry, entry.job, lost)
+        return lost
 
     async def _pack(
         self, entry: entries.Entry, job: jobs.JobSpec, outcome: wire.Outcome, *, is_synced: bool
@@ -345,17 +352,21 @@ class Operations:
         """The outcome of a task that ended to go on elsewhere, with its checkpoint."""
         if not is_synced:
             return outcomes.lost(Reason.HOST_RESTARTED, "before its checkpoint was taken")
+        moved = wire.Outcome(state=State.CHECKPOINTED, reason=Reason.CHECKPOINT)
+        detail = entry.task.stop.detail if entry.task.stop is not None else ""
+        outcome = msgspec.structs.replace(
+            outcome, state=moved.state, reason=moved.reason,
+            detail=f"It {states.REASONS[moved.reason]}" + (f": {detail}." if detail else "."),
+        )  # fmt: skip
+        return await self._with_checkpoint(entry, job, outcome)
+
+    async def _with_checkpoint(self, entry: entries.Entry, job: jobs.JobSpec, outcome: wire.Outcome) -> wire.Outcome:
+        """``outcome`` of a task of which nothing runs any more, with its checkpoint, or why there is none."""
         from agentina.host import moving  # noqa: PLC0415 - only jobs that go on pay for the import
 
         runner = self._runner(job)
         place = moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
         commit = _read_commit(entry.directory)
-        moved = wire.Outcome(state=State.CHECKPOINTED, reason=Reason.CHECKPOINT)
-        detail = entry.task.stop.detail if entry.task.stop is not None else ""
-        outcome = msgspec.structs.replace(
-            outcome, state=moved.state, reason=moved.reason, commit=commit,
-            detail=f"It {states.REASONS[moved.reason]}" + (f": {detail}." if detail else "."),
-        )  # fmt: skip
         try:
             taken = await moving.take(place, commit=commit, trees=self._workspaces())
         except errors.AgentinaError as error:
@@ -366,9 +377,10 @@ class Operations:
         if taken is None:
             return msgspec.structs.replace(outcome, detail=f"{outcome.detail} It had not begun to work.")
         outcome = msgspec.structs.replace(
-            outcome, artifacts=[taken.artifact], detail=moving.to_outcome(outcome, taken.left_out)[: wire.MAX_DETAIL]
-        )
-        entry.artifacts = {taken.artifact.name: str(taken.path)}
+            outcome, commit=commit, artifacts=[*outcome.artifacts, taken.artifact],
+            detail=moving.to_outcome(outcome, taken.left_out)[: wire.MAX_DETAIL],
+        )  # fmt: skip
+        entry.artifacts = {**entry.artifacts, taken.artifact.name: str(taken.path)}
         self._keep(entry, records.Collection(outcome=outcome, paths=entry.artifacts))
         return outcome
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agentina.executors import process
 from agentina.protocol import api
-from agentina.protocol.states import State
+from agentina.protocol.states import Reason, State
 from tests.acceptance import fleet as fleets
 from tests.fakes import interrupted_cli
 
@@ -62,8 +63,8 @@ def _artifact(fleet: fleets.Fleet, job: str, name: str) -> bytes:
     return b"".join(pieces)
 
 
-def _session(view: api.JobView) -> str:
-    run = next((task.run for task in view.tasks), None)
+def _session(view: api.JobView, number: int = 0) -> str:
+    run = next((task.run for task in view.tasks[number:]), None)
     return "" if run is None else run.session_id
 
 
@@ -93,12 +94,10 @@ def test_a_host_that_is_gone_at_once_has_left_a_checkpoint(fleet: fleets.Fleet, 
     job = submit(fleet, repository, attempts=2, every=0.5)
     told = "checkpoint-000001.tar is stored"
     fleets.wait_for(lambda: any(told in line.text for line in fleet.job(job).events), told)
-    # Everything of it, at the same moment: daemon, nursery, supervisor, and what they started.
-    doomed = _below(fleet.pid("one"))
+    # Everything of it: daemon, nursery, supervisor, and what they started.
     fleet.kill("one")
-    for pid in doomed:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    fleets.end_tasks_below(fleet.layout.instance("one").state)
+    assert not fleets.is_alive(_fence(fleet, job).main_pid)
     fleet.start_daemon("two")
     view = fleet.wait_final(job)
     assert view.job.state is State.SUCCEEDED, view
@@ -109,10 +108,35 @@ def test_a_host_that_is_gone_at_once_has_left_a_checkpoint(fleet: fleets.Fleet, 
     assert _artifact(fleet, job, "from.txt") == f"{job}.1\n".encode()
 
 
-def _below(pid: int) -> list[int]:
-    """All processes that a process has started, and those that these have."""
-    found = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            found += [child, *_below(child)]
-    return found
+def test_a_task_that_is_killed_with_its_supervisor_goes_on(fleet: fleets.Fleet, repository: Path) -> None:
+    fleet.start_daemon("one")
+    job = submit(fleet, repository, attempts=2)
+    os.kill(_fence(fleet, job).pid, signal.SIGKILL)
+    view = fleet.wait_final(job)
+    assert view.job.state is State.SUCCEEDED, view
+    assert [(task.state, task.reason) for task in view.tasks] == [
+        (State.LOST, Reason.SUPERVISOR_DIED), (State.SUCCEEDED, Reason.AGENT_FINISHED),
+    ]  # fmt: skip
+    assert _artifact(fleet, job, "notes.txt") == b"first\nsecond\n"
+
+
+def test_a_checkpoint_that_cannot_be_used_is_no_end(fleet: fleets.Fleet, repository: Path) -> None:
+    """Damaged at the control plane: the job begins anew and says so."""
+    fleet.start_daemon("one")
+    job = submit(fleet, repository, attempts=2)
+    fleet.answer("drain", "--checkpoint", "--instance", "one")
+    fleet.wait_state(job, State.QUEUED)
+    stored = [path for path in (fleet.data / "blobs/artifacts").rglob("*") if path.is_file()]
+    assert len(stored) == 1, stored
+    stored[0].write_bytes(stored[0].read_bytes().replace(b"first", b"fist!"))
+    fleet.start_daemon("two")
+    fleets.wait_for(lambda: len(fleet.job(job).tasks) == 2 and _session(fleet.job(job), 1), "it has begun anew")
+    assert f"begins anew, not from {job}.1: The checkpoint cannot be used: it has another SHA-256" in fleet.answer(
+        "job", "show", job
+    )
+    fleet.answer("job", "cancel", job)
+    assert fleet.wait_final(job).job.state is State.CANCELED
+
+
+def _fence(fleet: fleets.Fleet, job: str) -> Any:
+    return process.read_fence(fleet.layout.instance("one").tasks / f"{job}.1")

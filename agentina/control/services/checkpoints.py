@@ -27,6 +27,14 @@ def origin(tx: engine.Transaction, job: int, public_id: str, number: int) -> wir
     return wire.Origin(task_id=f"{public_id}.{row['number']}", artifact=artifact)
 
 
+def drop_unfinished(tx: engine.Transaction, task: int, *, besides: str) -> list[str]:
+    """Forget what a task's host announced and left off: it sends one after the other. Their names, for the files."""
+    found = tasks.unfinished_checkpoints(tx, task, besides=besides)
+    for name in found:
+        tasks.drop_artifact(tx, task, name)
+    return found
+
+
 def complete(work: changes.Work, task: tasks.Task, name: str, sha256: str) -> list[tuple[str, str]]:
     """A checkpoint is stored in full: it counts from now on. Task and name of those that are kept no longer."""
     tasks.complete_artifact(work.tx, task.id, name, sha256)

@@ -71,26 +71,26 @@ class Uploads:
         info = message.artifact
         names.check_artifact(info.name)
         task = self._task(agent, task_id, message.session)
-        limits = self._limits(task)
-        limit = limits.limits.artifacts + ARTIFACT_SLACK
-        if info.kind == "checkpoint":
-            largest = (limits.checkpoint or protocol_jobs.Checkpoint()).limit
-            if info.size > largest:
-                raise errors.INPUT_TOO_LARGE(where=f"{info.name} of {task_id}", size=info.size, limit=largest)
+        largest, most = self._room(task, info)
+        if info.size > largest:
+            raise errors.INPUT_TOO_LARGE(where=f"{info.name} of {task_id}", size=info.size, limit=largest)
 
-        def announce(tx: engine.Transaction) -> tuple[engine.Row | None, engine.Row]:
+        def announce(tx: engine.Transaction) -> tuple[engine.Row | None, engine.Row, list[str]]:
             sessions.check_standing(tx, agent, message.session)
             before = tasks.artifact(tx, task.id, info.name)
             row = tasks.announce_artifact(
                 tx, task.id, name=info.name, size=info.size, sha256=info.sha256, kind=info.kind
             )
+            left = checkpoints.drop_unfinished(tx, task.id, besides=info.name) if info.kind == "checkpoint" else []
             count, total = tasks.artifact_totals(tx, task.id)
-            if total > limit or count > MAX_ARTIFACTS:
-                raise errors.INPUT_TOO_LARGE(where=f"artifacts of {task_id}", size=total, limit=limit)
-            return before, row
+            if total > most or count > MAX_ARTIFACTS:
+                raise errors.INPUT_TOO_LARGE(where=f"artifacts of {task_id}", size=total, limit=most)
+            return before, row, left
 
         async with self._turn(task_id):
-            before, row = await self._control.store.write(announce)
+            before, row, left = await self._control.store.write(announce)
+            for name in left:
+                await self._control.blobs.restart_artifact(task_id, name)
             if row["complete"]:
                 return wire.PieceStored(offset=info.size, complete=True)
             if before is not None and before["sha256"] != info.sha256:
@@ -173,6 +173,14 @@ class Uploads:
         if task is None or task.agent_id != agent.id:
             raise errors.TASK_UNKNOWN(task=task_id)
         return task
+
+    def _room(self, task: tasks.Task, info: wire.ArtifactInfo) -> tuple[int, int]:
+        """The largest size of one artifact like this, and of all together that are no checkpoints."""
+        limits = self._limits(task)
+        most = limits.limits.artifacts + ARTIFACT_SLACK
+        if info.kind == "checkpoint":
+            return (limits.checkpoint or protocol_jobs.Checkpoint()).limit, most
+        return most, most
 
     def _limits(self, task: tasks.Task) -> _LimitsPart:
         spec = self._control.store.read(lambda tx: jobs.spec(tx, task.job_id), snapshot=False)

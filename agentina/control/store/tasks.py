@@ -183,6 +183,15 @@ def checkpoints(tx: engine.Transaction, job: int, *, before: int | None = None) 
     )  # fmt: skip
 
 
+def unfinished_checkpoints(tx: engine.Transaction, task: int, *, besides: str) -> list[str]:
+    """Names of a task's checkpoints that were announced and did not come in full."""
+    rows = tx.all(
+        "SELECT name FROM artifacts WHERE task_id = :task AND NOT complete AND kind = 'checkpoint' AND name != :name",
+        task=task, name=besides,
+    )  # fmt: skip
+    return [str(row["name"]) for row in rows]
+
+
 def drop_artifact(tx: engine.Transaction, task: int, name: str) -> None:
     """Forget an artifact; its file is the caller's business."""
     tx.execute("DELETE FROM artifacts WHERE task_id = :task AND name = :name", task=task, name=name)

@@ -1,0 +1,141 @@
+"""Checkpoints at the control plane: which are kept, which task goes on from which, and who may read them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from agentina import errors
+from agentina.protocol import wire
+from agentina.protocol.states import Reason, State
+from tests.integration.control import simulated
+
+
+def store(agent: simulated.Agent, task: str, number: int, content: bytes) -> wire.ArtifactInfo:
+    info = wire.ArtifactInfo(
+        name=f"checkpoint-{number:06d}.tar", size=len(content), sha256=hashlib.sha256(content).hexdigest(),
+        kind="checkpoint",
+    )  # fmt: skip
+    path = f"/v1/agent/tasks/{task}/artifacts"
+    agent.call("POST", path, wire.ArtifactBegin(session=agent.session, artifact=info))
+    agent.call("PUT", f"{path}/{info.name}?session={agent.session}&offset=0", content)
+    return info
+
+
+def start(agent: simulated.Agent) -> wire.Assignment:
+    (assignment,) = agent.assignments(agent.poll())
+    agent.report(agent.fact(assignment.task_id, "accepted"), agent.fact(assignment.task_id, "running", pid=1))
+    return assignment
+
+
+def end(agent: simulated.Agent, task: str, state: State, reason: Reason) -> None:
+    agent.report(agent.fact(task, "finishing"), agent.finished(task, state, reason))
+
+
+def read(agent: simulated.Agent, task: str, of: str, name: str, *, offset: int = 0) -> bytes:
+    query = f"of={of}&name={name}&session={agent.session}&offset={offset}"
+    answer = agent.raw("GET", f"/v1/agent/tasks/{task}/checkpoint?{query}")
+    body = answer.read()
+    assert answer.status == 200, body
+    return body
+
+
+def test_a_job_goes_on_from_its_newest_checkpoint(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit(retry={"max_attempts": 1, "backoff": 0})
+    first = start(agent)
+    assert first.origin is None
+    store(agent, first.task_id, 1, b"old" * 1000)
+    newest = store(agent, first.task_id, 2, b"new" * 1000)
+    end(agent, first.task_id, State.CHECKPOINTED, Reason.CHECKPOINT)
+    # Being moved has used no attempt up, of which there was one only.
+    second = start(agent)
+    assert second.origin == wire.Origin(task_id=first.task_id, artifact=newest)
+    assert read(agent, second.task_id, first.task_id, newest.name) == b"new" * 1000
+    assert read(agent, second.task_id, first.task_id, newest.name, offset=2999) == b"w"
+    assert read(agent, second.task_id, first.task_id, newest.name, offset=3000) == b""
+    # Before it has one of its own it is moved again.
+    end(agent, second.task_id, State.CHECKPOINTED, Reason.CHECKPOINT)
+    third = start(agent)
+    assert third.origin == second.origin
+    end(agent, third.task_id, State.SUCCEEDED, Reason.EXIT_ZERO)
+    shown = operator.show(job)
+    assert shown["job"]["state"] == "succeeded"
+    assert shown.get("artifacts", []) == []
+    assert [line["text"] for line in shown["events"] if "is stored" in line["text"]] == [
+        "checkpoint-000001.tar is stored (2.9 KiB)", "checkpoint-000002.tar is stored (2.9 KiB)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.TIMED_OUT, State.OUT_OF_MEMORY])
+def test_after_a_failure_it_begins_anew(control: Any, operator: simulated.Operator, state: State) -> None:
+    agent = control.agent()
+    operator.submit(retry={"max_attempts": 9, "on": [state.value, "lost"], "backoff": 0})
+    first = start(agent)
+    store(agent, first.task_id, 1, b"content")
+    end(agent, first.task_id, state, Reason.EXIT_NONZERO)
+    second = start(agent)
+    assert second.origin is None
+    end(agent, second.task_id, State.LOST, Reason.SUPERVISOR_DIED)
+    third = start(agent)
+    assert third.origin is not None
+    assert third.origin.task_id == first.task_id
+
+
+def test_one_that_was_given_back_does_not_break_the_chain(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    operator.submit(retry={"max_attempts": 2, "backoff": 0})
+    first = start(agent)
+    store(agent, first.task_id, 1, b"content")
+    end(agent, first.task_id, State.LOST, Reason.HOST_RESTARTED)
+    (second,) = agent.assignments(agent.poll())
+    agent.report(agent.fact(second.task_id, "returned", detail="disk full"))
+    third = start(agent)
+    assert third.origin is not None
+    assert third.origin == second.origin
+
+
+def test_two_are_kept_and_what_was_cut_off_is_not(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    operator.submit(retry={"backoff": 0})
+    first = start(agent)
+    for number in range(1, 5):
+        store(agent, first.task_id, number, b"%d" % number * 100)
+    # Announced and not sent: it does not count, and the next one takes its place.
+    for number in (5, 6):
+        cut = wire.ArtifactInfo(
+            name=f"checkpoint-{number:06d}.tar", size=5, sha256="0" * 64, kind="checkpoint"
+        )  # fmt: skip
+        path = f"/v1/agent/tasks/{first.task_id}/artifacts"
+        agent.call("POST", path, wire.ArtifactBegin(session=agent.session, artifact=cut))
+        agent.call("PUT", f"{path}/{cut.name}?session={agent.session}&offset=0", b"half")
+    end(agent, first.task_id, State.LOST, Reason.HOST_RESTARTED)
+    second = start(agent)
+    assert second.origin is not None
+    assert second.origin.artifact.name == "checkpoint-000004.tar"
+    assert read(agent, second.task_id, first.task_id, "checkpoint-000003.tar") == b"3" * 100
+    for gone in (2, 5, 6):
+        with pytest.raises(AssertionError, match="ARTIFACT_UNKNOWN"):
+            read(agent, second.task_id, first.task_id, f"checkpoint-{gone:06d}.tar")
+    stored = [path for path in (control.settings.data / "blobs/artifacts").rglob("*") if path.is_file()]
+    assert len(stored) == 3, stored  # the two, and the half of one
+
+
+def test_it_is_for_the_tasks_of_its_job_only(control: Any, operator: simulated.Operator) -> None:
+    agent, other = control.agent(), control.agent()
+    operator.submit(retry={"backoff": 0})
+    first = start(agent)
+    info = store(agent, first.task_id, 1, b"content")
+    operator.submit()
+    stranger = start(other)
+    for asks, task in ((other, first.task_id), (other, stranger.task_id), (agent, first.task_id)):
+        with pytest.raises(AssertionError, match=r"TASK_UNKNOWN|ARTIFACT_UNKNOWN"):
+            read(asks, task, first.task_id, info.name)
+    huge = wire.ArtifactInfo(name="checkpoint-000002.tar", size=(1 << 30) + 1, sha256="0" * 64, kind="checkpoint")
+    with pytest.raises(errors.AgentinaError, match="INPUT_TOO_LARGE"):
+        agent.call(
+            "POST", f"/v1/agent/tasks/{first.task_id}/artifacts",
+            wire.ArtifactBegin(session=agent.session, artifact=huge),
+        )  # fmt: skip
