@@ -30,6 +30,9 @@ _STOP_REASONS: Final = {
     Reason.CHECKPOINT: contract.StopReason.CHECKPOINT,
 }
 
+#: Ends after which nobody wants to look at what a task left: what goes on elsewhere is there.
+_LOOKED_AT_BY_NOBODY: Final = {State.SUCCEEDED, State.CHECKPOINTED}
+
 #: Seconds after which a task that is still here gets a copy of its record beside it.
 _COPY_SECONDS: Final = 1.0
 
@@ -373,7 +376,7 @@ class Tasks:
 
     def _remove(self, entry: entries.Entry) -> None:
         del self._entries[entry.task_id]
-        keep = entry.task.outcome is not None and entry.task.outcome.state is not State.SUCCEEDED
+        keep = entry.task.outcome is not None and entry.task.outcome.state not in _LOOKED_AT_BY_NOBODY
         # First forgotten in the outbox, then deleted: the other way round a crash between would look like damage.
         self._outbox.release(entry.task_id, then=lambda: self.on_remove(entry.directory.path, keep))
 

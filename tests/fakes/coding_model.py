@@ -43,7 +43,7 @@ class CodingModel(model_provider.ModelProvider):
             empty, delta = {"type": "text", "text": ""}, {"type": "text_delta", "text": ANSWER}
         else:
             name, arguments = self._call(tools)
-            block = {"type": "tool_use", "id": "toolu_1", "name": name, "input": arguments}
+            block = {"type": "tool_use", "id": f"toolu_{len(self.asked)}", "name": name, "input": arguments}
             empty, delta = block | {"input": {}}, {"type": "input_json_delta", "partial_json": json.dumps(arguments)}
         stop = "end_turn" if block["type"] == "text" else "tool_use"
         message = {
@@ -73,7 +73,7 @@ class CodingModel(model_provider.ModelProvider):
             }  # fmt: skip
         else:
             name, arguments = self._call(_tools_of(asked))
-            item = {"id": "fc_1", "call_id": "call_1", "name": name, "status": "completed"}
+            item = {"id": "fc_1", "call_id": f"call_{len(self.asked)}", "name": name, "status": "completed"}
             if isinstance(arguments, str):
                 item |= {"type": "custom_tool_call", "input": arguments}
             else:

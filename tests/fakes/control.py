@@ -49,6 +49,8 @@ class Task:
     pids: list[int] = dataclasses.field(default_factory=list)
     stop: wire.StopTask | None = None
     lease_until: float = 0.0
+    #: What it goes on from.
+    origin: wire.Origin | None = None
 
     @property
     def complete(self) -> bool:
@@ -148,6 +150,17 @@ class FakeControl:
         self.queue.append(task)
         self.wake()
         return task
+
+    def go_on(self, task: Task) -> Task:
+        """The next task of a job, which goes on from the newest checkpoint of ``task``."""
+        names = [name for name, (info, _) in task.artifacts.items() if info.kind == "checkpoint"]
+        job, _, number = task.id.rpartition(".")
+        following = Task(f"{job}.{int(number) + 1}", task.job)
+        following.origin = wire.Origin(task_id=task.id, artifact=task.artifacts[max(names)][0])
+        self.tasks[following.id] = following
+        self.queue.append(following)
+        self.wake()
+        return following
 
     def cancel(self, task: Task, detail: str = "canceled by a test") -> None:
         task.stop = wire.StopTask(task_id=task.id, reason=Reason.CANCELED_BY_OPERATOR, detail=detail)
@@ -288,7 +301,7 @@ class FakeControl:
 
     # --- the protocol ------------------------------------------------------------------------------------------------
 
-    async def _dispatch(self, target: str, body: bytes, headers: dict[bytes, bytes]) -> msgspec.Struct:
+    async def _dispatch(self, target: str, body: bytes, headers: dict[bytes, bytes]) -> msgspec.Struct | msgspec.Raw:
         self._authenticate(headers)
         if self.refusal is not None:
             raise self.refusal
@@ -311,7 +324,7 @@ class FakeControl:
         assert parts[0] == "tasks", target
         return self._upload(parts, query, body)
 
-    def _upload(self, parts: list[str], query: dict[str, str], body: bytes) -> msgspec.Struct:
+    def _upload(self, parts: list[str], query: dict[str, str], body: bytes) -> msgspec.Struct | msgspec.Raw:
         task = self.tasks.get(parts[1])
         if task is None or task.id in self.unknown:
             raise errors.TASK_UNKNOWN(task=parts[1])
@@ -319,6 +332,9 @@ class FakeControl:
             self._check(int(query["session"]))
         if parts[2] == "output":
             return self._piece(task.output, int(query["offset"]), body)
+        if parts[2] == "checkpoint":
+            at = int(query["offset"])
+            return msgspec.Raw(bytes(self.tasks[query["of"]].artifacts[query["name"]][1][at : at + wire.MAX_PIECE]))
         if len(parts) == 3:
             begin = msgspec.json.decode(body, type=wire.ArtifactBegin)
             self._check(begin.session)
@@ -433,9 +449,10 @@ class FakeControl:
 
     def assign(self, task: Task, message: wire.Poll, **changes: Any) -> signing.Signed:
         fields = {
-            "task_id": task.id, "job_id": task.id.split(".")[0], "epoch": 1, "agent_id": AGENT,
+            "task_id": task.id, "job_id": task.id.split(".")[0], "epoch": int(task.id.split(".")[1]), "agent_id": AGENT,
             "session": message.session, "poll": message.number, "organization": "default",
-            "issued_ms": self.now_ms(), "lease_seconds": self.directives.lease_seconds, "job": task.job, **changes,
+            "issued_ms": self.now_ms(), "lease_seconds": self.directives.lease_seconds, "job": task.job,
+            "origin": task.origin, **changes,
         }  # fmt: skip
         return self.key.sign_struct("assignment", wire.Assignment(**fields))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from agentina.client import local
 from agentina.executors import process
 from agentina.gateway import record
 from agentina.protocol.states import Reason, State
@@ -158,6 +159,54 @@ async def test_agent_that_is_ended_in_a_tool_leaves_nothing_but_its_session(  # 
     assert outcome.agent is not None
     assert outcome.agent.session_id
     assert outcome.agent.tool_calls == 1
+
+
+@pytest.mark.parametrize("runner", real_clis.CLIS)
+async def test_session_goes_on_in_another_place(  # noqa: PLR0917 - fixtures
+    daemon: DaemonProcess,
+    plane: control.FakeControl,
+    provider: model_provider.ModelProvider,
+    tmp_path: Path,
+    runner: str,
+) -> None:
+    """It is interrupted in a tool that has changed a file, and its place is deleted before it goes on."""
+    assert isinstance(provider, coding_model.CodingModel)
+    mark = f"1000.{os.getpid()}"
+    provider.command = f"sed -i 's/a - b/a + b/' calc.py && python3 -c 'import time; print(1); time.sleep({mark})'"
+    install(daemon, runner)
+    await daemon.start()
+    first = plane.submit(
+        runner=runner,
+        payload={"prompt": "test_calc.py fails: mend calc.py, please."},
+        workspace={"git": str(make_repository(tmp_path / "repository"))},
+        verify={"argv": ["python3", "test_calc.py"]},
+        resources={"memory": "2GiB"},
+        limits={"timeout": "5m", "grace": 10},
+        budget={"tokens": 9_999_999},
+    )
+    await plane.until(lambda: bool(running(mark)) and mark.encode() in first.output)
+    await asyncio.to_thread(local.ask, daemon.instance, "drain", move=True)
+    await plane.until_ended(first)
+    assert first.outcome is not None
+    assert first.outcome.state is State.CHECKPOINTED, (first.outcome, bytes(first.output))
+    assert not running(mark)
+    await plane.until(lambda: not (daemon.instance.tasks / first.id).exists())
+    provider.command = "true"
+    asked = len(provider.asked)
+    await asyncio.to_thread(local.ask, daemon.instance, "resume")
+    second = plane.go_on(first)
+    await plane.until_ended(second)
+    outcome = second.outcome
+    assert outcome is not None
+    assert (outcome.state, outcome.reason) == (State.SUCCEEDED, Reason.AGENT_FINISHED), (outcome, bytes(second.output))
+    assert b"+    return a + b" in second.artifacts["changes.patch"][1]
+    # The same session: what was said before is asked again, and why there is another place now.
+    assert outcome.agent is not None
+    assert first.outcome.agent is not None
+    assert outcome.agent.session_id == first.outcome.agent.session_id
+    resumed = [one.body for one in provider.asked[asked:] if b"You were interrupted" in one.body]
+    assert resumed
+    assert all(b"mend calc.py, please" in body and mark.encode() in body for body in resumed)
 
 
 def running(mark: str) -> list[str]:
