@@ -620,9 +620,9 @@ WORKSPACE_FAILED = _entry(
 )  # fmt: skip
 CHECKPOINT_FAILED = _entry(
     "CHECKPOINT_FAILED", 422, Exit.FAILED,
-    message="The checkpoint cannot be used: {problem}.",
-    cause="It is larger than the job's checkpoint.limit, damaged, or of another repository or release.",
-    remedy="The job starts from its beginning. Raise checkpoint.limit, or ignore large generated files in .gitignore.",
+    message="The checkpoint failed: {problem}.",
+    cause="It is larger than the job's checkpoint.limit, damaged, or cannot be taken or gone on from here.",
+    remedy="The job goes on from an earlier one, or begins anew. If it is too large, raise checkpoint.limit.",
 )  # fmt: skip
 TASK_START_FAILED = _entry(
     "TASK_START_FAILED", 422, Exit.FAILED,

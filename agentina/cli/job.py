@@ -124,6 +124,22 @@ def cancel(job_id: str, reason: str, *, as_json: bool) -> None:
         output.answer(f"{view.job.id} {view.job.state.value}: its agent was told to end it; see `agentina job show`.")
 
 
+@job.command(epilog=options.examples("agentina job checkpoint JOB"))
+@click.argument("job_id", metavar="JOB")
+@options.root_option
+@options.json_option
+def checkpoint(job_id: str, *, as_json: bool) -> None:
+    """Have a checkpoint taken of a job that runs; it goes on from there should its host be lost."""
+    with connection.open_client() as client:
+        view = client.checkpoint_job(job_id)
+    if as_json:
+        output.document(view)
+    else:
+        output.answer(
+            f"{view.job.id}: its agent was asked for a checkpoint; `agentina job show` tells when it is stored."
+        )
+
+
 @job.command(epilog=options.examples("agentina job retry JOB"))
 @click.argument("job_id", metavar="JOB")
 @options.root_option

@@ -69,6 +69,13 @@ def artifact(path: str, *, as_json: bool) -> None:
     _tell({"verb": "artifact", "path": os.path.abspath(path)}, as_json=as_json)  # noqa: PTH100
 
 
+@task.command(epilog=options.examples("agentina task checkpoint"))
+@options.json_option
+def checkpoint(*, as_json: bool) -> None:
+    """Have a checkpoint taken, from which the job goes on should its host be lost."""
+    _tell({"verb": "checkpoint"}, as_json=as_json)
+
+
 @task.command(epilog=options.examples("agentina task budget --json"))
 @options.json_option
 def budget(*, as_json: bool) -> None:

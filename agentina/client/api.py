@@ -209,6 +209,10 @@ class Client:
         """Queue an ended job again."""
         return self._act(f"/v1/jobs/{_quote(job)}/retry", {}, api.JobView)
 
+    def checkpoint_job(self, job: str) -> api.JobView:
+        """Have a checkpoint taken of a job that runs."""
+        return self._act(f"/v1/jobs/{_quote(job)}/checkpoint", {}, api.JobView)
+
     def job_schema(self) -> Any:
         """The JSON Schema of job documents, as this control plane has it."""
         return self._get("/v1/job-schema", dict[str, Any])

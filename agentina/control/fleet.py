@@ -37,8 +37,8 @@ class Held:
     """A task an agent holds, with its lease."""
 
     __slots__ = (
-        "agent", "answers", "deadline", "is_taken", "job", "job_id", "memory_bytes", "models", "parked", "poll", "run",
-        "spec",
+        "agent", "answers", "checkpoint_poll", "deadline", "is_taken", "job", "job_id", "memory_bytes", "models",
+        "parked", "poll", "run", "spec",
         "state", "stop", "stop_poll", "task", "task_id",
     )  # fmt: skip
 
@@ -72,6 +72,8 @@ class Held:
         self.parked = ""
         #: The poll whose answer carried the stop; 0: none did yet.
         self.stop_poll = 0
+        #: The same of the wish for a checkpoint; None: there is none.
+        self.checkpoint_poll: int | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -345,6 +347,13 @@ class Fleet:
         held = self.held.pop(task_id, None)
         if held is not None:
             held.agent.held.pop(task_id, None)
+
+    def want_checkpoint(self, task_id: str) -> None:
+        """Somebody wants a checkpoint of a task; its agent is told with its next poll's answer."""
+        held = self.held.get(task_id)
+        if held is not None:
+            held.checkpoint_poll = 0
+            held.agent.wake()
 
     def answer(self, answer: wire.Answer) -> None:
         """A task is told something; its agent hears at once that there is something."""

@@ -88,10 +88,11 @@ def name_of(number: int) -> str:
     return f"checkpoint-{number:06d}.tar"
 
 
-def keep_newest(directory: Path) -> None:
-    """Delete all but the two newest checkpoints of the task in ``directory``."""
-    for path in sorted((directory / DIRECTORY).glob("checkpoint-*.tar"))[:-2]:
-        path.unlink(missing_ok=True)
+def drop_before(directory: Path, name: str) -> None:
+    """Delete the checkpoints of the task in ``directory`` that are older than ``name``."""
+    for path in (directory / DIRECTORY).glob("checkpoint-*.tar"):
+        if path.name < name:
+            path.unlink(missing_ok=True)
 
 
 def next_number(directory: Path) -> int:

@@ -242,6 +242,7 @@ class Daemon:
             reports=self._outbox,
             findings=self.anomalies,
             budget=gates.budget_left,
+            checkpoint=self._work.checkpoint,
             clocks=self._clock,
         )
         self._work.doors = self._doors

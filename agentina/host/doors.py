@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 #: What is left of a task's budget; None: it has none.
 Budget = Callable[[entries.Entry], Awaitable[verbs.Budget | None]]
+#: Has a checkpoint of a task taken; what became of it.
+Checkpoint = Callable[[entries.Entry], Awaitable[str]]
 #: Has a change reported to the control plane, durably.
 _Report = Callable[[entries.Entry, verbs.Request, said.Said], Awaitable[None]]
 
@@ -69,8 +71,10 @@ class Doors:
         reports: outbox.Outbox,
         findings: anomalies.Anomalies,
         budget: Budget,
+        checkpoint: Checkpoint,
         clocks: clock.Clock,
     ) -> None:
+        self._checkpoint = checkpoint
         self._executor = executor
         self._reports = reports
         self._anomalies = findings
@@ -159,7 +163,10 @@ class Doors:
         if place.outside is None:
             return  # it has ended, and whoever watches it is about to see that
         workspace = str(self._executor.place(entry.directory.path) / "workspace")
-        door = Door(entry, workspace=workspace, report=self._report, budget=self._budget, clocks=self._clock)
+        door = Door(
+            entry, workspace=workspace, report=self._report, budget=self._budget, checkpoint=self._checkpoint,
+            clocks=self._clock,
+        )  # fmt: skip
         self._doors[entry.task_id] = door
         try:
             await door.open(place.outside, mode=0o666 if place.is_shared else 0o600)
@@ -192,8 +199,16 @@ class Door:
     """The door of one task."""
 
     def __init__(
-        self, entry: entries.Entry, *, workspace: str, report: _Report, budget: Budget, clocks: clock.Clock
+        self,
+        entry: entries.Entry,
+        *,
+        workspace: str,
+        report: _Report,
+        budget: Budget,
+        checkpoint: Checkpoint,
+        clocks: clock.Clock,
     ) -> None:
+        self._checkpoint = checkpoint
         self._entry = entry
         self._workspace = workspace
         self._report = report
@@ -269,6 +284,8 @@ class Door:
         if isinstance(request, verbs.AskBudget):
             left = await self._budget(self._entry)
             answer = verbs.Answer(budget=left, text="" if left is not None else "this task has no budget")
+        elif isinstance(request, verbs.TakeCheckpoint):
+            answer = verbs.Answer(text=await self._checkpoint(self._entry))
         else:
             answer = await self._take(request)
         if isinstance(request, verbs.Ask | verbs.Hear) and answer.answer is None and answer.question and request.wait:

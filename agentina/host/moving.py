@@ -7,6 +7,7 @@ be resumed, and those that ask for it with ``checkpoint``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -16,7 +17,7 @@ import msgspec
 
 from agentina import errors
 from agentina.host import checkpoints, doors, entries, said, uploads
-from agentina.protocol import jobs, wire
+from agentina.protocol import jobs, units, wire
 from agentina.runners import agents
 from agentina.runners import contract as runner_contract
 from agentina.system import files, tasks
@@ -91,33 +92,114 @@ async def take(place: Place, *, commit: str, trees: workspaces.Workspaces) -> ch
     return taken
 
 
-async def keep(place: Place, *, commit: str, trees: workspaces.Workspaces, transfers: uploads.Uploads) -> None:
-    """Take a checkpoint of a running task again and again, until canceled, and send those that tell something new."""
-    entry, sent = place.entry, ""
-    while place.wishes.every:
-        await asyncio.sleep(place.wishes.every)
+class Keeper:
+    """Takes checkpoints of one task while it runs, in time or when asked to, and sends those that tell something new.
+
+    On the host the one that was sent last is kept, for its number, and the newest that is not sent yet.
+    """
+
+    def __init__(self, place: Place, *, commit: str, trees: workspaces.Workspaces, transfers: uploads.Uploads) -> None:
+        self._place = place
+        self._commit = commit
+        self._trees = trees
+        self._transfers = transfers
+        self._asked: list[asyncio.Future[str]] = []
+        self._wanted = asyncio.Event()
+        #: The last one, as told by its content, and the one that waits to be sent.
+        self._known = ""
+        self._waiting: checkpoints.Taken | None = None
+        self._fresh = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until canceled."""
+        sender = tasks.start(self._send(), name=f"checkpoints {self._place.entry.task_id}")
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._place.wishes.every or None):
+                        await self._wanted.wait()
+                self._wanted.clear()
+                await self._take()
+        finally:
+            await tasks.cancel(sender)
+            self._answer(errors.CHECKPOINT_FAILED(problem="the task has ended"))
+
+    async def now(self) -> str:
+        """Take one; what became of it, in words. It is on disk then, and on its way.
+
+        Raises:
+            AgentinaError: ``CHECKPOINT_FAILED``, ``DISK_FULL`` or ``STATE_UNWRITABLE``.
+
+        """
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked.append(answer)
+        self._wanted.set()
+        return await answer
+
+    async def _take(self) -> None:
+        asked, self._asked = self._asked, []
         taking = tasks.start(
-            take(place, commit=commit, trees=trees), name=f"checkpoint {entry.task_id}", on_failure=lambda _: None
-        )
+            take(self._place, commit=self._commit, trees=self._trees),
+            name=f"checkpoint {self._place.entry.task_id}", on_failure=lambda _: None,
+        )  # fmt: skip
         try:
             taken = await asyncio.shield(taking)
-            if taken is None:
-                continue
-            if taken.artifact.sha256 == sent:
-                taken.path.unlink()
-                continue
-            await transfers.send_artifact(entry.task_id, taken.artifact, taken.path)
-            sent = taken.artifact.sha256
-            checkpoints.keep_newest(entry.directory.path)
+            said = self._take_over(taken)
         except asyncio.CancelledError:
             # Threads go on regardless: whoever packs next must not meet them.
             await asyncio.wait({taking})
+            self._asked = asked
             raise
         except errors.AgentinaError as error:
-            fields = {"action": "checkpoint-failed", "task": entry.task_id, "code": error.code}
-            _log.warning("task %s: %s", entry.task_id, error, extra=fields)
-        except uploads.Unwanted:
+            fields = {"action": "checkpoint-failed", "task": self._place.entry.task_id, "code": error.code}
+            _log.warning("task %s: %s", self._place.entry.task_id, error, extra=fields)
+            _answer(asked, error)
             return
+        _answer(asked, said)
+
+    def _take_over(self, taken: checkpoints.Taken | None) -> str:
+        if taken is None:
+            return "there is nothing to go on with yet: the agent has no session"
+        if taken.artifact.sha256 == self._known:
+            taken.path.unlink()
+            return "nothing has changed since the last checkpoint"
+        if self._waiting is not None:
+            self._waiting.path.unlink(missing_ok=True)
+        self._known, self._waiting = taken.artifact.sha256, taken
+        self._fresh.set()
+        left_out = f"; not in it: {', '.join(taken.left_out[:3])}" if taken.left_out else ""
+        return f"{taken.artifact.name} is taken ({units.show_size(taken.artifact.size)}) and on its way{left_out}"
+
+    async def _send(self) -> None:
+        entry = self._place.entry
+        while True:
+            await self._fresh.wait()
+            self._fresh.clear()
+            taken, self._waiting = self._waiting, None
+            if taken is None:
+                continue
+            try:
+                await self._transfers.send_artifact(entry.task_id, taken.artifact, taken.path)
+            except errors.AgentinaError as error:
+                fields = {"action": "checkpoint-failed", "task": entry.task_id, "code": error.code}
+                _log.warning("task %s: %s", entry.task_id, error, extra=fields)
+            except uploads.Unwanted:
+                return
+            checkpoints.drop_before(entry.directory.path, taken.artifact.name)
+
+    def _answer(self, said: str | errors.AgentinaError) -> None:
+        asked, self._asked = self._asked, []
+        _answer(asked, said)
+
+
+def _answer(asked: list[asyncio.Future[str]], said: str | errors.AgentinaError) -> None:
+    for one in asked:
+        if one.done():
+            continue
+        if isinstance(said, str):
+            one.set_result(said)
+        else:
+            one.set_exception(said)
 
 
 async def fetch(entry: entries.Entry, transfers: uploads.Uploads) -> checkpoints.Manifest:

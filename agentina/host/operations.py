@@ -21,7 +21,7 @@ from agentina.runners import contract as runner_contract
 from agentina.system import clock, files, tasks
 
 if TYPE_CHECKING:
-    from agentina.host import gates, runs, workspaces
+    from agentina.host import gates, moving, runs, workspaces
 
 #: Errors of this host, not of the job: another host may do better.
 _HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code, errors.SYSTEMD_UNREACHABLE.code}
@@ -67,6 +67,8 @@ class Operations:
         #: Seconds the process of an AI agent may go on, silent, after it said that it had finished.
         self.agent_linger = agent_linger
         self._git: workspaces.Workspaces | None = None
+        #: Who takes checkpoints, by the task.
+        self._keepers: dict[str, moving.Keeper] = {}
 
     async def perform(self, entry: entries.Entry, operation: state.Do) -> state.Event:
         """Perform one operation; its end as an event."""
@@ -269,7 +271,27 @@ class Operations:
         runner = self._runner(job)
         place = moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
         commit = _read_commit(entry.directory)
-        await moving.keep(place, commit=commit, trees=self._workspaces(), transfers=self._transfers)
+        keeper = moving.Keeper(place, commit=commit, trees=self._workspaces(), transfers=self._transfers)
+        self._keepers[entry.task_id] = keeper
+        try:
+            await keeper.run()
+        finally:
+            del self._keepers[entry.task_id]
+
+    async def checkpoint(self, entry: entries.Entry) -> str:
+        """Take a checkpoint of a task that runs; what became of it, in words.
+
+        Raises:
+            AgentinaError: ``CHECKPOINT_FAILED``, ``DISK_FULL`` or ``STATE_UNWRITABLE``.
+
+        """
+        keeper = self._keepers.get(entry.task_id)
+        if keeper is not None:
+            return await keeper.now()
+        problem = "jobs of its runner have none without the key `checkpoint`"
+        if self.can_move(entry):
+            problem = "here one can be taken at its end only (`agentina drain --checkpoint`)"
+        raise errors.CHECKPOINT_FAILED(problem=problem)
 
     def _end_hung(self, entry: entries.Entry) -> None:
         """End a command line that has finished but does not end."""

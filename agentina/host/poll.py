@@ -184,6 +184,7 @@ class Poll:
         self._session.apply(answer.directives)
         self._tasks.stop(answer.stop)
         self._tasks.forget(answer.forget)
+        self._tasks.checkpoint(answer.checkpoint)
         if answer.assignments:
             async with self._lock:
                 if self._in_session != self._session.number or not self._session.is_open:

@@ -10,6 +10,7 @@ the asker's; one that was said before, by whoever got no answer, changes nothing
 | ask | a question without an answer | an anomaly | 20 |
 | answer | nothing | - | - |
 | artifact | one more path, if it is new | - (it is collected at the end) | 200 |
+| checkpoint | nothing (:mod:`agentina.host.moving`) | an artifact | - |
 | budget | nothing | - | - |
 
 All verbs together: 20 at once, then one in two seconds. What is over a limit is refused in words that an AI agent

@@ -59,6 +59,8 @@ class Tasks:
         self._clock = clocks
         self._boot_id = boot_id
         self._entries: dict[str, entries.Entry] = {}
+        #: Checkpoints that somebody wanted.
+        self._taking: dict[str, asyncio.Task[None]] = {}
         self._phases: collections.Counter[state.Phase] = collections.Counter()
         self._occupied = 0
         self._promised = 0
@@ -257,6 +259,22 @@ class Tasks:
                 )  # fmt: skip
                 self.feed(entry, state.StopAsked(order.reason, order.detail))
 
+    def checkpoint(self, task_ids: Iterable[str]) -> None:
+        """Take checkpoints of tasks that run, as somebody wants; each tells the control plane what became of it."""
+        for task_id in task_ids:
+            entry = self._entries.get(task_id)
+            if entry is not None and entry.task.phase is state.Phase.RUNNING and task_id not in self._taking:
+                self._taking[task_id] = tasks.start(self._checkpoint(entry), name=f"checkpoint {task_id}")
+
+    async def _checkpoint(self, entry: entries.Entry) -> None:
+        try:
+            said = await self._work.checkpoint(entry)
+        except errors.AgentinaError as error:
+            said = error.message
+        finally:
+            del self._taking[entry.task_id]
+        self._outbox.report(entry.task_id, "note", detail=said[: wire.MAX_DETAIL])
+
     def forget(self, task_ids: Iterable[str]) -> None:
         """Let go of tasks the control plane has in full."""
         for task_id in task_ids:
@@ -293,6 +311,7 @@ class Tasks:
     async def close(self) -> None:
         """Stop acting; tasks go on without this daemon."""
         self._closing = True
+        await tasks.cancel(*self._taking.values())
         await tasks.cancel(*(entry.driver for entry in self._entries.values()))
 
     # --- acting ------------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ TOOLS: Final = [
         "artifact", "Have a file or directory of the workspace kept when the task has ended.", ["path"],
         path={"type": "string", "maxLength": 1024},
     ),
+    _tool("checkpoint", "Have your work and this session saved now, before something risky.", []),
     _tool("budget", "How much of models this task may still use.", []),
 ]  # fmt: skip
 _BY_NAME: Final[dict[str, dict[str, Any]]] = {tool["name"]: tool["inputSchema"] for tool in TOOLS}

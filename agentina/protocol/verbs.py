@@ -73,7 +73,11 @@ class AskBudget(_Request, frozen=True, kw_only=True, tag="budget"):
     """What is left of the budget."""
 
 
-Request = TellProgress | Complain | Ask | Hear | DeclareArtifact | AskBudget
+class TakeCheckpoint(_Request, frozen=True, kw_only=True, tag="checkpoint"):
+    """Have a checkpoint taken now: what follows is risky, or what is done was dear."""
+
+
+Request = TellProgress | Complain | Ask | Hear | DeclareArtifact | AskBudget | TakeCheckpoint
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):

@@ -391,6 +391,8 @@ class PollAnswer(_Message, frozen=True, kw_only=True):
     assignments: list[signing.Signed] = []
     stop: list[StopTask] = []
     forget: list[str] = []
+    #: Tasks of which a checkpoint is wanted now; again with each answer until one that has them is acknowledged.
+    checkpoint: list[str] = []
     directives: Directives = Directives()
 
 

@@ -92,12 +92,11 @@ def test_a_drained_host_hands_its_jobs_on(fleet: fleets.Fleet, repository: Path)
 def test_a_host_that_is_gone_at_once_has_left_a_checkpoint(fleet: fleets.Fleet, repository: Path) -> None:
     fleet.start_daemon("one")
     job = submit(fleet, repository, attempts=2, every=0.5)
-    told = "checkpoint-000001.tar is stored"
-    fleets.wait_for(lambda: any(told in line.text for line in fleet.job(job).events), told)
+    _wait_told(fleet, job, "checkpoint-000001.tar is stored")
     # Everything of it: daemon, nursery, supervisor, and what they started.
     fleet.kill("one")
     fleets.end_tasks_below(fleet.layout.instance("one").state)
-    assert not fleets.is_alive(_fence(fleet, job).main_pid)
+    fleets.wait_for(lambda: not fleets.is_alive(_fence(fleet, job).main_pid), "its process is gone")
     fleet.start_daemon("two")
     view = fleet.wait_final(job)
     assert view.job.state is State.SUCCEEDED, view
@@ -106,6 +105,35 @@ def test_a_host_that_is_gone_at_once_has_left_a_checkpoint(fleet: fleets.Fleet, 
     ]  # fmt: skip
     assert _artifact(fleet, job, "notes.txt") == b"first\nsecond\n"
     assert _artifact(fleet, job, "from.txt") == f"{job}.1\n".encode()
+
+
+def test_one_is_taken_when_somebody_wants_it(fleet: fleets.Fleet, repository: Path) -> None:
+    fleet.start_daemon("one")
+    job = submit(fleet, repository)
+    fleet.answer("job", "checkpoint", job)
+    _wait_told(fleet, job, "checkpoint-000001.tar is stored")
+    _wait_told(fleet, job, "and on its way")
+    fleet.answer("job", "checkpoint", job)
+    _wait_told(fleet, job, "nothing has changed since the last checkpoint")
+    fleet.answer("job", "cancel", job)
+    fleet.wait_final(job)
+    refused = fleet.run("job", "checkpoint", job)
+    assert "STATE_CONFLICT" in refused.stderr, refused
+    # A task's own wish, and one of a task that has none.
+    script = "echo done > part.txt; agentina task checkpoint; sleep 1000"
+    own = fleet.submit_script(script, checkpoint={"every": 0})
+    _wait_told(fleet, own, "checkpoint-000001.tar is stored")
+    fleets.wait_for(lambda: b"checkpoint-000001.tar is taken" in fleet.output(own), "the task is told")
+    fleet.answer("job", "cancel", own)
+    none = fleet.submit_script("agentina task checkpoint || sleep 1000")
+    fleets.wait_for(lambda: b"CHECKPOINT_FAILED" in fleet.output(none), "the task is told")
+    fleet.answer("job", "checkpoint", none)
+    _wait_told(fleet, none, "jobs of its runner have none without the key")
+    fleet.answer("job", "cancel", none)
+
+
+def _wait_told(fleet: fleets.Fleet, job: str, words: str) -> None:
+    fleets.wait_for(lambda: any(words in line.text for line in fleet.job(job).events), words)
 
 
 def test_a_task_that_is_killed_with_its_supervisor_goes_on(fleet: fleets.Fleet, repository: Path) -> None:
@@ -131,7 +159,7 @@ def test_a_checkpoint_that_cannot_be_used_is_no_end(fleet: fleets.Fleet, reposit
     stored[0].write_bytes(stored[0].read_bytes().replace(b"first", b"fist!"))
     fleet.start_daemon("two")
     fleets.wait_for(lambda: len(fleet.job(job).tasks) == 2 and _session(fleet.job(job), 1), "it has begun anew")
-    assert f"begins anew, not from {job}.1: The checkpoint cannot be used: it has another SHA-256" in fleet.answer(
+    assert f"begins anew, not from {job}.1: The checkpoint failed: it has another SHA-256" in fleet.answer(
         "job", "show", job
     )
     fleet.answer("job", "cancel", job)

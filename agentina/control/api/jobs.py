@@ -9,8 +9,8 @@ import msgspec
 
 from agentina import errors
 from agentina.control.api import routing
+from agentina.control.services import checkpoints, views
 from agentina.control.services import jobs as job_service
-from agentina.control.services import views
 from agentina.control.store import engine, jobs, tasks
 from agentina.protocol import api
 from agentina.protocol import jobs as protocol_jobs
@@ -161,6 +161,11 @@ async def retry(call: routing.Call) -> api.JobView:
     return views.job_view(call.control, await job_service.retry(call.control, call.parameters["job"], actor=call.actor))
 
 
+async def checkpoint(call: routing.Call) -> api.JobView:
+    """Have a checkpoint taken."""
+    return views.job_view(call.control, await checkpoints.ask(call.control, call.parameters["job"], actor=call.actor))
+
+
 async def job_schema(_: routing.Call) -> dict[str, Any]:
     """The published JSON Schema."""
     return protocol_jobs.schema()
@@ -221,6 +226,10 @@ def routes() -> list[routing.Route]:
         routing.Route(
             method="POST", path="/v1/jobs/{job}/retry", handler=retry, summary="Run an ended job again",
             auth="operator", answer=api.JobView,
+        ),
+        routing.Route(
+            method="POST", path="/v1/jobs/{job}/checkpoint", handler=checkpoint,
+            summary="Have a checkpoint taken of a job that runs", auth="operator", answer=api.JobView,
         ),
         routing.Route(
             method="GET", path="/v1/job-schema", handler=job_schema, summary="JSON Schema of a job", auth="public",

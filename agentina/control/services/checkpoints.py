@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from agentina import errors
+from agentina.control import plane
 from agentina.control.services import changes
-from agentina.control.store import engine, tasks
+from agentina.control.store import audit, engine, jobs, tasks
 from agentina.protocol import units, wire
 from agentina.protocol.states import State
 
@@ -25,6 +27,32 @@ def origin(tx: engine.Transaction, job: int, public_id: str, number: int) -> wir
     row = found[0]
     artifact = wire.ArtifactInfo(name=row["name"], size=row["size"], sha256=row["sha256"], kind="checkpoint")
     return wire.Origin(task_id=f"{public_id}.{row['number']}", artifact=artifact)
+
+
+async def ask(control: plane.Plane, public_id: str, *, actor: str) -> str:
+    """Have a checkpoint taken of the task that an agent runs for a job; the job's id is returned.
+
+    The wish is kept in memory until its agent has heard it: after a restart here it has to be said again.
+
+    Raises:
+        AgentinaError: ``JOB_UNKNOWN``; ``STATE_CONFLICT`` when it does not run.
+
+    """
+
+    def operation(work: changes.Work) -> str:
+        job = jobs.find(work.tx, public_id)
+        if job is None:
+            raise errors.JOB_UNKNOWN(job=public_id[:40])
+        if job.state is not State.RUNNING:
+            raise errors.STATE_CONFLICT(what=f"Job {public_id}", state=f"'{job.state.value}'", expected="'running'")
+        audit.append(work.tx, actor=actor, action="job.checkpoint", subject=public_id, detail={}, now_ms=work.now_ms)
+        job.tell(f"a checkpoint is asked for by {actor}", task=job.tasks, now_ms=work.now_ms)
+        jobs.save(work.tx, job)
+        work.effects.jobs.add(public_id)
+        return f"{public_id}.{job.tasks}"
+
+    await control.write(operation, committed=control.fleet.want_checkpoint)
+    return public_id
 
 
 def drop_unfinished(tx: engine.Transaction, task: int, *, besides: str) -> list[str]:

@@ -63,6 +63,8 @@ def _acknowledge(agent: fleet.Agent, number: int) -> None:
     for held in agent.held.values():
         if held.poll <= number:
             held.is_taken, held.spec = True, None
+        if held.checkpoint_poll and held.checkpoint_poll <= number:
+            held.checkpoint_poll = None
 
 
 def _is_work_waiting(control: plane.Plane, agent: fleet.Agent) -> bool:
@@ -124,15 +126,19 @@ def _collect(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> wi
         held for held in agent.held.values()
         if held.stop is not None and (held.stop_poll == 0 or held.stop_poll > message.acknowledged)
     ]  # fmt: skip
-    if not (unsent or stops or agent.orders):
+    wanted = [held for held in agent.held.values() if held.checkpoint_poll is not None]
+    if not (unsent or stops or wanted or agent.orders):
         return None
     agent.orders = False
     for held in stops:
         held.stop_poll = message.number
+    for held in wanted:
+        held.checkpoint_poll = message.number
     return wire.PollAnswer(
         number=message.number, server_time_ms=control.clock.wall_ms(),
         assignments=[_sign(control, agent, held, message.number) for held in unsent[: wire.MAX_ASSIGNMENTS]],
         stop=[held.stop for held in stops if held.stop is not None],
+        checkpoint=[held.task_id for held in wanted],
         directives=sessions.directives(control, agent),
     )  # fmt: skip
 

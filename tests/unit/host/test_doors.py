@@ -25,6 +25,7 @@ async def opened() -> AsyncIterator[doors.Doors]:
         reports=cast("outbox.Outbox", None),  # no task says anything
         findings=cast("anomalies.Anomalies", None),
         budget=cast("doors.Budget", None),
+        checkpoint=cast("doors.Checkpoint", None),
         clocks=clock.SystemClock(),
     )
     yield made
