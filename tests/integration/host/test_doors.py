@@ -150,7 +150,10 @@ async def test_nothing_but_verbs_gets_in(daemon: DaemonProcess, plane: control.F
         writer.write(line)
         if not line.endswith(b"\n"):
             writer.write_eof()
-        answer = await reader.read()
+        try:
+            answer = await reader.read()
+        except ConnectionResetError:
+            answer = b""  # it was cut off before it had sent all of what is too long
         assert not answer or "error" in json.loads(answer), (line, answer)
         writer.close()
     assert not (daemon.instance.tasks / task.id / said.FILE).exists()
