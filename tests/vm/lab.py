@@ -25,6 +25,8 @@ from tests.vm import host, images, machine
 _SOURCE: Final = Path(__file__).parents[2]
 #: Version of a later package of the same sources.
 NEXT: Final = "99.0"
+#: What packages are dated with: the same sources make the same package, whichever commit has them.
+SOURCE_DATE: Final = "1767225600"
 #: Where hosts have the control plane's certificate.
 CERTIFICATE: Final = "/etc/ssl/certs/agentina-test.pem"
 
@@ -91,7 +93,7 @@ def build_packages(*, version: str = "") -> Path:
     listed = subprocess.check_output(
         [*git, "agentina", "packaging", ":!packaging/ansible", "docs", "pyproject.toml"]
     ).decode()
-    digest = hashlib.sha256(version.encode())
+    digest = hashlib.sha256(f"{version} {SOURCE_DATE}".encode())
     for name in sorted(set(listed.split("\0"))):
         if (_SOURCE / name).is_file():
             digest.update(f"{name}\0".encode() + hashlib.sha256((_SOURCE / name).read_bytes()).digest())
@@ -107,7 +109,7 @@ def build_packages(*, version: str = "") -> Path:
 def _build(directory: Path, version: str) -> None:
     command = [sys.executable, "-B", "-m", "releasing", "deb", "--output", str(directory)]
     command += ["--version", version] if version else []
-    environment = {**os.environ, "PYTHONPATH": "packaging"}
+    environment = {**os.environ, "PYTHONPATH": "packaging", "SOURCE_DATE_EPOCH": SOURCE_DATE}
     done = subprocess.run(command, cwd=_SOURCE, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 

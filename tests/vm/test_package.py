@@ -64,7 +64,7 @@ def agent(run_lab: lab.Lab, new_container: NewContainer) -> container.Container:
 
 def test_builds_are_the_same_whoever_makes_them(package: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-B", "-m", "releasing", "deb", "--output", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": "packaging", "TZ": "Asia/Tokyo"}
+    environment = {**os.environ, "PYTHONPATH": "packaging", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": lab.SOURCE_DATE}
     subprocess.run(command, cwd=SOURCE, env=environment, umask=0o077, stdout=subprocess.DEVNULL, check=True)
     for one in package.parent.glob("*.deb"):
         digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (one, tmp_path / one.name)}
