@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.fakes import agent_cli
 
 SESSION = "473c6de2-ab57-4fa3-8627-cbc3b6176cad"
-_RECORDING = agent_cli.RECORDINGS / "claude_ok.jsonl"
+RECORDING = agent_cli.RECORDINGS / "claude_ok.jsonl"
 _PROGRAM = f"""\
 #!/bin/sh
 transcript="$HOME/.claude/projects/$(pwd | tr -c 'A-Za-z0-9\\n' -)/{SESSION}.jsonl"
@@ -18,23 +18,28 @@ case " $* " in
     printf '%s\\n' "$prompt" > prompt.txt
     echo "$AGENTINA_RESUMED_FROM" > from.txt
     echo second >> notes.txt
-    cat {_RECORDING} ;;
+    cat @RECORDING@ ;;
 *)
     mkdir -p "${{transcript%/*}}"
     printf '{{"type":"user","text":"first"}}\\n{{"torn' > "$transcript"
     echo first >> notes.txt
     rm -f gone.txt
-    head -n 1 {_RECORDING}
+    head -n 1 @RECORDING@
     exec sleep 1000 ;;
 esac
 """
 
 
+def program(recording: str) -> str:
+    """The program; ``recording`` is where its host has :data:`RECORDING`."""
+    return _PROGRAM.replace("@RECORDING@", recording)
+
+
 def install(root: Path) -> None:
     """Describe it to the hosts below ``root``."""
-    program = root / "bin-claude-interrupted"
-    program.write_text(_PROGRAM)
-    program.chmod(0o755)
+    path = root / "bin-claude-interrupted"
+    path.write_text(program(str(RECORDING)))
+    path.chmod(0o755)
     described = root / "etc/agentina/runners.d"
     described.mkdir(parents=True, exist_ok=True)
-    (described / "claude-code.yaml").write_text(f"program: {program}\n")
+    (described / "claude-code.yaml").write_text(f"program: {path}\n")

@@ -9,7 +9,8 @@ import pytest
 
 from agentina.protocol import api
 from agentina.protocol.states import Reason, State
-from tests.fakes import agent_cli
+from tests.acceptance import fleet as fleets
+from tests.fakes import agent_cli, interrupted_cli
 from tests.vm import container, lab
 
 #: Prints what it was given, the stream, and what a job's environment asks for afterwards.
@@ -65,3 +66,38 @@ def test_agent_that_hangs_keeps_its_result_and_is_verified(there: container.Cont
     assert output.endswith("verified\n")
     view, _ = run(run_lab, environment=hangs)
     assert view.job.reason is Reason.AGENT_FINISHED, view.job.detail
+
+
+def test_drained_host_packs_what_slots_leave(there: container.Container, run_lab: lab.Lab) -> None:
+    """Another slot goes on, as another user, with the files and the session of the first."""
+    there.put(interrupted_cli.program("/usr/local/lib/recording.jsonl").encode(), "/usr/local/bin/claude", mode=0o755)
+    there.run(
+        "git init -q /srv/app && cd /srv/app && touch gone.txt kept.txt && git add -A"
+        " && git -c user.name=t -c user.email=t@example.com commit -q -m first && chmod -R a+rX /srv/app"
+    )
+    verify = {"script": 'test "$(cat notes.txt)" = "$(printf "first\\nsecond")"; test ! -e gone.txt; git fsck'}
+    job = run_lab.fleet.client.submit_job(
+        {
+            "name": "moves", "runner": "claude-code", "payload": {"prompt": "fix the bug"},
+            "workspace": {"git": "/srv/app"}, "resources": {"memory": "512MiB"}, "verify": verify,
+        }
+    ).id  # fmt: skip
+
+    def session() -> bool:
+        return any(task.run is not None and task.run.session_id for task in run_lab.fleet.job(job).tasks)
+
+    fleets.wait_for(session, "the agent has a session")
+    there.run("agentina drain --checkpoint --reason 'new disk'")
+    run_lab.fleet.wait_state(job, State.QUEUED)
+    there.run("agentina resume")
+    view = run_lab.fleet.wait_final(job)
+    assert view.job.state is State.SUCCEEDED, (view, run_lab.fleet.output(job).decode())
+    # One that was on its way when the host was drained is given back.
+    started = [task for task in view.tasks if task.reason is not Reason.RETURNED_UNSTARTED]
+    assert [(task.state, task.reason) for task in started] == [
+        (State.CHECKPOINTED, Reason.CHECKPOINT), (State.SUCCEEDED, Reason.AGENT_FINISHED),
+    ]  # fmt: skip
+    told = " ".join(line.text for line in view.events)
+    assert "checkpoint-000001.tar is stored" in told
+    assert "Not taken along" not in told
+    assert f"goes on from checkpoint-000001.tar of {job}.1" in told
