@@ -91,7 +91,7 @@ def build_packages(*, version: str = "") -> Path:
     """``make deb``, unless these very sources were built before; returns the agent's package."""
     git = ["git", "-C", str(_SOURCE), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.check_output(
-        [*git, "agentina", "packaging", ":!packaging/ansible", "docs", "pyproject.toml"]
+        [*git, "agentina", "packaging", ":!packaging/ansible", "docs", "pyproject.toml", "CHANGELOG.md"]
     ).decode()
     digest = hashlib.sha256(f"{version} {SOURCE_DATE}".encode())
     for name in sorted(set(listed.split("\0"))):
