@@ -36,7 +36,6 @@ MAX_BYTES: Final = (8 << 30) - 1
 _MAX_DEPTH: Final = 100
 _MAX_NAME: Final = 4096
 _PIECE: Final = 1 << 20
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: O_NONBLOCK: opening a FIFO must not wait for a writer.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAKE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -167,7 +166,7 @@ def walk(root: int, above: Parts = (), *, skip: frozenset[str] = frozenset()) ->
         directory = root
         try:
             for part in above:
-                directory = stack.enter_context(_opened(part, _DIRECTORY, within=directory))
+                directory = stack.enter_context(files.opened(part, files.DIRECTORY, within=directory))
             listed = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in os.scandir(directory))
         except OSError:
             return
@@ -212,7 +211,7 @@ def unpack(path: Path, roots: Mapping[str, Path], *, limit: int) -> int:
     count = total = 0
     with contextlib.ExitStack() as stack:
         archive = stack.enter_context(_reading(path))
-        tops = {top: stack.enter_context(_opened(root, _DIRECTORY)) for top, root in roots.items()}
+        tops = {top: stack.enter_context(files.opened(root, files.DIRECTORY)) for top, root in roots.items()}
         while (member := archive.next()) is not None:
             count, total = count + 1, total + member.size
             if count > MAX_ENTRIES or total > limit:
@@ -233,7 +232,7 @@ def delete(root: Path, names: list[str]) -> None:
         OSError: One cannot be deleted.
 
     """
-    with _opened(root, _DIRECTORY) as top:
+    with files.opened(root, files.DIRECTORY) as top:
         for name in names:
             parts = tuple(name.split("/"))
             if not _are_plain(parts):
@@ -302,13 +301,13 @@ def _parent(root: int, parts: Parts, *, make: bool = False) -> Iterator[int]:
         directory = root
         for part in parts[:-1]:
             try:
-                inner = os.open(part, _DIRECTORY, dir_fd=directory)
+                inner = os.open(part, files.DIRECTORY, dir_fd=directory)
             except (FileNotFoundError, NotADirectoryError):
                 if not make:
                     raise
                 _clear(part, directory)
                 os.mkdir(part, 0o755, dir_fd=directory)
-                inner = os.open(part, _DIRECTORY, dir_fd=directory)
+                inner = os.open(part, files.DIRECTORY, dir_fd=directory)
             stack.callback(os.close, inner)
             directory = inner
         yield directory
@@ -337,12 +336,3 @@ def _header(name: str, size: int, *, executable: bool) -> tarfile.TarInfo:
 
 def _bytes(header: tarfile.TarInfo) -> bytes:
     return header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
-
-@contextlib.contextmanager
-def _opened(path: Path | str, flags: int, *, within: int | None = None) -> Iterator[int]:
-    descriptor = os.open(path, flags, dir_fd=within)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

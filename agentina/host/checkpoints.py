@@ -178,14 +178,14 @@ def _begin(writer: archives.Writer, source: Source) -> None:
     writer.add_bytes(MANIFEST, msgspec.json.encode(source.manifest))
     if source.session is None or not source.manifest.session_id:
         return
-    with _opened(source.session) as root:
+    with files.opened(source.session, files.DIRECTORY) as root:
         for parts in archives.walk(root):
             # Lines are added at the end; half of one would be damage.
             writer.add("session", root, parts, whole_lines=parts[-1].endswith(".jsonl"))
 
 
 def _add_workspace(writer: archives.Writer, workspace: Path, changed: list[str] | None) -> None:
-    with _opened(workspace) as root:
+    with files.opened(workspace, files.DIRECTORY) as root:
         if changed is None:
             for parts in archives.walk(root):
                 writer.add("workspace", root, parts)
@@ -249,12 +249,3 @@ async def _differences(source: Source) -> tuple[list[str] | None, list[str]]:
         return sorted(changed.difference(deleted)), deleted
     finally:
         await asyncio.to_thread(files.remove_tree, repository)
-
-
-@contextlib.contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from typing import Final
 
 from agentina import errors
 from agentina.protocol import names
+from agentina.system import files
 
 #: Most artifacts of one task, the patch included.
 MAX_ARTIFACTS: Final = 1000
@@ -26,7 +27,6 @@ MAX_ARTIFACTS: Final = 1000
 _MAX_ENTRIES: Final = 500_000
 _MAX_DEPTH: Final = 100
 _PIECE: Final = 1 << 20
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: O_NONBLOCK: opening a FIFO must not wait for a writer.
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAGIC: Final = frozenset("*?[")
@@ -64,7 +64,7 @@ def copy_matches(workspace: Path, patterns: list[str], target: Path, *, limit: i
     """
     copies: list[Copied] = []
     left = limit
-    with _opened(workspace, _DIRECTORY) as root:
+    with files.opened(workspace, files.DIRECTORY) as root:
         for parts in sorted(_matches(root, patterns)):
             if len(copies) >= MAX_ARTIFACTS - 1:
                 raise errors.ARTIFACTS_TOO_LARGE(found="too many files", limit=f"{MAX_ARTIFACTS - 1} files")
@@ -135,7 +135,7 @@ def _walk(directory: int, above: tuple[str, ...], parts: list[str], budget: _Bud
             if not rest:
                 yield path
             continue
-        with contextlib.suppress(OSError), _opened(name, _DIRECTORY, within=directory) as inner:
+        with contextlib.suppress(OSError), files.opened(name, files.DIRECTORY, within=directory) as inner:
             yield from _walk(inner, path, parts if first == "**" else rest, budget)
 
 
@@ -167,8 +167,8 @@ def _copy(root: int, parts: tuple[str, ...], target: Path, *, left: int, limit: 
         try:
             directory = root
             for part in parts[:-1]:
-                directory = stack.enter_context(_opened(part, _DIRECTORY, within=directory))
-            source = stack.enter_context(_opened(parts[-1], _FILE, within=directory))
+                directory = stack.enter_context(files.opened(part, files.DIRECTORY, within=directory))
+            source = stack.enter_context(files.opened(parts[-1], _FILE, within=directory))
             status = os.fstat(source)
         except OSError:
             return None
@@ -191,12 +191,3 @@ def _copy(root: int, parts: tuple[str, ...], target: Path, *, left: int, limit: 
                     view = view[file.write(view) :]
             os.fsync(file.fileno())
     return Copied(name=artifact_name(parts), source="/".join(parts), path=target, size=size, sha256=digest.hexdigest())
-
-
-@contextlib.contextmanager
-def _opened(path: Path | str, flags: int, *, within: int | None = None) -> Iterator[int]:
-    descriptor = os.open(path, flags, dir_fd=within)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -22,7 +22,6 @@ from agentina.system import files, paths
 from agentina.updates import versions
 
 _MAX_WISH: Final = 4096
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 _log = logging.getLogger(__name__)
@@ -71,13 +70,13 @@ def recalled(instance: paths.InstancePaths) -> str:
 def _open(instance: paths.InstancePaths, *, remove: bool) -> bytes | None:
     """What the daemon left; None: nothing."""
     try:
-        top = os.open(instance.layout.state_directory, _DIRECTORY)
+        top = os.open(instance.layout.state_directory, files.DIRECTORY)
     except OSError:
         return None
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, top)
         try:
-            directory = os.open(instance.name, _DIRECTORY, dir_fd=top)
+            directory = os.open(instance.name, files.DIRECTORY, dir_fd=top)
         except OSError:
             return None
         stack.callback(os.close, directory)

@@ -23,6 +23,8 @@ from agentina import errors
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
 _FS_TOPDIR_FL: Final = 0x00020000
+#: How a directory is opened to work within it: only it, not what a link of its name leads to.
+DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Largest state file read, in bytes.
 MAX_STATE_FILE = 16 << 20
 #: Bytes read at a time. For a larger buffer the C library asks the kernel for pages, each time anew (mallopt(3)).
@@ -182,3 +184,18 @@ def _write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+@contextlib.contextmanager
+def opened(path: Path | str, flags: int, *, within: int | None = None) -> Iterator[int]:
+    """A descriptor of ``path``, which is closed at the end; relative to the directory open as ``within``, if given.
+
+    Raises:
+        OSError: It cannot be opened.
+
+    """
+    descriptor = os.open(path, flags, dir_fd=within)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

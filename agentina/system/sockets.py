@@ -7,6 +7,8 @@ import os
 import socket
 from pathlib import Path
 
+from agentina.system import files
+
 
 class Listening:
     """A listening socket and its name. Nothing is done by a path that could lead elsewhere meanwhile."""
@@ -19,7 +21,7 @@ class Listening:
 
         """
         self._name = name
-        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._directory = os.open(directory, files.DIRECTORY)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         # It gets its name when it is ready: whoever finds it can connect.
         unready = f".{name}"
