@@ -38,8 +38,7 @@ class Held:
 
     __slots__ = (
         "agent", "answers", "checkpoint_poll", "deadline", "is_taken", "job", "job_id", "memory_bytes", "models",
-        "parked", "poll", "run", "spec",
-        "state", "stop", "stop_poll", "task", "task_id",
+        "parked", "poll", "run", "spec", "state", "stop", "stop_poll", "task", "task_id",
     )  # fmt: skip
 
     def __init__(

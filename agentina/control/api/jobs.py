@@ -44,7 +44,7 @@ async def list_jobs(call: routing.Call) -> api.JobList:
         raise errors.INPUT_INVALID(where="query.state", problem=f"{state[:40]!r} is no state")
 
     def read(tx: engine.Transaction) -> list[engine.Row]:
-        before = _job(tx, after).id if after is not None else None
+        before = jobs.get(tx, after).id if after is not None else None
         return jobs.summaries(tx, state=state, organization=call.query["organization"], before=before, limit=limit + 1)
 
     rows = call.control.store.read(read)
@@ -62,7 +62,7 @@ async def events(call: routing.Call) -> api.JobEvents:
     public_id, after = call.parameters["job"], call.query["after"]
 
     def read(tx: engine.Transaction) -> api.JobEvents:
-        job = _job(tx, public_id)
+        job = jobs.get(tx, public_id)
         lines = jobs.events(tx, job.id, after=after, limit=_MAX_PAGE)
         return api.JobEvents(
             state=job.state, final=job.state in FINAL,
@@ -100,7 +100,7 @@ def _read_output(call: routing.Call, offset: int) -> tuple[str, bool, bytes]:
     public_id, wanted = call.parameters["job"], call.query["task"]
 
     def read(tx: engine.Transaction) -> tuple[str, bool]:
-        job = _job(tx, public_id)
+        job = jobs.get(tx, public_id)
         if wanted is None:
             number = job.tasks
         else:
@@ -122,7 +122,7 @@ async def list_artifacts(call: routing.Call) -> api.ArtifactList:
     """List a job's artifacts."""
 
     def read(tx: engine.Transaction) -> list[engine.Row]:
-        return tasks.artifacts_of_job(tx, _job(tx, call.parameters["job"]).id)
+        return tasks.artifacts_of_job(tx, jobs.get(tx, call.parameters["job"]).id)
 
     return api.ArtifactList(artifacts=[views.artifact(row) for row in call.control.store.read(read)])
 
@@ -132,7 +132,7 @@ async def get_artifact(call: routing.Call) -> routing.Reply:
     public_id, name = call.parameters["job"], call.parameters["name"]
 
     def read(tx: engine.Transaction) -> engine.Row:
-        rows = tasks.artifacts_of_job(tx, _job(tx, public_id).id)
+        rows = tasks.artifacts_of_job(tx, jobs.get(tx, public_id).id)
         row = next((row for row in rows if row["name"] == name), None)
         if row is None:
             raise errors.ARTIFACT_UNKNOWN(job=public_id, name=name[:240])
@@ -169,13 +169,6 @@ async def checkpoint(call: routing.Call) -> api.JobView:
 async def job_schema(_: routing.Call) -> dict[str, Any]:
     """The published JSON Schema."""
     return protocol_jobs.schema()
-
-
-def _job(tx: engine.Transaction, public_id: str) -> jobs.Job:
-    job = jobs.find(tx, public_id)
-    if job is None:
-        raise errors.JOB_UNKNOWN(job=public_id[:40])
-    return job
 
 
 def routes() -> list[routing.Route]:

@@ -40,9 +40,7 @@ async def ask(control: plane.Plane, public_id: str, *, actor: str) -> str:
     """
 
     def operation(work: changes.Work) -> str:
-        job = jobs.find(work.tx, public_id)
-        if job is None:
-            raise errors.JOB_UNKNOWN(job=public_id[:40])
+        job = jobs.get(work.tx, public_id)
         if job.state is not State.RUNNING:
             raise errors.STATE_CONFLICT(what=f"Job {public_id}", state=f"'{job.state.value}'", expected="'running'")
         audit.append(work.tx, actor=actor, action="job.checkpoint", subject=public_id, detail={}, now_ms=work.now_ms)

@@ -85,9 +85,9 @@ class _Attempt:
                 return api.JobCreated(id=known["public_id"], created=False)
         needed = _needed(tx, organization["id"], submission.spec)
         job = self._new_job(work, organization["id"], needed)
-        # Given away before it is stored, it never enters the queue.
         job.claims_paths = bool(pathclaims.of_spec(submission.spec)[1])
-        # One with claims goes by the queue, where it is seen whether it may run.
+        # Given away before it is stored, it never enters the queue; one with claims goes by that, where it is seen
+        # whether it may run.
         agent = self._agent_for(work, job) if not needed and not job.claims_paths else None
         if agent is not None:
             claims.assign(work, agent, job)
@@ -160,7 +160,7 @@ async def cancel(control: plane.Plane, public_id: str, *, actor: str, reason: st
 
     def operation(work: changes.Work) -> str:
         tx, now_ms = work.tx, work.now_ms
-        job = _job(tx, public_id)
+        job = jobs.get(tx, public_id)
         if job.state in FINAL:
             raise errors.JOB_FINISHED(job=public_id, state=job.state.value)
         if job.cancel_requested:
@@ -196,7 +196,7 @@ async def retry(control: plane.Plane, public_id: str, *, actor: str) -> str:
 
     def operation(work: changes.Work) -> str:
         tx, now_ms = work.tx, work.now_ms
-        job = _job(tx, public_id)
+        job = jobs.get(tx, public_id)
         if job.state not in FINAL:
             raise errors.JOB_NOT_FINISHED(job=public_id, state=job.state.value)
         left = _unmet(jobs.needs(tx, job.id))
@@ -226,10 +226,3 @@ def _unmet(needed: list[jobs.Job]) -> int:
             )  # fmt: skip
         left += 1
     return left
-
-
-def _job(tx: engine.Transaction, public_id: str) -> jobs.Job:
-    job = jobs.find(tx, public_id)
-    if job is None:
-        raise errors.JOB_UNKNOWN(job=public_id[:40])
-    return job

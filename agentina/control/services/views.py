@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 import agentina
-from agentina import errors
 from agentina.control import fleet, plane
 from agentina.control.services import blockers, pathclaims, releases, usage
 from agentina.control.store import engine, jobs, tasks
@@ -39,9 +38,7 @@ def job_view(control: plane.Plane, public_id: str) -> api.JobView:
     """
 
     def read(tx: engine.Transaction) -> api.JobView:
-        job = jobs.find(tx, public_id)
-        if job is None:
-            raise errors.JOB_UNKNOWN(job=public_id[:40])
+        job = jobs.get(tx, public_id)
         spec = msgspec.json.decode(jobs.spec(tx, job.id), type=protocol_jobs.JobSpec)
         return api.JobView(
             job=job_summary(jobs.summary(tx, job.id)),

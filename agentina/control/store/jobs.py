@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
+from agentina import errors
 from agentina.control.store import engine
 from agentina.protocol.states import Reason, State
 
@@ -83,6 +84,19 @@ def find(tx: engine.Transaction, public_id: str) -> Job | None:
     """The job with this public id."""
     row = tx.one(_BY_PUBLIC_ID, id=public_id)
     return None if row is None else from_row(row)
+
+
+def get(tx: engine.Transaction, public_id: str) -> Job:
+    """The job that somebody names by its public id.
+
+    Raises:
+        AgentinaError: ``JOB_UNKNOWN``.
+
+    """
+    job = find(tx, public_id)
+    if job is None:
+        raise errors.JOB_UNKNOWN(job=public_id[:40])
+    return job
 
 
 def by_id(tx: engine.Transaction, job: int) -> Job:
