@@ -56,6 +56,8 @@ class Entry:
     run: runs.Run | None = None
     #: How far it said it was.
     progress: wire.Progress | None = None
+    #: Paths that it declared as artifacts, read when it has ended; None: not yet.
+    declared: list[str] | None = None
     #: The number of the last answer of an operator that it has.
     answered: int = 0
     next: state.Do | None = None

@@ -137,8 +137,7 @@ class Operations:
             at = msgspec.structs.replace(job.workspace, ref=manifest.commit or job.workspace.ref)
             wanted = moving.resumed(msgspec.structs.replace(job, workspace=at), manifest)
             await self._furnish(entry, wanted, runner)
-            place = moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
-            await moving.furnish(place, manifest)
+            await moving.furnish(self._place_to_move(entry, job), manifest)
         except errors.AgentinaError as error:
             if error.code in _HOST_FAULTS:
                 raise
@@ -268,8 +267,7 @@ class Operations:
 
         job = entry.job
         assert job is not None
-        runner = self._runner(job)
-        place = moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
+        place = self._place_to_move(entry, job)
         commit = _read_commit(entry.directory)
         keeper = moving.Keeper(place, commit=commit, trees=self._workspaces(), transfers=self._transfers)
         self._keepers[entry.task_id] = keeper
@@ -277,6 +275,13 @@ class Operations:
             await keeper.run()
         finally:
             del self._keepers[entry.task_id]
+
+    def _place_to_move(self, entry: entries.Entry, job: jobs.JobSpec) -> moving.Place:
+        """A task's place, for those who pack or fill it."""
+        from agentina.host import moving  # noqa: PLC0415 - only jobs that go on pay for the import
+
+        runner = self._runner(job)
+        return moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
 
     async def checkpoint(self, entry: entries.Entry) -> str:
         """Take a checkpoint of a task that runs; what became of it, in words.
@@ -329,7 +334,7 @@ class Operations:
             outcome = healthwatch.explain(entry.directory.path, outcome)
         if result.stopped in _MOVES and self.can_move(entry):
             return state.Collected(await self._pack(entry, job, outcome, is_synced=is_synced))
-        declared = doors.read(entry.directory.path).artifacts
+        declared = _declared(entry)
         if not leaves_files(job) and not declared:
             return state.Collected(outcome)
         if not is_synced:
@@ -386,8 +391,7 @@ class Operations:
         """``outcome`` of a task of which nothing runs any more, with its checkpoint, or why there is none."""
         from agentina.host import moving  # noqa: PLC0415 - only jobs that go on pay for the import
 
-        runner = self._runner(job)
-        place = moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
+        place = self._place_to_move(entry, job)
         commit = _read_commit(entry.directory)
         try:
             taken = await moving.take(place, commit=commit, trees=self._workspaces())
@@ -528,7 +532,14 @@ def _is_all(entry: entries.Entry) -> bool:
     job = entry.job
     if job is None or leaves_files(job) or job.checkpoint is not None or entry.sent or entry.directory.output_size():
         return False
-    return not doors.read(entry.directory.path).artifacts
+    return not _declared(entry)
+
+
+def _declared(entry: entries.Entry) -> list[str]:
+    """The paths that a task which has ended declared as artifacts."""
+    if entry.declared is None:
+        entry.declared = doors.read(entry.directory.path).artifacts
+    return entry.declared
 
 
 def _with_stop(outcome: wire.Outcome, asked: state.StopAsked) -> wire.Outcome:
