@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, NamedTuple, Protocol
 import msgspec
 
 from agentina.gateway import prices, usage
-from agentina.protocol.budgets import Bounds, Units
+from agentina.protocol.budgets import DOLLAR, Bounds, Units, bounds_of
 
 #: Share of a limit from which a warning is given, as a fraction of ten.
 _WARN_TENTHS: Final = 8
@@ -39,12 +39,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     duration: Annotated[float, msgspec.Meta(ge=0)] | None = None
     #: At the limit: ``stop`` refuses further calls, ``park`` holds a streamed call until the budget is raised.
     on_exhausted: Literal["stop", "park"] = "stop"
-
-    @property
-    def bounds(self) -> Bounds:
-        """The limits of amounts, money in nano-dollars."""
-        cost = None if self.cost is None else round(self.cost * prices.DOLLAR)
-        return Bounds(tokens=self.tokens, cost_nano=cost, tool_calls=self.tool_calls)
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -208,7 +202,7 @@ class Pot(msgspec.Struct, frozen=True, kw_only=True):
         used, limit = getattr(self.used, name), getattr(self.limit, name) or 0
         of = f" of {self.what}" if self.what else ""
         if name == "cost_nano":
-            return f"{used / prices.DOLLAR:.4f} of {limit / prices.DOLLAR:.2f} US dollars{of} are used"
+            return f"{used / DOLLAR:.4f} of {limit / DOLLAR:.2f} US dollars{of} are used"
         return f"{used} of {limit} {_KINDS[name].value}{of} are used"
 
     def _room_tokens(self, call: Call) -> int | None:
@@ -308,7 +302,7 @@ class Ledger:
         rest, duration = self._pot.rest(), self.limits.duration
         return {
             "tokens": rest.tokens,
-            "cost": None if rest.cost_nano is None else rest.cost_nano / prices.DOLLAR,
+            "cost": None if rest.cost_nano is None else rest.cost_nano / DOLLAR,
             "tool_calls": rest.tool_calls,
             "duration": None if duration is None else max(0.0, duration - seconds),
         }
@@ -319,7 +313,7 @@ class Ledger:
         for charge in self._held.values():
             held += charge.units
         return Pot(
-            limit=self.limits.bounds, used=self.totals.units, held=held, parks=self.limits.on_exhausted == "park"
+            limit=bounds_of(self.limits), used=self.totals.units, held=held, parks=self.limits.on_exhausted == "park"
         )
 
     def _admit(self, call: Call, output: int) -> Admitted:

@@ -15,8 +15,7 @@ import msgspec
 
 from agentina.gateway import usage
 
-#: Nano-dollars in a dollar, and what a price of one dollar per million tokens means for one token.
-DOLLAR: Final = 1_000_000_000
+#: Nano-dollars that a price of one dollar per million tokens means for one token.
 _PER_TOKEN: Final = 1000
 
 Dollars = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]

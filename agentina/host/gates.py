@@ -66,7 +66,7 @@ async def budget_left(entry: entries.Entry) -> verbs.Budget | None:
         tokens=None if held is None else held.tokens,
         tokens_used=0 if used is None else used.used.counted,
         cost_usd=None if held is None else held.cost,
-        cost_usd_used=0.0 if used is None else used.cost_nano / 1e9,
+        cost_usd_used=0.0 if used is None else used.cost_nano / budgets.DOLLAR,
         tool_calls=None if held is None else held.tool_calls,
         tool_calls_used=0 if used is None else used.tool_calls,
         duration_seconds=None if held is None else held.duration,

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from agentina import errors
-from agentina.control import plane
+from agentina.control import fleet, plane
 from agentina.control.services import administration, changes
 from agentina.control.store import audit, budgets, engine, jobs, registry, usage
 from agentina.protocol import budgets as protocol
@@ -152,11 +152,8 @@ def _of_organization(  # noqa: PLR0917 - private; all of one kind
     tx: engine.Transaction, control: plane.Plane, name: str, number: int, budget: budgets.Budget | None, day: str
 ) -> protocol.BudgetView:
     shared, used = budgets.sums(tx, number, day)
-    parked = [
-        f"{held.task_id}: {held.parked}"
-        for agent in control.fleet.agents.values() if agent.organization_id == number
-        for held in agent.held.values() if held.parked
-    ]  # fmt: skip
+    agents = (agent for agent in control.fleet.agents.values() if agent.organization_id == number)
+    parked = [text for agent in agents for text in _parked(agent)]
     return _daily("organization", name, budget, day, used=used, shared=shared, parked=parked)
 
 
@@ -166,8 +163,12 @@ def _of_agent(  # noqa: PLR0917 - likewise
     agent = administration.find_agent(control, name)
     share = budgets.share(tx, agent.organization_id, day, agent.id)
     used = protocol.Units() if share is None else share.spent
-    parked = [f"{held.task_id}: {held.parked}" for held in agent.held.values() if held.parked]
-    return _daily("agent", name, budget, day, used=used, parked=parked, label=agent.name)
+    return _daily("agent", name, budget, day, used=used, parked=_parked(agent), label=agent.name)
+
+
+def _parked(agent: fleet.Agent) -> list[str]:
+    """The agent's tasks that are held at a call, and why."""
+    return [f"{held.task_id}: {held.parked}" for held in agent.held.values() if held.parked]
 
 
 def _daily(
@@ -182,9 +183,7 @@ def _daily(
 
 
 def _of_job(tx: engine.Transaction, control: plane.Plane, name: str) -> protocol.BudgetView:
-    job = jobs.find(tx, name)
-    if job is None:
-        raise errors.JOB_UNKNOWN(job=name[:40])
+    job = jobs.get(tx, name)
     budget = _job_budget(tx, name)
     held = control.fleet.held.get(f"{name}.{job.tasks}")
     rows = usage.of_task(tx, job.id, job.tasks)
@@ -192,7 +191,7 @@ def _of_job(tx: engine.Transaction, control: plane.Plane, name: str) -> protocol
     if held is not None and protocol.add(held.models).calls > total.calls:
         total = protocol.add(held.models)
     used = protocol.Units(tokens=total.counted, cost_nano=total.cost_nano, tool_calls=total.tool_calls)
-    limit = _bounds(budget)
+    limit = protocol.bounds_of(budget)
     return protocol.BudgetView(
         scope="job", name=name, limit=limit, used=used, left=_left(limit, used), duration=budget.duration,
         on_exhausted=budget.on_exhausted, parked=[held.parked] if held is not None and held.parked else [],
@@ -204,11 +203,6 @@ def _left(limit: protocol.Bounds, used: protocol.Units) -> protocol.Bounds:
     return protocol.Bounds(
         **{kind: None if most is None else max(0, most - getattr(used, kind)) for kind, most in limits.items()}
     )
-
-
-def _bounds(budget: protocol_jobs.Budget) -> protocol.Bounds:
-    cost = None if budget.cost is None else round(budget.cost * protocol.DOLLAR)
-    return protocol.Bounds(tokens=budget.tokens, cost_nano=cost, tool_calls=budget.tool_calls)
 
 
 # --- whose ------------------------------------------------------------------------------------------------------------
@@ -233,19 +227,17 @@ def _subject(tx: engine.Transaction, control: plane.Plane, scope: str, name: str
 def _stored(tx: engine.Transaction, control: plane.Plane, scope: str, name: str) -> budgets.Budget | None:
     if scope == "job":
         budget = _job_budget(tx, name)
-        return budgets.Budget(limit=_bounds(budget), on_exhausted=budget.on_exhausted)
+        return budgets.Budget(limit=protocol.bounds_of(budget), on_exhausted=budget.on_exhausted)
     return budgets.find(tx, _scope(scope), _subject(tx, control, scope, name))
 
 
 def _job_budget(tx: engine.Transaction, name: str) -> protocol_jobs.Budget:
-    job = jobs.find(tx, name)
-    if job is None:
-        raise errors.JOB_UNKNOWN(job=name[:40])
+    job = jobs.get(tx, name)
     return msgspec.json.decode(jobs.spec(tx, job.id), type=protocol_jobs.JobSpec).budget or _NOTHING
 
 
 def _raised(budget: protocol_jobs.Budget, extra: protocol.Units, duration: float) -> protocol_jobs.Budget:
-    limit = _bounds(budget)
+    limit = protocol.bounds_of(budget)
     sums = {
         kind: None if getattr(limit, kind) is None else getattr(limit, kind) + getattr(extra, kind)
         for kind in protocol.KINDS
@@ -260,9 +252,7 @@ def _raised(budget: protocol_jobs.Budget, extra: protocol.Units, duration: float
 
 
 def _save_job(work: changes.Work, name: str, budget: protocol_jobs.Budget, actor: str) -> None:
-    job = jobs.find(work.tx, name)
-    if job is None:
-        raise errors.JOB_UNKNOWN(job=name[:40])
+    job = jobs.get(work.tx, name)
     if job.state in FINAL:
         raise errors.JOB_FINISHED(job=name, state=job.state.value)
     spec = msgspec.json.decode(jobs.spec(work.tx, job.id), type=protocol_jobs.JobSpec)

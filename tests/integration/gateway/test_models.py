@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from agentina.gateway import budgets, channel, prices, record, streams, usage
+from agentina.gateway import budgets, channel, record, streams, usage
+from agentina.protocol import budgets as protocol
 from tests.fakes import deadlines
 from tests.integration.gateway import gates
 
@@ -299,7 +300,7 @@ async def test_cost_is_what_the_table_says(tmp_path: Path) -> None:
         await gate.message()
         fresh, cached, output = gate.provider.billed
         expected = (fresh * 1 + cached * 0.1 + output * 5) / 1e6
-        assert gate.totals.cost_nano == round(expected * prices.DOLLAR)
+        assert gate.totals.cost_nano == round(expected * protocol.DOLLAR)
 
 
 async def test_a_parked_call_goes_on_when_the_budget_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

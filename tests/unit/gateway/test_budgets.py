@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agentina.gateway import budgets, prices, usage
+from agentina.protocol import budgets as protocol
 
 PRICE = prices.Price(input=2, output=10, cache_write=2.5)
 
@@ -134,7 +135,7 @@ class Concurrent(RuleBasedStateMachine):
     @invariant()
     def nothing_overruns(self) -> None:
         assert self.ledger.totals.used.counted <= 50_000
-        assert self.ledger.totals.cost_nano <= 0.2 * prices.DOLLAR
+        assert self.ledger.totals.cost_nano <= 0.2 * protocol.DOLLAR
         assert self.ledger.totals.tool_calls <= 40
         held = [self.ledger.held(number) for number in self.open]
         assert self.ledger.totals.used.counted + sum(one.used.counted for one in held) <= 50_000

@@ -81,7 +81,7 @@ def test_what_is_not_needed_is_given_back() -> None:
 
 
 def test_an_agent_s_budget_is_its_own() -> None:
-    whole = protocol.Whole(limit=protocol.Bounds(tokens=2_000, cost_nano=prices.DOLLAR), on_exhausted="park")
+    whole = protocol.Whole(limit=protocol.Bounds(tokens=2_000, cost_nano=protocol.DOLLAR), on_exhausted="park")
     held = known(days.Days(now_ms=Clock()), agent=whole)
     assert held.needs_price
     use(held, 1_600)

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentina.gateway import prices, usage
+from agentina.protocol import budgets as protocol
 
 
 def test_the_shipped_table_is_readable_and_complete() -> None:
@@ -22,7 +23,7 @@ def test_cached_input_is_charged_apart() -> None:
     used = usage.Usage(
         input=1_000_000, cached=1_000_000, cache_write=1_000_000, cache_write_1h=1_000_000, output=1_000_000
     )
-    assert price.cost(used) == round((3 + 0.3 + 3.75 + 6 + 15) * prices.DOLLAR)
+    assert price.cost(used) == round((3 + 0.3 + 3.75 + 6 + 15) * protocol.DOLLAR)
 
 
 def test_the_longest_pattern_wins_and_an_owner_overrides() -> None:
