@@ -592,6 +592,21 @@ STATE_CORRUPT = _entry(
     cause="A power cut on a disk that lies about writes, a full disk, or a hand edit.",
     remedy="The rest goes on. Keep the file that was set aside if you want to look into it.",
 )  # fmt: skip
+IDENTITY_DAMAGED = _entry(
+    "IDENTITY_DAMAGED", 500, Exit.STATE,
+    message="{path}, which has this agent's key, is damaged ({problem}).",
+    cause="A release with a fault, a power cut on a disk that lies about writes, or a hand edit.",
+    remedy="It stays where it is. `sudo agentina rollback --identity` puts back what was there before the last update, "
+    "if that was at most seven days ago. Otherwise move the file away, and activate this host again with a new token: "
+    "`sudo agentina install --token …`.",
+)  # fmt: skip
+IDENTITY_NOT_RESTORED = _entry(
+    "IDENTITY_NOT_RESTORED", 409, Exit.STATE,
+    message="The identity of instance {instance} was not put back: {problem}.",
+    cause="A copy is taken before each update and kept for seven days; or the disk is full, or refuses.",
+    remedy="Without a copy, move the damaged identity away, and activate this host again with a new token: "
+    "`sudo agentina install --token …`.",
+)  # fmt: skip
 LOCAL_FORBIDDEN = _entry(
     "LOCAL_FORBIDDEN", 403, Exit.REFUSED,
     message="This user ({user}) may not ask the daemon on this host for {verb!r}.",

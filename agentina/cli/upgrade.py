@@ -65,12 +65,20 @@ def upgrade(version: str | None, *, instance: str, check: bool, yes: bool, retry
     return _follow(where, as_json=as_json)
 
 
-@click.command(epilog=options.examples("sudo agentina rollback", "sudo agentina rollback --yes --json"))
+@click.command(
+    epilog=options.examples(
+        "sudo agentina rollback", "sudo agentina rollback --yes --json", "sudo agentina rollback --identity"
+    )
+)
 @options.instance_option
+@click.option(
+    "--identity", "only_identity", is_flag=True,
+    help="Put back key, agent id and license from before the last update (kept for 7 days), and leave the release.",
+)  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @options.root_option
 @options.json_option
-def rollback(*, instance: str, yes: bool, as_json: bool) -> int:
+def rollback(*, instance: str, only_identity: bool, yes: bool, as_json: bool) -> int:
     """Go back from the last update.
 
     One that is under way is ended; after one that was promoted the release before it runs again. Tasks go on.
@@ -79,11 +87,34 @@ def rollback(*, instance: str, yes: bool, as_json: bool) -> int:
 
     where = options.layout().instance(instance)
     upgrading.require(where)
+    if only_identity:
+        return _restore_identity(where, yes=yes, as_json=as_json)
     if not yes:
         _confirm(f"Go back to the release before on instance {instance} of this host?")
     upgrading.go_back(where)
     update = upgrading.follow(where, say=_say)
     _show_end(update, as_json=as_json)
+    return int(errors.Exit.OK)
+
+
+def _restore_identity(where: paths.InstancePaths, *, yes: bool, as_json: bool) -> int:
+    from agentina.host import upgrading
+    from agentina.system import clock
+
+    copy = upgrading.identity_copy(where)
+    taken = clock.show_time(copy.taken_ms)
+    output.say(
+        f"There is a copy of agent {output.clean(copy.agent_id)}, taken at {taken} before the update to {copy.version}."
+    )
+    if not yes:
+        _confirm(f"Put it back on instance {where.name} of this host?")
+    restored = upgrading.restore_identity(where)
+    if as_json:
+        output.document({"agent_id": copy.agent_id, "taken_ms": copy.taken_ms, "restored": restored})
+    elif restored:
+        output.answer(f"Put back: {', '.join(restored)}. This host is agent {output.clean(copy.agent_id)}.")
+    else:
+        output.answer("Nothing is damaged: identity and license are this agent's.")
     return int(errors.Exit.OK)
 
 

@@ -80,7 +80,7 @@ def run(instance: paths.InstancePaths) -> int:
     """Run the daemon until SIGTERM or SIGINT; returns the exit code.
 
     Raises:
-        AgentinaError: It cannot start: ``INSTANCE_UNKNOWN``, ``DAEMON_RUNNING``, ``STATE_CORRUPT``, an input's fault, …
+        AgentinaError: It cannot start: ``INSTANCE_UNKNOWN``, ``DAEMON_RUNNING``, ``IDENTITY_DAMAGED``, …
 
     """
     settings = config.load(instance)

@@ -8,12 +8,16 @@ complete. The key never leaves the host.
 from __future__ import annotations
 
 import base64
+from typing import Final
 
 import msgspec
 
 from agentina import errors
 from agentina.protocol import signing, wire
 from agentina.system import files, paths
+
+#: Of an Ed25519 key (RFC 8032).
+_SEED_BYTES: Final = 32
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,15 +54,27 @@ def load(instance: paths.InstancePaths) -> Identity | None:
     """The identity, or None when the instance never began activation.
 
     Raises:
-        AgentinaError: ``STATE_CORRUPT`` when the file is damaged (it is left where it is: it holds the only key).
+        AgentinaError: ``IDENTITY_DAMAGED`` (it is left where it is: it may hold the only key).
     """
     try:
-        return msgspec.json.decode(files.read_bounded(instance.identity), type=Identity)
+        return understand(files.read_bounded(instance.identity))
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError as error:
-        path = str(instance.identity)
-        raise errors.STATE_CORRUPT(path=path, problem=str(error), aside="nothing: it stays where it is") from error
+    except ValueError as error:
+        raise errors.IDENTITY_DAMAGED(path=str(instance.identity), problem=str(error)) from error
+
+
+def understand(content: bytes) -> Identity:
+    """The identity in a file.
+
+    Raises:
+        ValueError: It is none.
+
+    """
+    who = msgspec.json.decode(content, type=Identity)
+    if len(base64.b64decode(who.seed, validate=True)) != _SEED_BYTES:
+        raise ValueError("its key has not the length of a key")
+    return who
 
 
 def save(instance: paths.InstancePaths, identity: Identity) -> None:

@@ -31,7 +31,7 @@ import msgspec
 import agentina
 from agentina import errors
 from agentina.client import address, api, local
-from agentina.host import config, doctor, identity, service
+from agentina.host import backups, config, doctor, identity, service
 from agentina.protocol import inputs, names, signing, units, versions, wire
 from agentina.system import files, paths, services, users
 
@@ -94,7 +94,7 @@ def install(instance: paths.InstancePaths, request: Request, *, say: Say) -> Ins
     """Make this host's instance an agent of a control plane; idempotent.
 
     Raises:
-        AgentinaError: ``PRECONDITION_FAILED``, ``INSTANCE_OTHER``, ``USAGE``, ``STATE_CORRUPT``, ``TOKEN_…``,
+        AgentinaError: ``PRECONDITION_FAILED``, ``INSTANCE_OTHER``, ``USAGE``, ``IDENTITY_DAMAGED``, ``TOKEN_…``,
             ``LICENSE_…``, ``CONTROL_PLANE_UNREACHABLE``, ``SERVICE_FAILED``, ``DAEMON_NOT_RUNNING``,
             ``FILE_UNREADABLE`` (of the control plane's certificates).
 
@@ -125,6 +125,7 @@ def install(instance: paths.InstancePaths, request: Request, *, say: Say) -> Ins
         _save_new_config(instance, request, url)
         with users.acting_as(owner):
             identity.save(instance, known)
+        backups.forget(instance)
         changed.append(f"activated as {known.agent_id}")
     assert known is not None
     with users.acting_as(owner):

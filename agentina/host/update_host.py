@@ -6,11 +6,12 @@ step                     how
 fetch                    TUF from the control plane (:mod:`agentina.host.offers`); ``fetched.json`` says what and where
 verify                   the archive's hash again, from this disk
 stage                    unpacked below /opt/agentina (:mod:`agentina.updates.releases`), byte code made
-smoke-check              its own ``smoke-check``, as the daemons' user, in a unit of its own that may change nothing
+smoke-check              its own ``smoke-check``, as the daemons' user, in a unit of its own that may change nothing;
+                         then the identity is copied (:mod:`agentina.host.backups`)
 begin the trial          ``trials/<instance>`` names it; ``agentina-trial@`` starts, which stops the stable unit first
 watch                    :mod:`agentina.host.trials` judges what PID 1 and the daemon's socket say
 promote                  links, then the stable unit starts, which stops the trial first; both are looked at
-undo                     the trial is stopped, its log kept; links; the stable unit runs
+undo                     the trial is stopped, its log kept; links; an identity that it damaged; the stable unit runs
 ======================  ==============================================================================================
 
 Who dies when: the updater may, at any point: PID 1 starts it again, and meanwhile the trial's own conditions hold
@@ -33,7 +34,7 @@ import msgspec
 
 from agentina import errors
 from agentina.client import api, local
-from agentina.host import config, offers, trials, wishes
+from agentina.host import backups, config, offers, trials, wishes
 from agentina.system import cgroups, clock, files, paths, services, unit_states
 from agentina.updates import engine, journal, releases
 from agentina.updates.journal import Reason
@@ -144,6 +145,8 @@ class SystemdHost:
         if done.returncode:
             said = " ".join((done.stderr or done.stdout).split())[-500:]
             raise engine.StepFailedError(Reason.SMOKE_CHECK_FAILED, f"exit code {done.returncode}: {said}")
+        # From here on the new release may write.
+        backups.keep(self._instance, version=update.version, wall_ms=clock.SystemClock().wall_ms())
 
     def begin_trial(self, update: journal.Update) -> None:
         """See :class:`engine.Host`."""
@@ -195,6 +198,7 @@ class SystemdHost:
             engine.undo_links(self._store, self._instance.name, update)
         services.try_order("stop", self.trial)
         self._end_trial()
+        self._restore_identity()
         services.try_order("reset-failed", self.stable)
         if was_stable:
             services.try_order("restart", "--no-block", self.stable)
@@ -250,6 +254,16 @@ class SystemdHost:
     def _end_trial(self) -> None:
         services.try_order("reset-failed", self.trial)
         self._store.link_trial(self._instance.name, None)
+
+    def _restore_identity(self) -> None:
+        """Have what damaged the identity leave nothing behind. Where that fails, the rescue tries again."""
+        try:
+            restored = backups.restore(self._instance, always=False)
+        except errors.AgentinaError as error:
+            _log.error("%s", error, extra={"action": "identity-not-restored", "code": error.code})
+            return
+        if restored:
+            _log.warning("put back: %s", ", ".join(restored), extra={"action": "identity-restored"})
 
     def _keep_log(self, update: journal.Update, unit: str) -> None:
         """Keep what the failed release wrote, as long as it is one of the latest that failed."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from agentina import errors
-from agentina.host import identity, offers, service, updater
+from agentina.host import backups, identity, offers, service, updater
 from agentina.system import paths, services, unit_states, users
 from agentina.updates import channels, journal, releases, versions
 from agentina.updates.journal import Reason
@@ -90,6 +90,36 @@ def go_back(instance: paths.InstancePaths) -> None:
         file = updater.open_journal(instance)
         updater.go_back(instance, store, file, version=None, reason=Reason.OPERATOR)
     _start(instance)
+
+
+def identity_copy(instance: paths.InstancePaths) -> backups.Copy:
+    """Who the host was before the last update.
+
+    Raises:
+        AgentinaError: ``IDENTITY_NOT_RESTORED``: there is no copy.
+
+    """
+    copy = backups.read(instance)
+    if copy is None:
+        where = instance.identity_copy.parent
+        raise errors.IDENTITY_NOT_RESTORED(instance=instance.name, problem=f"there is no copy of it in {where}")
+    return copy
+
+
+def restore_identity(instance: paths.InstancePaths) -> list[str]:
+    """Put the copy back and have the daemon start with it; names of the files that were put back.
+
+    Raises:
+        AgentinaError: ``IDENTITY_NOT_RESTORED``, ``STATE_CONFLICT`` (an update is under way), ``SERVICE_FAILED``.
+
+    """
+    with releases.Store(instance.layout.software_directory).alone():
+        restored = backups.restore(instance, always=True)
+        if restored:
+            services.try_order("reset-failed", services.unit_of(instance.name))
+            if services.is_enabled(instance.name):
+                services.order("restart", "--no-block", services.unit_of(instance.name))
+    return restored
 
 
 def follow(instance: paths.InstancePaths, *, say: Callable[[journal.Update], None]) -> journal.Update:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -22,7 +21,6 @@ from agentina.system import files, paths
 from agentina.updates import versions
 
 _MAX_WISH: Final = 4096
-_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 _log = logging.getLogger(__name__)
 
@@ -80,27 +78,10 @@ def _open(instance: paths.InstancePaths, *, remove: bool) -> bytes | None:
         except OSError:
             return None
         stack.callback(os.close, directory)
-        content = _read(instance.wish.name, directory)
+        content = files.read_plain(instance.wish.name, within=directory, limit=_MAX_WISH)
         if content is not None and remove:
             _remove(instance.wish.name, directory)
     return content
-
-
-def _read(name: str, directory: int) -> bytes | None:
-    """Content of a small plain file, nothing of what is none; None: there is nothing."""
-    try:
-        descriptor = os.open(name, _FILE, dir_fd=directory)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return b""
-    try:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_WISH:
-            return b""
-        return os.read(descriptor, _MAX_WISH)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(name: str, directory: int) -> None:

@@ -77,6 +77,11 @@ class Layout:
         """Names the version of the package's own release."""
         return self.root / "usr/lib/agentina/release/version"
 
+    @property
+    def restore_program(self) -> Path:
+        """Of the package's base: puts back who an instance is. A base older than this release has none."""
+        return self.root / "usr/lib/agentina/restore"
+
     def instances(self) -> list[str]:
         """Names of the installed instances, sorted."""
         return sorted(path.stem for path in self.config_directory.glob("*.yaml") if path.name not in _SHARED)
@@ -132,6 +137,11 @@ class InstancePaths:
     def license(self) -> Path:
         """The signed license as received."""
         return self.state / "license"
+
+    @property
+    def identity_copy(self) -> Path:
+        """Root's: identity and license as they were before the last update, deleted after some days."""
+        return self.updates / "backup" / "identity.json"
 
     @property
     def outbox(self) -> Path:

@@ -8,6 +8,7 @@ what it finds                                what it does
 the updater holds the lock                   waits; that one goes back by itself when what it promoted does not start
 the unit runs by now                         nothing
 it ended with exit code 2                    nothing: its configuration is wrong, which no other release cures
+its identity is missing or damaged           puts it back (restoring.py), and goes on below
 hardly restarted by PID 1 itself             PID 1 tries again: somebody restarted it so often, it is not the release
 bound to a release, and the one before it    binds it to that one; the memory of it is used up, so that the next
 is here                                      rescue goes on to the next line
@@ -29,7 +30,7 @@ import sys
 import time
 from pathlib import Path
 
-from agentina_base import directories, launcher
+from agentina_base import directories, launcher, restoring
 
 STATE = "/var/lib/agentina"
 #: Seconds the updater may need to see that what it promoted does not start.
@@ -56,17 +57,29 @@ def main(arguments: list[str]) -> int:
     with _alone(opt / "lock"):
         if not _has_failed(instance):
             return 0
+        restored = _restore(instance)
         crashes = _restarts(instance)
         move = go_back(opt, instance) if crashes >= _CRASHES else None
-        if move is not None:
-            _note(Path(STATE) / ".updates" / instance, f"{move[0]} did not start; bound to {move[1]}", instance)
-    if move is None and crashes >= _CRASHES:
+        said = [f"{move[0]} did not start; bound to {move[1]}"] if move is not None else []
+        said += [f"put back: {', '.join(restored)}"] if restored else []
+        if said:
+            _note(Path(STATE) / ".updates" / instance, "; ".join(said), instance)
+    if move is None and not restored and crashes >= _CRASHES:
         time.sleep(_PAUSE)  # nothing is left to be awaited but that the host's owner mends something
     _systemctl("reset-failed", f"agentina@{instance}.service")
     _systemctl("start", "--no-block", f"agentina@{instance}.service")
     if move is not None:
         _systemctl("start", "--no-block", f"agentina-update@{instance}.service")
     return 0
+
+
+def _restore(instance: str) -> list[str]:
+    """Put back an identity that is damaged; what was put back."""
+    try:
+        return restoring.restore(Path(STATE), instance, always=False)
+    except (OSError, restoring.RestoringError) as error:
+        print(f"agentina: {error}", file=sys.stderr)  # noqa: T201 - the journal
+        return []
 
 
 def go_back(opt: Path, instance: str) -> tuple[str, str] | None:

@@ -208,7 +208,7 @@ def test_damaged_identity_is_named_and_left_alone(instance: paths.InstancePaths,
     instance.identity.write_bytes(b"{")
     with pytest.raises(errors.AgentinaError) as caught:
         run(instance, request(url))
-    assert caught.value.entry is errors.STATE_CORRUPT
+    assert caught.value.entry is errors.IDENTITY_DAMAGED
     assert instance.identity.read_bytes() == b"{"
 
 
