@@ -193,10 +193,11 @@ class Client:
             response = self._send("GET", path, content=None, headers={}, timeout=self._timeout)
             if response.status // 100 != 2:  # noqa: PLR2004 - 2xx: RFC 9110
                 raise _refusal(response.status, self._read(response, MAX_ANSWER))
-            while piece := response.read(_COPY):
-                write(piece)
-            if response.length:
-                raise http.client.IncompleteRead(b"", response.length)
+            with response:
+                while piece := response.read(_COPY):
+                    write(piece)
+                if response.length:
+                    raise http.client.IncompleteRead(b"", response.length)
         except _FOREIGN as error:
             self.close()
             raise self._unreachable(error) from error
@@ -431,7 +432,10 @@ class Client:
         return self._connection
 
     def _read(self, response: http.client.HTTPResponse, limit: int) -> bytes:
-        body = response.read(limit + 1)
+        # A response nobody closed is closed by its finalizer, in Python code, where an interrupt (Ctrl-C) is lost:
+        # exceptions of finalizers go nowhere.
+        with response:
+            body = response.read(limit + 1)
         if len(body) > limit:
             self.close()
             raise errors.ANSWER_UNREADABLE(what=f"it is larger than {limit} bytes")

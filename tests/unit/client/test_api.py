@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import http.client
 import socket
 import ssl
 import threading
@@ -171,6 +172,23 @@ def test_notice_is_given_once_per_request(serve: Serve, pauses: list[float]) -> 
     with client_of(server, pauses, notice=told.append) as client:
         client.whoami()
     assert [error.code for error in told] == ["SHUTTING_DOWN"]
+
+
+def test_interrupt_while_an_answer_is_put_away_is_not_lost(
+    serve: Serve, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(http.client.HTTPResponse):
+        def close(self) -> None:
+            first = not self.closed
+            super().close()
+            if first:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(http.client.HTTPConnection, "response_class", Interrupted)
+    server = serve(answer(WHO))
+    # A finalizer that closes it would have the exception vanish.
+    with client_of(server, pauses) as client, pytest.raises(KeyboardInterrupt):
+        client.whoami()
 
 
 def test_answers_are_bounded(serve: Serve, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
