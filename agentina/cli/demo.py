@@ -16,14 +16,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn
+from typing import IO, Any, Final
 
 import click
 
 from agentina import errors
-from agentina.cli import connection, demo_job, following, job, job_submit, options, output
+from agentina.cli import connection, demo_job, following, interrupts, job, job_submit, options, output
 from agentina.client import api as api_client
 from agentina.host import install as host_install
 from agentina.protocol import api, units
@@ -47,21 +46,21 @@ def demo(*, keep: bool, as_json: bool) -> int:
     Starts a control plane and an agent, activates the agent, submits a job that checks out a git repository, changes a
     file and runs tests, streams its output, and shows what it left. Ends with 0 when the job succeeded.
     """
-    with _terminated_like_interrupted():
-        layout, made = _choose_root()
-        stage = _Stage(layout, made=made, keep=keep)
-        try:
-            view = stage.play(as_json=as_json)
-            code = following.exit_code(view)
-            stage.keep = keep and code == 0
-        except BaseException:
-            stage.keep = False
-            raise
-        finally:
-            stage.close()
-        if as_json:
-            output.document({"root": str(layout.root), "kept": stage.keep, "job": _plain(view)})
-        return code
+    interrupts.raise_until_heard(signal.SIGTERM, signal.SIGHUP)
+    layout, made = _choose_root()
+    stage = _Stage(layout, made=made, keep=keep)
+    try:
+        view = stage.play(as_json=as_json)
+        code = following.exit_code(view)
+        stage.keep = keep and code == 0
+    except BaseException:
+        stage.keep = False
+        raise
+    finally:
+        stage.close()
+    if as_json:
+        output.document({"root": str(layout.root), "kept": stage.keep, "job": _plain(view)})
+    return code
 
 
 class _Stage:
@@ -109,17 +108,13 @@ class _Stage:
         """End every process and remove every file of the demo, unless it is to be kept."""
         if self.keep:
             return
-        # A second Ctrl-C must not interrupt the cleaning up.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with interrupts.ignored():
             self._end_job()
             while self._children:
                 _, child = self._children.pop()
                 child.stop(grace_seconds=_STOP_SECONDS)
             if self._made:
                 files.remove_tree(self.layout.root)
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     @property
     def _token_file(self) -> Path:
@@ -246,21 +241,6 @@ def _choose_root() -> tuple[paths.Layout, bool]:
 
 def _spawn(command: list[str], log: IO[bytes], environment: dict[str, str], *, detached: bool) -> children.Child:
     return children.Child(command, log=log, environment=environment, detached=detached)
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP clean up as Ctrl-C does."""
-
-    def interrupt(_: int, __: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show_tail(log: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from agentina import errors
-from agentina.cli import output
+from agentina.cli import interrupts, output
 from agentina.client import api as api_client
 from agentina.protocol import api, states, units
 
@@ -37,6 +37,7 @@ def follow(client: api_client.Client, job: str, *, write: Write) -> api.JobView:
         client.patience = PATIENT
         return _Follower(client, job, write).run()
     except KeyboardInterrupt:
+        interrupts.heard()
         output.say("")
         output.say(f"{job} goes on without you.")
         output.say(f"  follow it: agentina job logs -f {job}")

@@ -13,7 +13,7 @@ import click
 
 import agentina
 from agentina import errors
-from agentina.cli import lazy, options, output
+from agentina.cli import interrupts, lazy, options, output
 
 _COMMANDS = "agentina.cli."
 
@@ -86,7 +86,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
+    interrupts.raise_until_heard()
     code = run(sys.argv[1:])
+    interrupts.end_at_once()
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -102,6 +104,7 @@ def run(arguments: list[str]) -> int:
     try:
         result = cli.main(args=arguments, prog_name="agentina", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
+        interrupts.heard()
         output.say("interrupted")
         return int(errors.Exit.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, a person gets a code and a remedy

@@ -22,6 +22,7 @@ writes byte code where the package manager would not find it again.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -45,6 +46,9 @@ _STAGES = ("a", "b", "rc")
 
 def main() -> None:
     """Run the command line; does not return."""
+    # Until a command runs nothing is to be undone, and KeyboardInterrupt in an import looks like a broken release.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     on_trial = sys.argv[1:2] == ["--trial"]
     if on_trial:
         del sys.argv[1]
