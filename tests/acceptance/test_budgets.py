@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agentina.protocol import budgets as messages
 from tests.acceptance import fleet as fleets
-from tests.fakes import model_provider
+from tests.fakes import deadlines, model_provider
 
 #: Calls a model from many threads until each is refused for the budget; calls that break off are made again.
 #: Arguments: threads, calls of each, and its name, which the provider sees.
@@ -55,7 +55,7 @@ class Provider:
         self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
         self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()))
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(deadlines.HANG)
 
     async def _serve(self) -> None:
         self._end = asyncio.Event()

@@ -67,7 +67,7 @@ class Proxy:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(deadlines.HANG)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)

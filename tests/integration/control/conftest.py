@@ -45,7 +45,7 @@ class ControlPlane:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(deadlines.HANG)
         self.operator = simulated.Operator(self.url, self.token)
         return self
 
@@ -56,7 +56,7 @@ class ControlPlane:
         assert not self._thread.is_alive()
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(deadlines.HANG)
 
     def step_boot(self, seconds: float) -> None:
         """Let time pass; leases that ran out are given up when this returns."""

@@ -77,7 +77,7 @@ class Process:
         return self.close()
 
     def close(self) -> int:
-        code = self.process.wait(20)
+        code = self.process.wait(deadlines.HANG)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code

@@ -20,6 +20,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from agentina import errors
 from agentina.control.api import openapi, routes, routing
 from agentina.protocol import wire
+from tests.fakes import deadlines
 from tests.integration.control import simulated
 
 ROUTES = {f"{route.method} {route.path.replace(':path}', '}')}": route for route in routes.table()}
@@ -69,7 +70,11 @@ class Scene:
                     part.update({name: value for name, value in values.items() if name in part})
         hold_nothing(case, route)
         client = self.agent if route.auth == "agent" else self.operator
-        answer = case.call(base_url=self.url, session=self.connections, headers={"Authorization": client.authorization})
+        # Its own patience is ten seconds.
+        answer = case.call(
+            base_url=self.url, session=self.connections, headers={"Authorization": client.authorization},
+            timeout=deadlines.HANG,
+        )  # fmt: skip
         case.validate_response(answer, checks=CHECKS)
         return answer
 

@@ -472,7 +472,7 @@ for name in {signals.split()}:
     os.kill(os.getpid(), signal.Signals[name])
 print(supervising._rehearse(sys.argv[1]))"""
     command = [sys.executable, "-c", script, str(place)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=deadlines.HANG).stdout.strip()
 
 
 def test_a_rehearsal_hears_who_ends_its_process(tmp_path: Path) -> None:

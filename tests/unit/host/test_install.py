@@ -10,7 +10,7 @@ from agentina import errors
 from agentina.client import api
 from agentina.host import config, identity, install
 from agentina.system import clock, files, paths
-from tests.fakes import activating, scripted_server
+from tests.fakes import activating, deadlines, scripted_server
 
 TOKEN = "act_first_token_0001"
 
@@ -278,7 +278,7 @@ def test_heartbeat_is_awaited_and_its_absence_explained(
         lambda: {"state": "offline", "last_heartbeat_ms": 1},
         lambda: {"state": "online", "last_heartbeat_ms": 2},
     ]
-    assert install.wait_for_heartbeat(instance, timeout_seconds=5)["last_heartbeat_ms"] == 2
+    assert install.wait_for_heartbeat(instance, timeout_seconds=deadlines.HANG)["last_heartbeat_ms"] == 2
     answers[:] = [lambda: {"state": "offline", "control_plane": "https://x", "last_error": "no route"}]
     with pytest.raises(errors.AgentinaError) as caught:
         install.wait_for_heartbeat(instance, timeout_seconds=0.01)
