@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import agentina
-from agentina import errors
 from agentina.control import metrics as control_metrics
 from agentina.control.api import routing
 from agentina.control.services import administration, views
@@ -76,10 +75,7 @@ async def verify_audit(call: routing.Call) -> api.AuditVerified:
 async def show_organization(call: routing.Call) -> api.OrganizationView:
     """Show one organization."""
     name = names.check_organization(call.parameters["name"])
-    row = call.control.store.read(lambda tx: registry.organization(tx, name))
-    if row is None:
-        raise errors.NOT_FOUND(what="organization", name=name)
-    return _organization(call, row)
+    return _organization(call, call.control.store.read(lambda tx: registry.get_organization(tx, name)))
 
 
 async def update_organization(call: routing.Call) -> api.OrganizationView:

@@ -9,7 +9,7 @@ from agentina import errors
 from agentina.control.api import routing
 from agentina.control.services import administration
 from agentina.control.services import anomalies as service
-from agentina.control.store import anomalies, engine
+from agentina.control.store import anomalies, engine, jobs, registry
 from agentina.protocol import api
 from agentina.protocol.anomalies import UNRESOLVED, State
 
@@ -41,6 +41,11 @@ def _page(call: routing.Call) -> api.AnomalyList:
     wanted = _wanted(call)
 
     def read(tx: engine.Transaction) -> tuple[list[engine.Row], int]:
+        # Nothing found would look like nothing being wrong.
+        if wanted.organization is not None:
+            registry.get_organization(tx, wanted.organization)
+        if wanted.job is not None:
+            jobs.get(tx, wanted.job)
         rows = anomalies.listed(tx, wanted, before=before, since=call.query["since"], limit=limit + 1)
         return rows, anomalies.revision(tx)
 

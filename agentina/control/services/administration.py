@@ -77,9 +77,7 @@ async def create_tokens(control: plane.Plane, request: api.TokenCreate, *, actor
     ]
 
     def operation(tx: engine.Transaction) -> None:
-        organization = registry.organization(tx, request.organization)
-        if organization is None:
-            raise errors.NOT_FOUND(what="organization", name=request.organization)
+        organization = registry.get_organization(tx, request.organization)
         labels = msgspec.json.encode(request.labels, order="sorted").decode()
         for secret in secrets:
             new = registry.NewToken(

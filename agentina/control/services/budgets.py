@@ -218,10 +218,7 @@ def _subject(tx: engine.Transaction, control: plane.Plane, scope: str, name: str
         return administration.find_agent(control, name).id
     if scope != "organization":
         raise errors.NOT_FOUND(what="kind of budget", name=scope[:40])
-    row = registry.organization(tx, names.check_organization(name))
-    if row is None:
-        raise errors.NOT_FOUND(what="organization", name=name)
-    return int(row["id"])
+    return int(registry.get_organization(tx, names.check_organization(name))["id"])
 
 
 def _stored(tx: engine.Transaction, control: plane.Plane, scope: str, name: str) -> budgets.Budget | None:

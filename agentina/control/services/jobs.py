@@ -72,9 +72,7 @@ class _Attempt:
     def run(self, work: changes.Work) -> api.JobCreated:
         """The operation."""
         tx, submission = work.tx, self.submission
-        organization = registry.organization(tx, submission.organization)
-        if organization is None:
-            raise errors.NOT_FOUND(what="organization", name=submission.organization)
+        organization = registry.get_organization(tx, submission.organization)
         sha256 = None
         if submission.key is not None:
             sha256 = hashlib.sha256(self.text.encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Final
 from agentina import errors
 from agentina.control import plane
 from agentina.control.services import changes
-from agentina.control.store import engine, tasks, usage
+from agentina.control.store import engine, registry, tasks, usage
 from agentina.protocol import budgets
 
 #: Tasks in one operation; requests come in between.
@@ -45,7 +45,7 @@ def report(
     """Usage of some days in groups.
 
     Raises:
-        AgentinaError: ``INPUT_INVALID``.
+        AgentinaError: ``INPUT_INVALID``; ``NOT_FOUND`` for the organization.
 
     """
     group: usage.By | None = next((known for known in usage.GROUPS if known == by), None)
@@ -60,6 +60,8 @@ def report(
         raise errors.INPUT_INVALID(where="query.since", problem=f"{first} is after the last day, {last}")
 
     def read(tx: engine.Transaction) -> tuple[list[usage.Group], budgets.Amounts]:
+        if organization is not None:
+            registry.get_organization(tx, organization)
         return usage.report(
             tx, group, since=first.isoformat(), until=last.isoformat(), organization=organization, limit=limit + 1
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
+from agentina import errors
 from agentina.control.store import engine
 
 # --- organizations -----------------------------------------------------------------------------------------------
@@ -25,6 +26,19 @@ class Organization:
 def organization(tx: engine.Transaction, name: str) -> engine.Row | None:
     """An organization by name."""
     return tx.one("SELECT * FROM organizations WHERE name = :name", name=name)
+
+
+def get_organization(tx: engine.Transaction, name: str) -> engine.Row:
+    """The organization that somebody names.
+
+    Raises:
+        AgentinaError: ``NOT_FOUND``.
+
+    """
+    row = organization(tx, name)
+    if row is None:
+        raise errors.NOT_FOUND(what="organization", name=name[:64])
+    return row
 
 
 def organization_by_id(tx: engine.Transaction, number: int) -> engine.Row:
