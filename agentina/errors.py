@@ -282,6 +282,12 @@ AGENT_UNKNOWN = _entry(
     cause="It was removed with `agentina agent remove`, or the control plane's data is another one.",
     remedy="Run `agentina uninstall --purge` and install again with a new token.",
 )  # fmt: skip
+AGENT_AMBIGUOUS = _entry(
+    "AGENT_AMBIGUOUS", 409, Exit.USAGE,
+    message="{count} agents are called {name!r}: {candidates}.",
+    cause="A host can have several agents, and several hosts can have one name.",
+    remedy="Give HOST/INSTANCE, or the agent's id where that is not enough.",
+)  # fmt: skip
 AGENT_QUARANTINED = _entry(
     "AGENT_QUARANTINED", 403, Exit.REFUSED,
     message="This agent is in quarantine: {reason}. It takes no work.",

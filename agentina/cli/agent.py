@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from agentina.cli import connection, lazy, options, output
+from agentina.cli import agent_names, connection, lazy, options, output
 from agentina.protocol import api, units
 
 
@@ -62,14 +62,14 @@ def list_agents(*, as_json: bool) -> None:
         )
 
 
-@agent.command(epilog=options.examples("agentina agent show AGENT"))
-@click.argument("agent_id", metavar="AGENT")
+@agent.command(epilog=options.examples("agentina agent show build-3", "agentina agent show build-3/default --json"))
+@agent_names.argument
 @options.root_option
 @options.json_option
-def show(agent_id: str, *, as_json: bool) -> None:
+def show(agent_name: str, *, as_json: bool) -> None:
     """Show everything about one agent."""
     with connection.open_client() as client:
-        one = client.get_agent(agent_id)
+        one = client.get_agent(agent_names.resolve(client, agent_name))
     if as_json:
         output.document(one)
     else:
@@ -142,13 +142,13 @@ def _verb(name: str, summary: str, example: str) -> Callable[..., Any]:
     """The command for a verb that takes an agent and a reason."""
 
     @agent.command(name, help=summary, epilog=options.examples(example))
-    @click.argument("agent_id", metavar="AGENT")
+    @agent_names.argument
     @click.option("--reason", default="", help="Kept in the audit, and shown to others.")
     @options.root_option
     @options.json_option
-    def act(agent_id: str, reason: str, *, as_json: bool) -> None:
+    def act(agent_name: str, reason: str, *, as_json: bool) -> None:
         with connection.open_client() as client:
-            one = client.act_on_agent(agent_id, name, reason=reason)
+            one = client.act_on_agent(agent_names.resolve(client, agent_name), name, reason=reason)
         if as_json:
             output.document(one)
         else:
@@ -165,13 +165,14 @@ _verb("quarantine", "Set an agent aside because something is wrong with it.", "a
 
 
 @agent.command(epilog=options.examples("agentina agent remove AGENT"))
-@click.argument("agent_id", metavar="AGENT")
+@agent_names.argument
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @options.root_option
 @options.json_option
-def remove(agent_id: str, *, yes: bool, as_json: bool) -> None:
+def remove(agent_name: str, *, yes: bool, as_json: bool) -> None:
     """Forget an agent for good: its identity is refused from now on, and tasks it holds are lost."""
     with connection.open_client() as client:
+        agent_id = agent_names.resolve(client, agent_name)
         if not yes:
             one = client.get_agent(agent_id)
             click.confirm(
@@ -187,27 +188,27 @@ def remove(agent_id: str, *, yes: bool, as_json: bool) -> None:
 
 
 @agent.command(epilog=options.examples("agentina agent pin AGENT 1.4.0"))
-@click.argument("agent_id", metavar="AGENT")
+@agent_names.argument
 @click.argument("version")
 @options.root_option
 @options.json_option
-def pin(agent_id: str, version: str, *, as_json: bool) -> None:
+def pin(agent_name: str, version: str, *, as_json: bool) -> None:
     """Hold an agent to a version: rollouts of other ones leave it out."""
-    _pin(agent_id, version, as_json=as_json)
+    _pin(agent_name, version, as_json=as_json)
 
 
 @agent.command(epilog=options.examples("agentina agent unpin AGENT"))
-@click.argument("agent_id", metavar="AGENT")
+@agent_names.argument
 @options.root_option
 @options.json_option
-def unpin(agent_id: str, *, as_json: bool) -> None:
+def unpin(agent_name: str, *, as_json: bool) -> None:
     """Let rollouts change an agent again after a pin."""
-    _pin(agent_id, "", as_json=as_json)
+    _pin(agent_name, "", as_json=as_json)
 
 
-def _pin(agent_id: str, version: str, *, as_json: bool) -> None:
+def _pin(agent_name: str, version: str, *, as_json: bool) -> None:
     with connection.open_client() as client:
-        one = client.pin_agent(agent_id, version)
+        one = client.pin_agent(agent_names.resolve(client, agent_name), version)
     if as_json:
         output.document(one)
     else:

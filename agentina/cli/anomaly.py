@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from agentina.cli import connection, lazy, options, output
+from agentina.cli import agent_names, connection, lazy, options, output
 from agentina.protocol import anomalies, api, units
 
 #: Reports that are shown with all their evidence.
@@ -30,7 +30,7 @@ def anomaly() -> None:
 @click.option("--kind", type=click.Choice(list(anomalies.KINDS)), help="Only of that kind.")
 @click.option("--code", help="Only with that code.")
 @click.option("--organization", help="Only of that organization.")
-@click.option("--agent", metavar="AGENT", help="Only those that happened on that agent.")
+@click.option("--agent", metavar="AGENT", type=agent_names.AgentName(), help="Only those that happened on that agent.")
 @click.option("--job", metavar="JOB", help="Only those that tasks of that job reported lately.")
 @click.option("--limit", type=click.IntRange(1, 500), default=100, show_default=True, help="How many.")
 @click.option("--after", help="The next page, as the end of the one before says.")
@@ -41,6 +41,8 @@ def list_anomalies(*, as_json: bool, **wanted: Any) -> None:
     if wanted["state"] == "all":
         del wanted["state"]
     with connection.open_client() as client:
+        if wanted["agent"] is not None:
+            wanted["agent"] = agent_names.resolve(client, wanted["agent"])
         page = client.list_anomalies(wanted)
     if as_json:
         output.document(page)

@@ -8,7 +8,8 @@ from typing import Any, Final
 import click
 
 from agentina import errors
-from agentina.cli import connection, lazy, options, output
+from agentina.cli import agent_names, connection, lazy, options, output
+from agentina.client import api as api_client
 from agentina.protocol import budgets, units
 
 _NAMES: Final = {"tokens": "tokens", "cost_nano": "cost", "tool_calls": "tool calls"}
@@ -22,7 +23,7 @@ def budget() -> None:
 def _whose(command: Any) -> Any:
     for option in (
         click.option("--organization", metavar="NAME", help="All agents of this organization together, each day."),
-        click.option("--agent", metavar="AGENT", help="This agent, each day."),
+        click.option("--agent", metavar="AGENT", type=agent_names.AgentName(), help="This agent, each day."),
         click.option("--job", metavar="JOB", help="Each task of this job."),
     ):
         command = option(command)
@@ -85,15 +86,16 @@ def list_budgets(*, as_json: bool) -> None:
 @options.json_option
 def show(*, organization: str | None, agent: str | None, job: str | None, as_json: bool) -> None:
     """Show a budget, what is used of it, what is left, and which tasks are held for it."""
+    subject = _subject(organization, agent, job)
     with connection.open_client() as client:
-        _print(client.get_budget(*_subject(organization, agent, job)), as_json=as_json)
+        _print(client.get_budget(*_resolved(client, subject)), as_json=as_json)
 
 
 @budget.command(
     "set",
     epilog=options.examples(
         "agentina budget set --organization acme --cost 50 --on-exhausted park",
-        "agentina budget set --agent AGENT --tokens 5000000 --cost 10",
+        "agentina budget set --agent build-3 --tokens 5000000 --cost 10",
         "agentina budget set --organization acme --none",
     ),
 )  # fmt: skip
@@ -112,6 +114,7 @@ def set_budget(
     if is_none == bool(limits):
         raise errors.USAGE(problem="Give limits, or --none.")
     with connection.open_client() as client:
+        subject = _resolved(client, subject)
         if is_none:
             client.remove_budget(*subject)
             return
@@ -139,7 +142,7 @@ def raise_budget(*, organization: str | None, agent: str | None, job: str | None
     if not given:
         raise errors.USAGE(problem="Give what to add: --tokens, --cost, --tool-calls or --duration.")
     with connection.open_client() as client:
-        _print(client.raise_budget(*subject, budgets.BudgetRaise(**given)), as_json=as_json)
+        _print(client.raise_budget(*_resolved(client, subject), budgets.BudgetRaise(**given)), as_json=as_json)
 
 
 def _subject(organization: str | None, agent: str | None, job: str | None) -> tuple[str, str]:
@@ -147,6 +150,11 @@ def _subject(organization: str | None, agent: str | None, job: str | None) -> tu
     if len(given) != 1:
         raise errors.USAGE(problem="Give one of --organization, --agent and --job.")
     return given[0]
+
+
+def _resolved(client: api_client.Client, subject: tuple[str, str]) -> tuple[str, str]:
+    scope, name = subject
+    return scope, agent_names.resolve(client, name) if scope == "agent" else name
 
 
 def _print(view: budgets.BudgetView, *, as_json: bool) -> None:

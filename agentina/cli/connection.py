@@ -87,9 +87,14 @@ def resolve(layout: paths.Layout) -> Login:
     return Login(control_plane=url, token=token, ca_file=ca_file)
 
 
-def open_client() -> api.Client:
-    """A client for the control plane in use."""
+def open_client(*, hurried_seconds: float | None = None) -> api.Client:
+    """A client for the control plane in use; a hurried one tries once, for so long, and says nothing."""
     login = resolve(options.layout())
+    if hurried_seconds is not None:
+        return api.Client(
+            login.control_plane, token=login.token, ca_file=login.ca_file,
+            timeout_seconds=hurried_seconds, patience=api.Patience(attempts=1),
+        )  # fmt: skip
     return api.Client(login.control_plane, token=login.token, ca_file=login.ca_file, notice=_say_why)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from agentina import errors
-from agentina.cli import connection, lazy, options, output
+from agentina.cli import agent_names, connection, lazy, options, output
 from agentina.protocol import api, inputs, settings, units
 from agentina.system import files
 
@@ -48,7 +49,7 @@ class _Percent(click.ParamType):  # type: ignore[type-arg]  # only newer version
     epilog=options.examples(
         "agentina rollout start 1.4.0",
         "agentina rollout start 1.4.0 --canary 3 --soak 2h --batch 10% --select role=coder,label.zone=a --follow",
-        "agentina rollout start 1.4.0 --window 'mon-fri 22:00-05:00' --skip agt_1",
+        "agentina rollout start 1.4.0 --window 'mon-fri 22:00-05:00' --skip build-3",
         "agentina rollout start --config settings.yaml --soak 1h",
     )
 )
@@ -73,7 +74,10 @@ class _Percent(click.ParamType):  # type: ignore[type-arg]  # only newer version
     "--select", "terms", metavar="KEY=VALUE,…", multiple=True,
     help="Only agents with that organization, role, channel or label.NAME (repeatable; all must hold).",
 )  # fmt: skip
-@click.option("--skip", "skipped", metavar="AGENT", multiple=True, help="Leave an agent out (repeatable).")
+@click.option(
+    "--skip", "skipped", metavar="AGENT", multiple=True, type=agent_names.AgentName(),
+    help="Leave an agent out (repeatable).",
+)  # fmt: skip
 @click.option("--follow", "-f", is_flag=True, help="Show what happens until its end.")
 @options.root_option
 @options.json_option
@@ -90,10 +94,11 @@ def start(terms: tuple[str, ...], skipped: tuple[str, ...], *, follow: bool, as_
         canary=wanted["canary"], soak_seconds=wanted["soak"],
         batch_percent=wanted["batch"], watch_seconds=wanted["watch"], tolerance_percent=wanted["tolerance"],
         patience_seconds=wanted["patience"], window=wanted["window"],
-        select=[term for text in terms for term in text.split(",")], skip=list(skipped),
+        select=[term for text in terms for term in text.split(",")],
     )  # fmt: skip
     with connection.open_client() as client:
-        view = client.start_rollout(request)
+        skip = [agent_names.resolve(client, name) for name in skipped]
+        view = client.start_rollout(msgspec.structs.replace(request, skip=skip))
         if follow:
             return _follow(client, view, as_json=as_json)
     if as_json:
@@ -191,19 +196,19 @@ _act("resume", "Go on after a pause.", "agentina rollout resume roll_1")
 _act("abort", "End a rollout and take everybody it changed back.", "agentina rollout abort roll_1 --reason 'wrong one'")
 
 
-@rollout.command(epilog=options.examples("agentina rollout skip roll_1 agt_1"))
+@rollout.command(epilog=options.examples("agentina rollout skip roll_1 build-3"))
 @click.argument("rollout_id", metavar="ROLLOUT")
-@click.argument("agent_id", metavar="AGENT")
+@agent_names.argument
 @options.root_option
 @options.json_option
-def skip(rollout_id: str, agent_id: str, *, as_json: bool) -> None:
+def skip(rollout_id: str, agent_name: str, *, as_json: bool) -> None:
     """Leave an agent out of a rollout that has not reached it."""
     with connection.open_client() as client:
-        view = client.skip_in_rollout(rollout_id, agent_id)
+        view = client.skip_in_rollout(rollout_id, agent_names.resolve(client, agent_name))
     if as_json:
         output.document(view)
     else:
-        output.answer(f"{output.clean(agent_id)} is left out of {view.rollout.id}.")
+        output.answer(f"{output.clean(agent_name)} is left out of {view.rollout.id}.")
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
