@@ -709,6 +709,32 @@ UPDATE_UNREACHABLE = _entry(
     cause="The network, the name service, a proxy or the server is away or too slow.",
     remedy="Try again later; nothing was changed.",
 )  # fmt: skip
+RUNNER_MISSING = _entry(
+    "RUNNER_MISSING", 409, Exit.NOT_FOUND,
+    message="The program of the runner {runner} is not here ({path}).",
+    cause="It was taken away, or another version of it installed, since the daemon looked.",
+    remedy="See `agentina runner list` for the copies that this host keeps; `agentina runner install` makes one. "
+    "`systemctl reload agentina@INSTANCE` has the daemon look again.",
+)  # fmt: skip
+RUNNER_COPY_DAMAGED = _entry(
+    "RUNNER_COPY_DAMAGED", 409, Exit.STATE,
+    message="{path} is no copy of a runner that can be used: {problem}.",
+    cause="Its files were changed or deleted, or others than root may write there.",
+    remedy="Remove it with `agentina runner remove NAME VERSION` and install it again.",
+)  # fmt: skip
+RUNNER_COPY_UNSUITABLE = _entry(
+    "RUNNER_COPY_UNSUITABLE", 422, Exit.REFUSED,
+    message="{source} cannot be installed as runner {runner}: {problem}.",
+    cause="It is not what was expected: another hash or version, no program, or made for another machine.",
+    remedy="Give the package that brings the program for this machine (docs/how-to/run-ai-agents.md). `--program` says "
+    "which of its files the program is, `--version` which version, where the program does not say so.",
+)  # fmt: skip
+RUNNER_COPY_BUSY = _entry(
+    "RUNNER_COPY_BUSY", 409, Exit.CONFLICT,
+    message="The copy {name} is needed: {why}.",
+    cause="A task keeps the version with which it began until its end, and the default is what most jobs get.",
+    remedy="Make another version the default with `agentina runner use`, or wait for the tasks' end.",
+)  # fmt: skip
 RELEASE_UNKNOWN = _entry(
     "RELEASE_UNKNOWN", 404, Exit.NOT_FOUND,
     message="There is no {what} in {where}.",

@@ -12,6 +12,7 @@ def render(run: wire.AgentRun, *, is_resumed: bool = False) -> None:
     output.pairs(
         [
             ("agent", " ".join(filter(None, (output.clean(run.model), output.clean(run.version))))),
+            ("program", output.clean(run.program)),
             ("session", output.clean(run.session_id)),
             ("turns", run.turns),
             ("waits for", output.clean(run.doing)),

@@ -30,6 +30,7 @@ SECTIONS = (
             "resume": lazy.Lazy(_COMMANDS + "drain:resume", "Take work again after a drain."),
             "upgrade": lazy.Lazy(_COMMANDS + "upgrade:upgrade", "Have the agent run another release."),
             "rollback": lazy.Lazy(_COMMANDS + "upgrade:rollback", "Go back from the last update."),
+            "runner": lazy.Lazy(_COMMANDS + "runner:runner", "Keep copies of AI agents' programs on this host."),
             "policy": lazy.Lazy(_COMMANDS + "policy:policy", "See and try what this host accepts."),
         },
     ),

@@ -345,13 +345,14 @@ _POLICY_INTRODUCTION: Final = """\
 a job against it with `agentina policy check`.
 """
 _RUNNERS_INTRODUCTION: Final = """\
-A host has the runner `command`, and `claude-code`, `codex`, `opencode` and `gemini` where the programs `claude`,
-`codex`, `opencode` and `gemini` are in `/usr/local/bin` or another directory of the tasks' PATH when the daemon starts.
-`agentina agent show` lists them; jobs for others do not come here.
+A host has the runner `command`, and `claude-code`, `codex`, `opencode` and `gemini` where `agentina runner install` has
+put a copy of their programs, or where `claude`, `codex`, `opencode` and `gemini` are in `/usr/local/bin` or another
+directory of the tasks' PATH. Each copy is offered by its version too (`claude-code@2.1.330`). `agentina agent show`
+lists them; jobs for others do not come here.
 
-`/etc/agentina/runners.d/<name>.yaml` says where the program of one of these is, for example to pin a version that all
-tasks share, or describes a runner of its own. The daemon reads these files when it starts; one it cannot understand
-takes its runner away, and the log says why (`action=runner-damaged`).
+`/etc/agentina/runners.d/<name>.yaml` says where else the program of one of these is, or describes a runner of its own.
+The daemon reads these files when it starts and when it is reloaded; one it cannot understand takes its runner away, and
+the log says why (`action=runner-damaged`).
 """
 _RUNNER_EXAMPLE: Final = """\
 # runners.d/ada.yaml: jobs with `runner: ada`

@@ -87,6 +87,7 @@ def render(one: dict[str, Any], *, now_ms: int) -> None:
     output.pairs(_facts(one, now_ms), indent=2)
     _render_tasks(one.get("tasks") or [], now_ms)
     _render_use(one.get("tasks") or [])
+    _render_runners(one)
     _render_guarantees(one)
     _render_problems(one.get("problems") or [])
 
@@ -238,6 +239,14 @@ def _render_guarantees(one: dict[str, Any]) -> None:
     output.answer()
     output.answer("limits that hold")
     output.pairs([(aspect, output.clean(text)) for aspect, text in sorted(one["guarantees"].items())], indent=2)
+
+
+def _render_runners(one: dict[str, Any]) -> None:
+    if not one.get("runners"):
+        return
+    output.answer()
+    output.answer("runners")
+    output.pairs([(output.clean(name), output.clean(text)) for name, text in sorted(one["runners"].items())], indent=2)
 
 
 def _render_problems(problems: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ _PIECE: Final = 65_536
 def ask(
     instance: paths.InstancePaths, verb: str, *, reason: str = "", move: bool = False, timeout_seconds: float = 5.0
 ) -> dict[str, Any]:
-    """Carry out ``verb`` (``status``, ``drain``, ``resume``, ``refresh``, ``probe``) and return the status afterwards.
+    """Carry out ``verb`` (``status``, ``drain``, ``resume``, ``refresh``, ``reload``, ``probe``); the status after it.
 
     Raises:
         AgentinaError: ``DAEMON_NOT_RUNNING`` when nobody listens or it does not answer in time, ``LOCAL_FORBIDDEN``

@@ -14,7 +14,7 @@ import platform
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from agentina import __version__, errors
@@ -62,6 +62,7 @@ from agentina.system import tasks as background
 
 if TYPE_CHECKING:
     from agentina.host import shares
+    from agentina.runners import contract as runner_contract
 
 #: Seconds the orderly end may take; tasks and reports are safe without it.
 _END_SECONDS: Final = 2.0
@@ -146,8 +147,7 @@ class Daemon:
         )
         signer = link.Signer(key=who.key, agent_id=who.agent_id, audience=who.control_plane_id)
         self._link = link.Link(settings.control_plane, signer=signer, ca_file=settings.ca_file, clocks=self._clock)
-        self._runners = runners.load(instance.layout.runners_directory)
-        self._programs = {f"runner {name}": path for name, path in runners.programs(self._runners).items()}
+        self._runners = self._load_runners()
         self._lock = asyncio.Lock()
         self._departure = departure.Departure()
         self._session = session.Session(self._link, clocks=self._clock)
@@ -196,11 +196,22 @@ class Daemon:
         self._parts.clear()
 
     def reload(self) -> None:
-        """Read the policy again."""
+        """Read the policy again, and look which runners there are."""
         self._standing.load_policy()
         self._gates.reload()
         _log.info("the policy was read again", extra={"action": "policy-loaded"})
+        before = self._programs
+        self._work.runners = self._runners = self._load_runners()
+        if self._programs != before:
+            self._session.renew()
         self._reconsider()
+
+    def _load_runners(self) -> Mapping[str, runner_contract.Runner]:
+        layout = self._instance.layout
+        found = runners.load(layout.runners_directory, layout.copies_directory)
+        #: Which programs they start, for people.
+        self._programs = runners.programs(found)
+        return found
 
     # --- wiring ------------------------------------------------------------------------------------------------------
 
@@ -349,6 +360,7 @@ class Daemon:
             updates=self._orders,
             remotely=self._remote,
             probing=self._probe,
+            programs=lambda: self._programs,
             clocks=self._clock,
         )
         self._local = localapi.LocalApi(self._instance.socket, status=view.build, act=self._act_locally)
@@ -404,7 +416,7 @@ class Daemon:
                 "system": platform.system(),
                 "kernel": platform.release(),
                 "architecture": platform.machine(),
-                **self._programs,
+                **{f"runner {name}": program for name, program in self._programs.items()},
             },
         )
 
@@ -501,6 +513,9 @@ class Daemon:
                 self._tasks.move("its host is drained" + (f": {request.reason}" if request.reason else ""))
         elif request.verb == "resume":
             self._standing.resume()
+        elif request.verb == "reload":
+            self.reload()
+            return
         elif request.verb == "probe":
             self._probe.begin()
             return

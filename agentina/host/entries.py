@@ -12,6 +12,7 @@ from agentina.protocol import budgets, jobs, wire
 
 if TYPE_CHECKING:
     from agentina.host import checkpoints, runs
+    from agentina.runners import contract as runner_contract
 
 
 @dataclasses.dataclass(kw_only=True, slots=True, eq=False)
@@ -52,6 +53,8 @@ class Entry:
     secrets: list[bytes] = dataclasses.field(default_factory=list)
     #: What it goes on from; None: it began anew.
     origin: checkpoints.Manifest | None = None
+    #: Which program it starts, where that is not the job's own (agentina/host/choices.py).
+    chosen: runner_contract.Chosen | None = None
     #: What it prints, where its runner can read that.
     run: runs.Run | None = None
     #: How far it said it was.

@@ -13,7 +13,7 @@ import msgspec
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host import doors, entries, healthwatch, outcomes, records, state, uploads
+from agentina.host import choices, doors, entries, healthwatch, outcomes, records, state, uploads
 from agentina.inside import door as inside
 from agentina.protocol import jobs, states, wire
 from agentina.protocol.states import Reason, State
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from agentina.host import gates, moving, runs, workspaces
 
 #: Errors of this host, not of the job: another host may do better.
-_HOST_FAULTS: Final = {errors.DISK_FULL.code, errors.STATE_UNWRITABLE.code, errors.SYSTEMD_UNREACHABLE.code}
+_HOST_FAULTS: Final = {
+    errors.DISK_FULL.code, errors.RUNNER_MISSING.code, errors.STATE_UNWRITABLE.code, errors.SYSTEMD_UNREACHABLE.code,
+}  # fmt: skip
 
 #: Ends of tasks that go on elsewhere where they can.
 _MOVES: Final = {contract.StopReason.CHECKPOINT, contract.StopReason.HOST_SHUTDOWN}
@@ -59,7 +61,8 @@ class Operations:
         #: Where programs are looked for by tasks.
         self.search_path = runner_contract.SEARCH_PATH
         self._executor = executor
-        self._runners = runners
+        #: What this host has; changed when copies of programs come or go.
+        self.runners = runners
         self._cache = cache_directory
         self._transfers = transfers
         self._clock = clocks
@@ -100,7 +103,7 @@ class Operations:
         try:
             if self.gates is not None:
                 job = self.gates.dress(entry)
-            runner = self._runner(job)
+            runner = choices.choose(entry, job, self.runners)
             if not await self._go_on(entry, job, runner):
                 await self._furnish(entry, job, runner)
         except errors.AgentinaError as error:
@@ -185,7 +188,7 @@ class Operations:
             job = moving.resumed(job, entry.origin)
         assert entry.assignment is not None
         workspace = entry.workspace or entry.directory.workspace
-        runner = self._runner(job)
+        runner = self._runner(entry, job)
         place = self._place(entry, job, runner)
         plan = runner.plan(job, place=place)
         home = str(place.home)
@@ -218,10 +221,10 @@ class Operations:
             oom=plan.oom,
         )
 
-    def _runner(self, job: jobs.JobSpec) -> runner_contract.Runner:
-        runner = self._runners.get(job.runner)
+    def _runner(self, entry: entries.Entry, job: jobs.JobSpec) -> runner_contract.Runner:
+        runner = choices.chosen(entry, job, self.runners)
         if runner is None:
-            # It was there when the task was taken; the daemon was started again since.
+            # It was there when the task was prepared; the daemon was started again since.
             raise errors.TASK_START_FAILED(problem=f"this host does not have the runner {job.runner!r} any more")
         return runner
 
@@ -246,7 +249,7 @@ class Operations:
 
     async def _watch(self, entry: entries.Entry) -> None:
         job = entry.job
-        runner = None if job is None else self._runners.get(job.runner)
+        runner = None if job is None else choices.chosen(entry, job, self.runners)
         beside: list[asyncio.Task[None]] = []
         if runner is not None and runner.stream:
             run = entry.run = _run_of(entry, runner)
@@ -280,7 +283,7 @@ class Operations:
         """A task's place, for those who pack or fill it."""
         from agentina.host import moving  # noqa: PLC0415 - only jobs that go on pay for the import
 
-        runner = self._runner(job)
+        runner = self._runner(entry, job)
         return moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
 
     async def checkpoint(self, entry: entries.Entry) -> str:
@@ -311,7 +314,7 @@ class Operations:
 
     async def _read_run(self, entry: entries.Entry, job: jobs.JobSpec) -> wire.AgentRun | None:
         """What the whole output says of the run, where that can be read."""
-        runner = self._runners.get(job.runner)
+        runner = choices.chosen(entry, job, self.runners)
         if runner is None or not runner.stream:
             return None
         if entry.run is None:
@@ -351,7 +354,7 @@ class Operations:
     def can_move(self, entry: entries.Entry) -> bool:
         """Whether a task can go on elsewhere."""
         job = entry.job
-        runner = None if job is None else self._runners.get(job.runner)
+        runner = None if job is None else choices.chosen(entry, job, self.runners)
         if job is None or runner is None:
             return False
         return job.checkpoint is not None or bool(runner.session_directory(self._place(entry, job, runner)))
@@ -491,7 +494,7 @@ def _run_of(entry: entries.Entry, runner: runner_contract.Runner) -> runs.Run:
     # Only jobs of AI agents pay for the import.
     from agentina.host import runs as made  # noqa: PLC0415
 
-    return made.Run(runner.stream, entry.directory.output)
+    return made.Run(runner.stream, entry.directory.output, chosen=entry.chosen)
 
 
 def _make_files(home: Path, contents: dict[str, str]) -> None:

@@ -25,7 +25,7 @@ Patterns = Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=1
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The keys of the policy file. None (absent): no restriction."""
 
-    #: Runners accepted, by name.
+    #: Runners accepted, by name: ``claude-code``, or ``claude-code@2.1.329`` for jobs that ask for this version.
     runners: Patterns | None = None
     #: Roles of jobs accepted, glob patterns; a job without a role is always accepted.
     roles: Patterns | None = None
@@ -95,7 +95,7 @@ def check(policy: Policy, job: JobSpec) -> list[str]:
 
 def _check_lists(policy: Policy, job: JobSpec) -> list[str]:
     found = []
-    if policy.runners is not None and job.runner not in policy.runners:
+    if policy.runners is not None and not {job.runner, job.runner_name} & {*policy.runners}:
         found.append(f"runner {job.runner!r} is not among the accepted ones ({_listed(policy.runners)})")
     if job.role is not None and not _matches(job.role, policy.roles):
         found.append(f"role {job.role!r} is not among the accepted ones ({_listed(policy.roles)})")

@@ -24,6 +24,7 @@ import msgspec
 
 from agentina.host import output
 from agentina.protocol import wire
+from agentina.runners import contract
 from agentina.runners.streams import events, formats, reading
 
 #: Seconds between looks at the output.
@@ -37,8 +38,9 @@ _SHORT: Final = 256
 class Run:
     """One task's output, read as it grows."""
 
-    def __init__(self, stream: str, path: Path) -> None:
-        """``stream`` is the format of the output, as its runner names it."""
+    def __init__(self, stream: str, path: Path, *, chosen: contract.Chosen | None = None) -> None:
+        """``stream`` is the format of the output, as its runner names it; ``chosen``, which program prints it."""
+        self._chosen = chosen
         self._reader = reading.Reader(formats.FORMATS[stream])
         self._path = path
         #: Takes what the stream says, piece by piece from its beginning.
@@ -69,6 +71,10 @@ class Run:
     def summary(self, secrets: list[bytes]) -> wire.AgentRun:
         """What is known, with the job's secrets masked."""
         known = self._reader.account.summary()
+        if self._chosen is not None:
+            # Some command lines do not say which version they are.
+            version = known.version or self._chosen.version
+            known = msgspec.structs.replace(known, version=version, program=self._chosen.program)
         if not secrets:
             return known
         return msgspec.structs.replace(

@@ -131,6 +131,12 @@ class Session:
         self._lost.clear()
         self._open.set()
 
+    def renew(self) -> None:
+        """Open it anew: what the control plane was told when it was opened is not so any more."""
+        if self.is_open:
+            self._open.clear()
+            self._lost.set()
+
     async def current(self) -> int:
         """The number of the open session; waits until there is one."""
         await self._open.wait()

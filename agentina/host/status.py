@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Literal
 
 from agentina import __version__
@@ -51,6 +52,7 @@ class StatusView:
         updates: orders.Orders,
         remotely: remote.Remote,
         probing: probe.Probe,
+        programs: Callable[[], dict[str, str]],
         clocks: clock.Clock,
     ) -> None:
         self._instance = instance
@@ -65,6 +67,7 @@ class StatusView:
         self._updates = updates
         self._remote = remotely
         self._probe = probing
+        self._programs = programs
         self._clock = clocks
         self._started_ms = clocks.wall_ms()
 
@@ -105,6 +108,7 @@ class StatusView:
             admission=offer.why,
             executor=self._executor.name,
             guarantees=self._executor.guarantees(),
+            runners=self._programs(),
             host=self._standing.facts(),
             reports_waiting=self._outbox.waiting,
             problems=problems,

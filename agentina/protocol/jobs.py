@@ -216,8 +216,11 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     role: str | None = None
     #: Labels the agent must have.
     labels: dict[str, str] = {}
-    #: ``command``, ``claude-code``, ``codex``, ``opencode``, ``gemini``, or one that hosts describe in a file.
-    runner: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,39}$")] = "command"
+    #: ``command``, ``claude-code``, ``codex``, ``opencode``, ``gemini``, or one that hosts describe in a file. With
+    #: ``@VERSION`` only hosts that keep a copy of this version of its program, and that copy.
+    runner: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,39}(@[0-9A-Za-z][0-9A-Za-z.+_-]{0,39})?$")] = (
+        "command"
+    )
     #: What the runner starts, see below.
     payload: Payload
     workspace: Workspace = Workspace()
@@ -240,6 +243,11 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     environment: dict[str, Text | Secret] = {}
     #: A command that must exit 0 in the same workspace for the task to count as succeeded.
     verify: Command | None = None
+
+    @property
+    def runner_name(self) -> str:
+        """The runner without the version that is asked for."""
+        return self.runner.partition("@")[0]
 
     @property
     def memory_bytes(self) -> int:
@@ -355,7 +363,7 @@ def schema() -> dict[str, Any]:
         {
             # A condition on what is absent holds: that is right for the default alone.
             "if": {
-                "properties": {"runner": {"const": runner}},
+                "properties": {"runner": {"pattern": f"^{runner}(@|$)"}},
                 **({} if runner == "command" else {"required": ["runner"]}),
             },
             "then": {"properties": {"payload": {"propertyNames": {"enum": list(keys)}}}},
@@ -383,10 +391,12 @@ def _with_plain_numbers(document: object) -> object:
 
 def _check_payload(spec: JobSpec) -> None:
     payload = spec.payload
-    allowed = PAYLOAD_KEYS.get(spec.runner, _AGENT_KEYS)
+    if spec.runner_name == "command" != spec.runner:
+        raise errors.INPUT_INVALID(where="job.runner", problem="the runner 'command' has no versions")
+    allowed = PAYLOAD_KEYS.get(spec.runner_name, _AGENT_KEYS)
     for key in payload.__struct_fields__:
         if key not in allowed and getattr(payload, key) != getattr(_NO_PAYLOAD, key):
-            problem = f"runner {spec.runner!r} has no such key; it takes {', '.join(allowed)}"
+            problem = f"runner {spec.runner_name!r} has no such key; it takes {', '.join(allowed)}"
             raise errors.INPUT_INVALID(where=f"job.payload.{key}", problem=problem)
     if spec.runner == "command":
         _check_command(payload, "job.payload")

@@ -21,10 +21,11 @@ MAX_LINE = 8 << 20
 class LocalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``status``; ``drain`` and ``resume`` (this host's own wish, kept over restarts); ``refresh`` (heartbeat now).
 
+    ``reload``: read the policy and look for runners again.
     ``probe``: have a task of the daemon's own take more memory than it may; the status then tells what came of it.
     """
 
-    verb: Literal["status", "drain", "resume", "refresh", "probe"]
+    verb: Literal["status", "drain", "resume", "refresh", "reload", "probe"]
     reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
     #: ``drain``: have the tasks that can go on elsewhere do so.
     move: bool = False
@@ -127,6 +128,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     admission: str = ""
     executor: str = ""
     guarantees: dict[str, str] = {}
+    #: Runners of AI agents, each with the program that it starts.
+    runners: dict[str, str] = {}
     host: HostFacts | None = None
     reports_waiting: int = 0
     problems: list[Problem] = []

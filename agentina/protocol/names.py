@@ -13,6 +13,8 @@ _KEY: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,30}[a-z0-9])?")
 _ROLE: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _LABEL_KEY: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9._/:+-]{0,63}")
+_RUNNER: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_RUNNER_VERSION: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,39}")
 _ENVIRONMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _TASK_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{16}\.[1-9][0-9]{0,5}")
 
@@ -49,6 +51,17 @@ def check_label(key: str, value: str) -> None:
     """Raise ``NAME_INVALID`` unless ``key=value`` may be a label."""
     _check(_LABEL_KEY, key, "label", "1 to 63 letters, digits and . _ / -, starting and ending with letter or digit")
     _check(_LABEL_VALUE, value, f"value of label {key}", "at most 63 letters, digits and . _ / : + -")
+
+
+def check_runner(value: str) -> str:
+    """Return ``value`` if it may name a runner; raise ``NAME_INVALID`` otherwise."""
+    return _check(_RUNNER, value, "runner", "1 to 40 of a-z, 0-9 and '-', starting with a letter or digit")
+
+
+def check_runner_version(value: str) -> str:
+    """Return ``value`` if it may name a version of a runner's program; raise ``NAME_INVALID`` otherwise."""
+    rule = "1 to 40 letters, digits and . + _ -, starting with a letter or digit"
+    return _check(_RUNNER_VERSION, value, "version of a runner", rule)
 
 
 def check_environment(name: str) -> str:

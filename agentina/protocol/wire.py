@@ -443,6 +443,8 @@ class AgentRun(_Message, frozen=True, kw_only=True):
     model: Short = ""
     #: Of the command line.
     version: Short = ""
+    #: Which program that was: the host's copy (``claude-code@2.1.329 sha256:…``), or a path and when it was changed.
+    program: Short = ""
     #: Answers of the model; None: not told.
     turns: Count | None = None
     tool_calls: Count = 0

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +21,8 @@ import msgspec
 from agentina import errors
 from agentina.inside import toolserver
 from agentina.protocol import jobs
-from agentina.runners import command, contract
+from agentina.runners import command, contract, copies
+from agentina.system import clock
 
 #: Directory in the home for what is ours.
 OWN: Final = ".agentina"
@@ -31,6 +34,8 @@ CONTINUE: Final = (
 PROMPT: Final = f"{OWN}/prompt.md"
 #: The name of the server that has the task's verbs as tools.
 SERVER: Final = "agentina"
+#: Characters of what is said of a program.
+_MAX_SHOWN: Final = 256
 #: Started by a shell that opens the prompt as stdin and then becomes the command line; a pipe would have to be filled.
 _WITH_INPUT: Final = 'exec "$@" <"$0"'
 
@@ -81,10 +86,13 @@ class AgentRunner:
         environment: dict[str, str] | None = None,
         takes_servers: bool = True,
         sessions: Callable[[contract.Place], str] | None = None,
+        copy: copies.Found | None = None,
     ) -> None:
         self.name = name
         #: A path, or a name that is looked for in :data:`contract.SEARCH_PATH`.
-        self.program = program
+        self.program = program if copy is None else str(copy.program)
+        #: The host's own copy that it starts.
+        self.copy = copy
         self.stream = stream
         self._invoke = invoke
         self._environment = environment or {}
@@ -95,6 +103,17 @@ class AgentRunner:
     def session_directory(self, place: contract.Place) -> str:
         """See :meth:`contract.Runner.session_directory`."""
         return "" if self._sessions is None else self._sessions(place)
+
+    def choose(self) -> contract.Chosen | None:
+        """See :meth:`contract.Runner.choose`."""
+        path = shutil.which(self.program, path=contract.SEARCH_PATH)
+        if path is None or not (self.copy is None or self.copy.is_there()):
+            raise errors.RUNNER_MISSING(runner=self.name if self.copy is None else self.copy.name, path=self.program)
+        if self.copy is not None:
+            return contract.Chosen(runner=self.copy.name, version=self.copy.copy.version, program=self.copy.shown)
+        real = Path(path).resolve()
+        shown = f"{real} of {clock.show_time(int(real.stat().st_mtime * 1000))}"
+        return contract.Chosen(runner=self.name, program=shown[-_MAX_SHOWN:])
 
     def plan(self, job: jobs.JobSpec, *, place: contract.Place) -> contract.Plan:
         """See :meth:`contract.Runner.plan`."""

@@ -23,6 +23,10 @@ class CommandRunner:
         """See :meth:`contract.Runner.session_directory`."""
         return ""
 
+    def choose(self) -> contract.Chosen | None:
+        """See :meth:`contract.Runner.choose`."""
+        return None
+
     def plan(self, job: JobSpec, *, place: contract.Place) -> contract.Plan:  # noqa: ARG002 - the contract's signature
         """See :meth:`contract.Runner.plan`."""
         verify = None if job.verify is None else command_line(job.verify)

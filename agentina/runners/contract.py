@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+import msgspec
+
 from agentina.protocol.jobs import JobSpec
 
 #: Where programs are looked for; what every process gets besides its job's own variables.
@@ -41,6 +43,16 @@ class Plan:
         return f"Plan({self.argv[0]!r})"
 
 
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """Which program a task starts; written down at its beginning, and so the same until its end."""
+
+    #: The runner, with its version where the host keeps a copy of that: what the task is started and read with.
+    runner: str
+    version: str = ""
+    #: For people: which copy, or which file and when that was changed.
+    program: str = ""
+
+
 class Runner(Protocol):
     """One kind of payload."""
 
@@ -56,6 +68,15 @@ class Runner(Protocol):
         """Where in the home the files of its sessions are, which moved there elsewhere can be resumed; empty: nowhere.
 
         All files below it belong to the sessions, and none has to be changed for another place.
+        """
+        ...
+
+    def choose(self) -> Chosen | None:
+        """Which program it starts now; None: that is the job's affair.
+
+        Raises:
+            AgentinaError: ``RUNNER_MISSING``: it is not there any more.
+
         """
         ...
 

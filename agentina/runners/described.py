@@ -16,7 +16,7 @@ import msgspec
 
 from agentina import errors
 from agentina.protocol import inputs, names
-from agentina.runners import agents, claude_code
+from agentina.runners import agents, claude_code, copies
 from agentina.system import files
 
 _MAX_FILE: Final = 1 << 16
@@ -39,7 +39,8 @@ Argument = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The keys of such a file."""
 
-    #: The program: a path, or a name that is looked for in the tasks' PATH.
+    #: The program: a path, or a name that is looked for in the tasks' PATH. Absent: the copy that
+    #: `agentina runner install` made the default, else the runner's usual program in the tasks' PATH.
     program: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)] | None = None
     #: Its arguments, with placeholders ``{prompt_file}``, ``{system_prompt_file}``, ``{mcp_config_file}`` (in the form
     #: of Claude Code's), ``{model}``, ``{max_turns}``, ``{resume}`` and ``{allowed_tools}`` (with commas); ``{{`` is a
@@ -103,8 +104,8 @@ def parse(document: Any, where: str) -> Description:
     return description
 
 
-def make(name: str, description: Description) -> agents.AgentRunner:
-    """The runner that a file describes."""
+def make(name: str, description: Description, copy: copies.Found | None = None) -> agents.AgentRunner:
+    """The runner that a file describes, with a copy that this host keeps of its program."""
     return agents.AgentRunner(
         name,
         description.program or name,
@@ -112,6 +113,7 @@ def make(name: str, description: Description) -> agents.AgentRunner:
         stream="" if description.stream == "text" else description.stream,
         environment=description.environment,
         takes_servers="mcp_config_file" in {name for text in _flat(description.arguments) for name in _used(text)},
+        copy=copy,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,8 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from agentina import errors
-from agentina.runners import agents, claude_code, codex, command, contract, described, gemini, opencode
-from agentina.system import clock
+from agentina.runners import agents, claude_code, codex, command, contract, copies, described, gemini, opencode
 
 _Invoke = Callable[[agents.Wish], agents.Invocation]
 _Sessions = Callable[[contract.Place], str]
@@ -27,17 +27,28 @@ _AGENTS: Final[dict[str, tuple[str, _Invoke, _Sessions | None]]] = {
 _log = logging.getLogger(__name__)
 
 
-def load(directory: Path) -> Mapping[str, contract.Runner]:
-    """The runners this host has, by name; ``directory`` holds descriptions, and need not exist.
+def load(directory: Path, copies_directory: Path) -> Mapping[str, contract.Runner]:
+    """The runners this host has, by name; those with copies of their programs by name and version too.
 
     A runner whose program is not found, or whose description cannot be understood, is not there; the log says so.
+
+    Args:
+        directory: Holds descriptions; need not exist.
+        copies_directory: Holds copies of programs; need not exist.
+
     """
     runners: dict[str, contract.Runner] = {}
     found = _descriptions(directory)
+    kept = copies.read(copies_directory)
     for name in sorted(_AGENTS.keys() | found.keys()):
-        if name in found and found[name] is None:
+        description = found.get(name, described.Description())
+        if description is None:
             continue
-        runner = make(name, found.get(name) or described.Description())
+        own = [copy for copy in kept if copy.copy.runner == name]
+        runners |= {copy.name: make(name, description, copy) for copy in own}
+        # What the owner wrote down goes before what is the default.
+        chosen = None if description.program else next((copy for copy in own if copy.is_default), None)
+        runner = make(name, description, chosen)
         if shutil.which(runner.program, path=contract.SEARCH_PATH) is not None:
             runners[name] = runner
         elif name in found:
@@ -50,22 +61,25 @@ def load(directory: Path) -> Mapping[str, contract.Runner]:
 
 
 def programs(runners: Mapping[str, contract.Runner]) -> dict[str, str]:
-    """Which copy of its program each AI agent's runner starts: the path behind all links, and when it was changed."""
+    """Which program each AI agent's runner starts, for people."""
     found = {}
     for name, runner in runners.items():
-        path = (
-            shutil.which(runner.program, path=contract.SEARCH_PATH) if isinstance(runner, agents.AgentRunner) else None
-        )
-        if path is not None:
-            real = Path(path).resolve()
-            found[name] = f"{real} of {clock.show_time(int(real.stat().st_mtime * 1000))}"
+        with contextlib.suppress(errors.AgentinaError, OSError):  # it has just gone
+            chosen = runner.choose()
+            if chosen is not None:
+                found[name] = chosen.program
     return found
 
 
-def make(name: str, description: described.Description) -> agents.AgentRunner:
-    """The runner of an AI agent."""
+def usual_program(name: str) -> str:
+    """What the program of a runner is called, as a rule."""
+    return _AGENTS[name][0] if name in _AGENTS else name
+
+
+def make(name: str, description: described.Description, copy: copies.Found | None = None) -> agents.AgentRunner:
+    """The runner of an AI agent; with a copy of its program that this host keeps, or what is described."""
     if name not in _AGENTS:
-        return described.make(name, description)
+        return described.make(name, description, copy)
     program, invoke, sessions = _AGENTS[name]
     return agents.AgentRunner(
         name,
@@ -74,6 +88,7 @@ def make(name: str, description: described.Description) -> agents.AgentRunner:
         stream=name,
         environment=description.environment,
         sessions=sessions,
+        copy=copy,
     )
 
 

@@ -73,6 +73,11 @@ class Layout:
         return self.root / "opt/agentina"
 
     @property
+    def copies_directory(self) -> Path:
+        """Copies of AI agents' command lines, one for all tasks (agentina/runners/copies.py)."""
+        return self.software_directory / "runners"
+
+    @property
     def packaged_version(self) -> Path:
         """Names the version of the package's own release."""
         return self.root / "usr/lib/agentina/release/version"

@@ -139,12 +139,29 @@ def test_values_of_tool_servers_are_hidden_and_masked() -> None:
 
 def test_schema_knows_the_keys_of_each_runner() -> None:
     rules = jobs.schema()["$defs"]["JobSpec"]["allOf"]
-    keys = {rule["if"]["properties"]["runner"]["const"]: rule["then"]["properties"]["payload"] for rule in rules}
-    assert keys["command"] == {"propertyNames": {"enum": ["argv", "script"]}}
-    assert [rule["if"]["properties"]["runner"]["const"] for rule in rules if "required" not in rule["if"]] == [
-        "command"
+    keys = {rule["if"]["properties"]["runner"]["pattern"]: rule["then"]["properties"]["payload"] for rule in rules}
+    assert keys["^command(@|$)"] == {"propertyNames": {"enum": ["argv", "script"]}}
+    assert [rule["if"]["properties"]["runner"]["pattern"] for rule in rules if "required" not in rule["if"]] == [
+        "^command(@|$)"
     ]
-    assert "max_turns" not in keys["codex"]["propertyNames"]["enum"]
+    assert "max_turns" not in keys["^codex(@|$)"]["propertyNames"]["enum"]
+
+
+def test_job_may_ask_for_a_version_of_its_runner() -> None:
+    asked = jobs.parse_job({"name": "x", "runner": "codex@0.163.0-rc.1", "payload": {"prompt": "x"}})
+    assert (asked.runner, asked.runner_name) == ("codex@0.163.0-rc.1", "codex")
+
+
+@pytest.mark.parametrize("runner", ["codex@", "@1", "codex@1@2", "codex@../x", "codex@.x", "command@1", "codex@1 2"])
+def test_what_is_no_version_of_a_runner(runner: str) -> None:
+    payload = {"argv": ["x"]} if runner.startswith("command") else {"prompt": "x"}
+    with pytest.raises(errors.AgentinaError, match="INPUT_INVALID"):
+        jobs.parse_job({"name": "x", "runner": runner, "payload": payload})
+
+
+def test_version_of_a_runner_takes_the_keys_of_the_runner() -> None:
+    with pytest.raises(errors.AgentinaError, match="INPUT_INVALID"):
+        jobs.parse_job({"name": "x", "runner": "codex@1", "payload": {"prompt": "x", "max_turns": 3}})
 
 
 def test_schema_accepts_text_where_the_parser_does() -> None:

@@ -289,7 +289,7 @@ def test_registry_offers_what_is_there(tmp_path: Path, caplog: pytest.LogCapture
         "command": f"program: {program}\n",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    found = registry.load(tmp_path)
+    found = registry.load(tmp_path, tmp_path / "copies")
     assert {"command", "codex", "ada"} <= found.keys()
     assert not {"gone", "gemini", "Bad", "broken"} & found.keys()
     assert not found["command"].stream
@@ -297,7 +297,7 @@ def test_registry_offers_what_is_there(tmp_path: Path, caplog: pytest.LogCapture
     assert (made.argv[4], made.environment["A"]) == (str(program), "b")
     (tmp_path / "link").symlink_to(program)
     (tmp_path / "codex.yaml").write_text(f"program: {tmp_path / 'link'}\n")
-    shown = registry.programs(registry.load(tmp_path))
+    shown = registry.programs(registry.load(tmp_path, tmp_path / "copies"))
     assert shown["codex"].startswith(f"{program.resolve()} of 20")
     assert "command" not in shown
     told = [record.getMessage() for record in caplog.records]
@@ -313,5 +313,5 @@ def test_every_format_is_known() -> None:
 
 
 def test_no_directory_no_trouble(tmp_path: Path) -> None:
-    assert "command" in registry.load(tmp_path / "none")
+    assert "command" in registry.load(tmp_path / "none", tmp_path / "none")
     assert not list(tmp_path.iterdir())
