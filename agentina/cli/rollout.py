@@ -119,7 +119,8 @@ def _read(path: Path) -> settings.Settings:
         raise errors.FILE_UNREADABLE(where=str(path), problem=str(error.strerror)) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise errors.INPUT_UNREADABLE(where=str(path), problem=" ".join(str(error).split())) from error
-    return inputs.convert({} if document is None else document, settings.Settings, str(path))
+    plain = inputs.measured({} if document is None else document, settings.MEASURES, str(path))
+    return inputs.convert(plain, settings.Settings, str(path))
 
 
 @rollout.command("list", epilog=options.examples("agentina rollout list", "agentina rollout list --json"))

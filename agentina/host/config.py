@@ -12,6 +12,7 @@ import yaml
 
 from agentina import errors
 from agentina.protocol import inputs, windows
+from agentina.protocol import settings as protocol
 from agentina.system import files, paths
 
 _MAX_CONFIG = 1 << 20
@@ -28,9 +29,10 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_concurrent_tasks: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     #: ``systemd``, ``process``, or ``auto``: systemd where the daemon is a service of a host with the package.
     executor: str = "auto"
-    #: Memory left to the host: tasks are only taken while more than this stays free (bytes).
+    #: Memory left to the host: tasks are only taken while more than this stays free (bytes, or a size such as
+    #: 512MiB).
     memory_reserve: Annotated[int, msgspec.Meta(ge=0)] = 256 << 20
-    #: No new work when the state directory's disk has less free than this (bytes).
+    #: No new work when the state directory's disk has less free than this (bytes, or a size).
     disk_reserve: Annotated[int, msgspec.Meta(ge=0)] = 1 << 30
     #: No new work while memory pressure (PSI some avg10, percent) is above this.
     max_memory_pressure: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
@@ -51,7 +53,8 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     #: Whether rollouts may change settings here (docs/how-to/roll-out-settings.md); what is stricter holds, theirs or
     #: this file's.
     remote_settings: bool = True
-    #: Seconds the process of an AI agent may go on, silent, after it said that it had finished; then it is ended.
+    #: Seconds (or a duration such as 1m) the process of an AI agent may go on, silent, after it said that it had
+    #: finished; then it is ended.
     agent_linger: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 15.0
     #: The gateway's settings (``gateway.yaml``), for jobs with a budget or hosts in their scope; empty: no gateway.
     gateway: str = ""
@@ -73,7 +76,8 @@ def load(instance: paths.InstancePaths) -> HostConfig:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise errors.INPUT_UNREADABLE(where=str(instance.config), problem=" ".join(str(error).split())) from error
-    settings = inputs.convert(document, HostConfig, str(instance.config))
+    where = str(instance.config)
+    settings = inputs.convert(inputs.measured(document, protocol.MEASURES, where), HostConfig, where)
     try:
         windows.parse(settings.update_window)
     except errors.AgentinaError as error:

@@ -19,6 +19,7 @@ from agentina.protocol.jobs import Command, JobSpec
 from agentina.system import files
 
 _MAX_POLICY: Final = 1 << 20
+_MEASURES: Final[inputs.Measures] = {"max_memory": units.parse_size, "max_timeout": units.parse_duration}
 Patterns = Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]], msgspec.Meta(max_length=4096)]
 
 
@@ -77,15 +78,7 @@ def parse(document: Any, where: str) -> Policy:
         AgentinaError: ``INPUT_UNKNOWN_KEY`` (with a near miss) or ``INPUT_INVALID``.
 
     """
-    if isinstance(document, dict):
-        document = dict(document)
-        for key, read in (("max_memory", units.parse_size), ("max_timeout", units.parse_duration)):
-            if isinstance(document.get(key), str):
-                try:
-                    document[key] = read(document[key])
-                except ValueError as error:
-                    raise errors.INPUT_INVALID(where=f"{where}.{key}", problem=str(error)) from error
-    return inputs.convert(document, Policy, where)
+    return inputs.convert(inputs.measured(document, _MEASURES, where), Policy, where)
 
 
 def check(policy: Policy, job: JobSpec) -> list[str]:

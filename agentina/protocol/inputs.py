@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -12,6 +13,9 @@ import msgspec
 from agentina import errors
 
 T = TypeVar("T")
+
+#: How to read what people write for a number (:mod:`agentina.protocol.units`), by key; ValueError: it is none.
+Measures = Mapping[str, Callable[[str], float]]
 
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<key>.*?)`(?: - at `\$?(?P<path>.*)`)?$", re.DOTALL)
 _LOCATED: Final = re.compile(r"(?P<problem>.*?)(?: - at `\$?(?P<path>.*)`)?$", re.DOTALL)
@@ -33,6 +37,27 @@ def convert(document: object, kind: type[T], where: str) -> T:
     except UnicodeEncodeError as error:
         # JSON can write half of a surrogate pair; no text contains it.
         raise errors.INPUT_INVALID(where=where, problem="a character is half of a surrogate pair") from error
+
+
+def measured(document: object, measures: Measures, where: str) -> object:
+    """``document`` with numbers where people wrote a size or duration as text, such as ``512MiB``.
+
+    Raises:
+        AgentinaError: ``INPUT_INVALID``, naming the key.
+
+    """
+    if not isinstance(document, dict):
+        return document
+    written = [key for key in measures if isinstance(document.get(key), str)]
+    if not written:
+        return document
+    plain = dict(document)
+    for key in written:
+        try:
+            plain[key] = measures[key](plain[key])
+        except ValueError as error:
+            raise errors.INPUT_INVALID(where=f"{where}.{key}", problem=str(error)) from error
+    return plain
 
 
 def decode(body: bytes, kind: type[T], where: str, *, limit: int) -> T:

@@ -9,6 +9,7 @@ and ``1h30m``.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -273,19 +274,22 @@ PAYLOAD_KEYS: Final[dict[str, tuple[str, ...]]] = {
 
 _NO_PAYLOAD: Final = Payload()
 
-_SIZE_KEYS: Final = (
-    ("resources", "memory"), ("resources", "disk"), ("limits", "output"), ("limits", "artifacts"),
-    ("checkpoint", "limit"),
-)  # fmt: skip
-_DURATION_KEYS: Final = (
-    ("limits", "timeout"),
-    ("limits", "grace"),
-    ("retry", "backoff"),
-    ("retry", "max_backoff"),
-    ("budget", "duration"),
-    ("health", "stuck_after"),
-    ("checkpoint", "every"),
-)
+#: What people may write as text, by section and key.
+_MEASURES: Final[Mapping[str, inputs.Measures]] = {
+    "resources": {"memory": units.parse_size, "disk": units.parse_size},
+    "limits": {
+        "output": units.parse_size, "artifacts": units.parse_size,
+        "timeout": units.parse_duration, "grace": units.parse_duration,
+    },
+    "retry": {"backoff": units.parse_duration, "max_backoff": units.parse_duration},
+    "budget": {"duration": units.parse_duration},
+    "health": {"stuck_after": units.parse_duration},
+    "checkpoint": {"limit": units.parse_size, "every": units.parse_duration},
+}  # fmt: skip
+_EXAMPLES: Final[Mapping[Callable[[str], float], str]] = {
+    units.parse_size: "a size such as 512MiB",
+    units.parse_duration: "a duration such as 1h30m",
+}
 _SECRET_NAME: Final = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)($|_)", re.IGNORECASE)
 _HIDDEN: Final = "(hidden)"
 #: Shorter secrets would mask ordinary text.
@@ -353,12 +357,12 @@ def without_values(spec: JobSpec) -> JobSpec:
 def schema() -> dict[str, Any]:
     """The JSON Schema of a job document, for editors; ``parse_job`` checks a little more (names, exclusive keys)."""
     document = msgspec.json.schema(JobSpec)
-    for keys, example in ((_SIZE_KEYS, "a size such as 512MiB"), (_DURATION_KEYS, "a duration such as 1h30m")):
-        for struct, key in keys:
-            properties = document["$defs"][struct.capitalize()]["properties"]
+    for section, measures in _MEASURES.items():
+        properties = document["$defs"][section.capitalize()]["properties"]
+        for key, parse in measures.items():
             default = properties[key].pop("default")
             number = {"anyOf": [properties[key], {"type": "string"}]}
-            properties[key] = {**number, "default": default, "description": f"a number, or {example}"}
+            properties[key] = {**number, "default": default, "description": f"a number, or {_EXAMPLES[parse]}"}
     document["$defs"]["JobSpec"]["allOf"] = [
         {
             # A condition on what is absent holds: that is right for the default alone.
@@ -378,14 +382,9 @@ def _with_plain_numbers(document: object) -> object:
     if not isinstance(document, dict):
         return document
     plain = dict(document)
-    for keys, parse in ((_SIZE_KEYS, units.parse_size), (_DURATION_KEYS, units.parse_duration)):
-        for section, key in keys:
-            part = plain.get(section)
-            if isinstance(part, dict) and isinstance(part.get(key), str):
-                try:
-                    plain[section] = {**part, key: parse(part[key])}
-                except ValueError as error:
-                    raise errors.INPUT_INVALID(where=f"job.{section}.{key}", problem=str(error)) from error
+    for section, measures in _MEASURES.items():
+        if section in plain:
+            plain[section] = inputs.measured(plain[section], measures, f"job.{section}")
     return plain
 
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from agentina.protocol import inputs, units
+
 #: What a host reports while no settings of a control plane hold on it. One that takes none reports an empty text.
 NONE: Final = "none"
 _PREFIX: Final = "cfg-"
@@ -43,6 +45,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: What the daemon logs. Its owner's word does not matter here: nothing depends on it.
     log_level: Literal["debug", "info", "warning", "error"] | None = None
 
+
+#: What people may write as text in files of settings, and in a host's own configuration.
+MEASURES: Final[inputs.Measures] = {
+    "heartbeat_seconds": units.parse_duration,
+    "memory_reserve": units.parse_size,
+    "disk_reserve": units.parse_size,
+    "agent_linger": units.parse_duration,
+}
 
 #: Which of two values is the stricter one; settings that are not here take the place of the owner's.
 _STRICTER: Final[Mapping[str, Any]] = {

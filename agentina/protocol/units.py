@@ -19,10 +19,11 @@ def parse_size(text: str) -> int:
 
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"expected a size such as 512MiB or 2GiB, got {text!r}")
-    unit = (match[2] or "").upper().rstrip("B").rstrip("I")
-    return int(float(match[1]) * _FACTORS[unit])
+    unit = "" if match is None else (match[2] or "").upper().rstrip("B").rstrip("I")
+    size = float("inf") if match is None else float(match[1]) * _FACTORS[unit]
+    if size == float("inf"):
+        raise ValueError(f"expected a size such as 512MiB or 2GiB, got {text[:80]!r}")
+    return int(size)
 
 
 def parse_duration(text: str) -> float:
@@ -35,13 +36,14 @@ def parse_duration(text: str) -> float:
     stripped = text.strip()
     match = _DURATION.fullmatch(stripped)
     if stripped and match is not None:
-        return sum(float(part) * factor for part, factor in zip(match.groups(), _SECONDS, strict=True) if part)
-    try:
-        seconds = float(stripped)
-    except ValueError:
-        seconds = -1.0
+        seconds = sum(float(part) * factor for part, factor in zip(match.groups(), _SECONDS, strict=True) if part)
+    else:
+        try:
+            seconds = float(stripped)
+        except ValueError:
+            seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise ValueError(f"expected a duration such as 30s, 10m or 1h30m, got {text!r}")
+        raise ValueError(f"expected a duration such as 30s, 10m or 1h30m, got {text[:80]!r}")
     return seconds
 
 

@@ -214,7 +214,7 @@ def test_the_command_line_rolls_out_a_file_and_shows_the_skew(
     monkeypatch.setenv("AGENTINA_CONTROL_PLANE", fleet.control.url)
     monkeypatch.setenv("AGENTINA_API_TOKEN", fleet.control.token)
     file = tmp_path / "settings.yaml"
-    file.write_text("max_concurrent_tasks: 3\nlog_level: debug\n")
+    file.write_text("max_concurrent_tasks: 3\nlog_level: debug\ndisk_reserve: 2GiB\nheartbeat_seconds: 2m\n")
     assert main.run(["rollout", "start", "--config", str(file), "--soak", "5s"]) == 0
     rollout = capsys.readouterr().out.strip()
     fleet.turns(3)
@@ -226,9 +226,10 @@ def test_the_command_line_rolls_out_a_file_and_shows_the_skew(
     assert "1 of 2 agents have other settings" in captured.err
     assert main.run(["rollout", "status", rollout]) == 0
     shown = capsys.readouterr().out
-    assert "max_concurrent_tasks: 3, log_level: debug" in shown
+    for part in ("heartbeat_seconds: 120", "max_concurrent_tasks: 3", f"disk_reserve: {2 << 30}", "log_level: debug"):
+        assert part in shown
     assert b"agents_configuration_skew 0.5" in fleet.operator.call("GET", "/metrics")
-    for wrong in ("max_concurrent_task: 3", "max_concurrent_tasks: 0", "{"):
+    for wrong in ("max_concurrent_task: 3", "max_concurrent_tasks: 0", "memory_reserve: much", "{"):
         file.write_text(wrong)
         assert main.run(["rollout", "start", "--config", str(file)]) == errors.Exit.USAGE
     assert main.run(["rollout", "start"]) == errors.Exit.USAGE

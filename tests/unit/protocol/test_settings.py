@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentina import errors
 from agentina.host import config
 from agentina.protocol import inputs, settings
+from agentina.system import paths
 
 OWN = msgspec.structs.asdict(config.HostConfig(control_plane="http://localhost"))
 numbers = st.integers(1, 60)
@@ -64,3 +67,29 @@ def test_every_setting_is_a_key_of_the_owners_or_of_the_control_planes() -> None
 def test_what_is_not_safe_to_set_is_refused(document: Any) -> None:
     with pytest.raises(Exception, match="INPUT_"):
         inputs.convert(document, settings.Settings, "settings")
+
+
+def test_sizes_and_durations_may_be_written_as_people_do() -> None:
+    written = {"memory_reserve": "512MiB", "disk_reserve": 5, "agent_linger": "1m", "log_level": "info"}
+    plain = {"memory_reserve": 512 << 20, "disk_reserve": 5, "agent_linger": 60, "log_level": "info"}
+    assert inputs.measured(written, settings.MEASURES, "file") == plain
+    assert written["memory_reserve"] == "512MiB"
+    with pytest.raises(errors.AgentinaError) as caught:
+        inputs.measured({"disk_reserve": "a lot"}, settings.MEASURES, "file")
+    assert (caught.value.code, caught.value.context["where"]) == ("INPUT_INVALID", "file.disk_reserve")
+
+
+def test_every_measure_is_a_key_of_both_files() -> None:
+    assert set(settings.MEASURES) <= set(settings.Settings.__struct_fields__)
+    assert set(settings.MEASURES) - {"heartbeat_seconds"} <= set(config.HostConfig.__struct_fields__)
+
+
+def test_a_hosts_own_file_may_be_written_like_that_too(tmp_path: Path) -> None:
+    instance = paths.Layout(tmp_path).instance("default")
+    instance.config.parent.mkdir(parents=True)
+    instance.config.write_text("control_plane: http://localhost\nmemory_reserve: 2G\nagent_linger: 1m\n")
+    loaded = config.load(instance)
+    assert (loaded.memory_reserve, loaded.agent_linger) == (2 << 30, 60)
+    instance.config.write_text("control_plane: http://localhost\nmemory_reserve: much\n")
+    with pytest.raises(errors.AgentinaError, match="memory_reserve"):
+        config.load(instance)

@@ -14,7 +14,7 @@ def test_sizes(text: str, size: int) -> None:
     assert units.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "big", "-1", "1Q", "1..2", "GiB", "1 2"])
+@pytest.mark.parametrize("text", ["", "big", "-1", "1Q", "1..2", "GiB", "1 2", "9" * 400, "9" * 400 + "T"])
 def test_not_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="expected a size"):
         units.parse_size(text)
@@ -27,7 +27,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert units.parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", " ", "soon", "-1", "1m1h", "nan", "inf", "1h30"])
+@pytest.mark.parametrize("text", ["", " ", "soon", "-1", "1m1h", "nan", "inf", "1h30", "9" * 400 + "d"])
 def test_not_durations(text: str) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
         units.parse_duration(text)
