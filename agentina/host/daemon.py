@@ -368,7 +368,7 @@ class Daemon:
         self._tasks.on_free = self._poll.reconsider
         self._tasks.on_running = self._follower.reconsider
         self._session.on_change = self._poll.reconsider
-        self._session.on_contact = self._grace.contact
+        self._session.on_contact = self._on_contact
         self._session.on_directives = self._on_directives
 
     def _start_loops(self) -> None:
@@ -386,6 +386,7 @@ class Daemon:
             ("clean-up", self._janitor.run),
             ("grace", self._keep_grace),
             ("updates", lambda: self._orders.watch(self._on_update)),
+            ("settings", lambda: self._remote.watch(self._on_settings_left)),
             ("watchdog", lambda: watchdog.feed(self._outbox)),
             *self._departure_loops(),
         ]
@@ -436,6 +437,14 @@ class Daemon:
         self._heartbeat.hear(directives)
         if self._remote.obey(directives.configuration, self.anomalies):
             self._heartbeat.beat_now()
+
+    def _on_contact(self) -> None:
+        self._grace.contact()
+        self._remote.contact()
+
+    def _on_settings_left(self) -> None:
+        self._heartbeat.beat_now()
+        self._remote.raise_problem(self.anomalies)
 
     def _use(self, settings: config.HostConfig) -> None:
         """Work with other settings from now on."""

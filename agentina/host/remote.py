@@ -8,21 +8,28 @@ state         means                                                            n
 ============  ==============================================================  =========================================
 refused       it was not begun: not understood, or no work could be taken      -
 on-trial      the settings hold; no heartbeat has been answered with them yet  answered: promoted; the daemon started
-                                                                               :data:`MOST_STARTS` times: rolled-back
-promoted      they hold                                                        told to leave them: rolled-back
+                                                                               :data:`MOST_STARTS` times, or none
+                                                                               within :data:`PATIENCE`: rolled-back
+promoted      they hold                                                        told to leave them, or the daemon started
+                                                                               :data:`MOST_STARTS_AGAIN` times and did
+                                                                               not stay: rolled-back
 rolled-back   those before them hold                                           -
 ============  ==============================================================  =========================================
 
 What may go wrong: the order is not signed by a pinned key, or is another agent's (ignored, raised); it has a key or a
 value that this release does not know (refused, bad); with it the host could never take work (refused, bad); the disk
 is full (nothing changes, and the order comes again); the daemon ends before a heartbeat (on trial again, bad after some
-times); the journal is damaged (set aside: the host's own configuration holds, and the control plane sees that). An
+times); it goes on, and no heartbeat is answered (bad if the control plane answers otherwise, else inconclusive); a
+daemon that runs with the settings cannot start with them (left after some starts: no release would cure that); the
+journal is damaged (set aside: the host's own configuration holds, and the control plane sees that). An
 order is acted on once, by its id; a configuration that holds already is promoted at once, one to leave that does not
 hold is rolled back at once.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,11 +44,21 @@ from agentina.system import clock, files
 
 #: Daemons that may begin with a configuration before one of them has an answered heartbeat.
 MOST_STARTS: Final = 3
+#: Daemons in a row that may begin with a proved one and neither stay nor have an answered heartbeat. Fewer than it
+#: takes to try another release (agentina@.service), which would be no cure.
+MOST_STARTS_AGAIN: Final = 6
+#: Seconds a daemon waits for an answered heartbeat with a configuration on trial.
+PATIENCE: Final = 180.0
+#: Seconds after which a daemon has stayed.
+STEADY: Final = 60.0
 #: Ids of orders that are remembered, the newest.
 _MOST_ACTED: Final = 20
 _MAX_FILE: Final = 256 << 10
 #: Why a configuration was left that its daemons did not come to a heartbeat with.
 CRASHED: Final = "crashed"
+#: Why one was left that a daemon had no answered heartbeat with: the control plane answered otherwise, or not at all.
+NO_HEARTBEAT: Final = "no-heartbeat"
+AWAY: Final = "control-plane-away"
 _PURPOSE: Final = "configuration"
 
 _log = logging.getLogger(__name__)
@@ -58,8 +75,9 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """What holds, and what became of the latest order."""
 
     current: Version = Version()
-    #: A heartbeat has been answered with it, and if not, how many daemons began with it.
+    #: A heartbeat has been answered with it.
     is_proved: bool = True
+    #: Daemons that began with it since the last that had an answered heartbeat or stayed.
     starts: int = 0
     #: What to go back to: proved.
     previous: Version = Version()
@@ -103,26 +121,48 @@ def refused(
 
 def started(journal: Journal, *, now_ms: int) -> Journal:
     """The journal of a daemon that begins."""
-    if journal.is_proved:
+    if journal.current.version == settings.NONE:
         return journal
     journal = msgspec.structs.replace(journal, starts=journal.starts + 1)
-    if journal.starts < MOST_STARTS:
+    most = MOST_STARTS_AGAIN if journal.is_proved else MOST_STARTS
+    if journal.starts < most:
         return journal
-    journal = msgspec.structs.replace(
-        journal, current=journal.previous, previous=Version(), is_proved=True, starts=0
-    )  # fmt: skip
-    if journal.state != "on-trial":
-        return journal  # another order came meanwhile, and is what is reported
-    detail = f"{MOST_STARTS} daemons began with it, and none had an answered heartbeat"
-    return _moved(journal, now_ms, state="rolled-back", verdict="bad", reason=CRASHED, detail=detail)
+    detail = f"{most} daemons began with it, and none had an answered heartbeat"
+    return _left(journal, now_ms, verdict="bad", reason=CRASHED, detail=detail)
 
 
 def confirmed(journal: Journal, *, now_ms: int) -> Journal:
     """The journal after a heartbeat was answered with what holds."""
-    if journal.is_proved:
-        return journal
+    was_proved = journal.is_proved
     journal = msgspec.structs.replace(journal, is_proved=True, starts=0)
-    return _moved(journal, now_ms, state="promoted", verdict="good") if journal.state == "on-trial" else journal
+    if was_proved or journal.state != "on-trial":
+        return journal
+    return _moved(journal, now_ms, state="promoted", verdict="good")
+
+
+def waited(journal: Journal, *, is_heard: bool, now_ms: int) -> Journal:
+    """The journal of a daemon that is up for as long as it may be.
+
+    ``is_heard``: the control plane answers, though no heartbeat.
+    """
+    if journal.is_proved:
+        return msgspec.structs.replace(journal, starts=0)
+    detail = f"no heartbeat was answered with it in {PATIENCE:.0f} s, and "
+    if is_heard:
+        detail += "the control plane answers otherwise"
+        return _left(journal, now_ms, verdict="bad", reason=NO_HEARTBEAT, detail=detail)
+    return _left(journal, now_ms, verdict="inconclusive", reason=AWAY, detail=detail + "nothing else was")
+
+
+def _left(journal: Journal, now_ms: int, *, verdict: str, reason: str, detail: str) -> Journal:
+    """The journal with what held before. Where another order came meanwhile, that one is what is reported."""
+    is_latest = journal.state in {"on-trial", "promoted"} and journal.version == journal.current.version
+    journal = msgspec.structs.replace(
+        journal, current=journal.previous, previous=Version(), is_proved=True, starts=0
+    )  # fmt: skip
+    if not is_latest:
+        return journal
+    return _moved(journal, now_ms, state="rolled-back", verdict=verdict, reason=reason, detail=detail)
 
 
 def _taken(journal: Journal, order: wire.ConfigurationOrder) -> Journal:
@@ -158,6 +198,10 @@ class Remote:
         self._journal = Journal()
         #: The payload that was looked at last: it comes with each heartbeat until it is over.
         self._seen = ""
+        #: Boot time since when what holds has held in this daemon, and of the control plane's last answer.
+        self._since = self._heard = clocks.boot()
+        #: There is something new to wait for.
+        self._begun = asyncio.Event()
         #: A damaged journal that was set aside.
         self.damage: errors.AgentinaError | None = None
         #: Puts the settings that hold into force; the facts of the host, to see whether it can live with them.
@@ -228,6 +272,8 @@ class Remote:
             _log.warning("a configuration cannot be kept, and waits: %s", error, extra={"code": error.code})
             return False
         self._seen = signed.payload
+        self._since = self._clock.boot()
+        self._begun.set()
         self._say()
         self.use(self.effective())
         self.raise_problem(raising)
@@ -235,15 +281,55 @@ class Remote:
 
     def confirm(self, version: str) -> bool:
         """A heartbeat that reported ``version`` was answered; whether that ends a trial."""
-        if self._journal.is_proved or version != self._journal.current.version:
+        was_proved = self._journal.is_proved
+        if version != self._journal.current.version:
             return False
         try:
             self._record(confirmed(self._journal, now_ms=self._clock.wall_ms()))
         except errors.AgentinaError as error:
             _log.warning("a configuration stays on trial: %s", error, extra={"code": error.code})
             return False
-        self._say()
-        return True
+        if not was_proved:
+            self._say()
+        return not was_proved
+
+    def contact(self) -> None:
+        """Note that the control plane answered, whatever it was asked."""
+        self._heard = self._clock.boot()
+
+    async def watch(self, on_left: Callable[[], None]) -> None:
+        """:meth:`tend` whenever something is due, and call ``on_left`` after it. Runs until canceled."""
+        while True:
+            self._begun.clear()
+            before = self._journal.current
+            left = self.tend()
+            if self._journal.current != before:
+                on_left()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), left)
+
+    def tend(self) -> float | None:
+        """Leave what no heartbeat was answered with in time, and note that a daemon stays.
+
+        Returns the seconds until there is something to be done; None: there is nothing.
+        """
+        one = self._journal
+        if one.is_proved and not one.starts:
+            return None
+        due = self._since + (STEADY if one.is_proved else PATIENCE)
+        if (left := due - self._clock.boot()) > 0:
+            return left
+        is_heard = self._heard > due - PATIENCE / 2
+        try:
+            self._record(waited(one, is_heard=is_heard, now_ms=self._clock.wall_ms()))
+        except errors.AgentinaError as error:
+            _log.warning("a configuration stays as it is: %s", error, extra={"code": error.code})
+            self._since = self._clock.boot()
+            return PATIENCE
+        if self._journal.current != one.current:
+            self._say()
+            self.use(self.effective())
+        return None
 
     def raise_problem(self, raising: anomalies.Anomalies) -> None:
         """Raise the latest order as an anomaly if it was bad: once, however often this is called."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from agentina import errors
 from agentina.host import config, remote
 from agentina.protocol import settings, signing, wire
 from agentina.system import clock, files
+from agentina.system import tasks as background
+from tests.fakes import deadlines
 
 AGENT = "3c6f4f0e-0000-4000-8000-000000000001"
 KEY = signing.SigningKey.generate()
@@ -34,6 +37,19 @@ class Raised:
         self._names.add(name)
 
 
+def full(path: Path, *_: object, **__: object) -> None:
+    raise errors.DISK_FULL(path=str(path))
+
+
+class Later(clock.SystemClock):
+    """A clock that can be set on."""
+
+    on = 0.0
+
+    def boot(self) -> float:
+        return 1000.0 + self.on
+
+
 @dataclasses.dataclass
 class Bench:
     """A daemon's settings, which may be started again."""
@@ -45,16 +61,21 @@ class Bench:
     def __post_init__(self) -> None:
         self.raised = Raised()
         self.used: list[config.HostConfig] = []
+        self.clock = Later()
         self.start()
 
     def start(self) -> None:
         self.remote = remote.Remote(
             self.path / "configuration.json", self.own, agent_id=AGENT, trusted={KEY.public.id: KEY.public},
-            clocks=clock.SystemClock(),
+            clocks=self.clock,
         )  # fmt: skip
         self.remote.start()
         self.remote.use = self.used.append
         self.remote.facts = lambda: wire.HostFacts(memory_bytes=self.memory_bytes)
+
+    def wait(self, seconds: float) -> None:
+        self.clock.on += seconds
+        self.remote.tend()
 
     def obey(self, number: int, *, action: Any = "apply", agent: str = AGENT, **wanted: Any) -> str:
         version = settings.version_of(msgspec.convert(wanted, settings.Settings, strict=False)) if wanted else "cfg-x"
@@ -162,6 +183,72 @@ def test_what_daemons_do_not_come_to_a_heartbeat_with_is_left(bench: Bench) -> N
     assert bench.raised.codes == ["CONFIGURATION_LEFT"]
 
 
+def test_what_daemons_run_with_and_do_not_start_with_is_left(bench: Bench) -> None:
+    version = bench.obey(1, max_concurrent_tasks=2)
+    bench.remote.confirm(version)
+    for _ in range(remote.MOST_STARTS_AGAIN - 1):
+        bench.start()
+    assert bench.remote.version == version
+    bench.remote.confirm(version)
+    for _ in range(remote.MOST_STARTS_AGAIN - 1):
+        bench.start()
+    assert bench.remote.version == version, "a heartbeat was answered in between"
+    bench.start()
+    assert bench.remote.version == "none"
+    assert bench.said == ("rolled-back", "bad", "crashed")
+    bench.start()
+    assert bench.said == ("rolled-back", "bad", "crashed")
+
+
+def test_a_host_without_control_plane_keeps_what_was_proved(bench: Bench) -> None:
+    version = bench.obey(1, max_concurrent_tasks=2)
+    bench.remote.confirm(version)
+    for _ in range(3 * remote.MOST_STARTS_AGAIN):
+        bench.start()
+        bench.wait(remote.STEADY)
+    assert bench.remote.version == version
+    assert bench.said == ("promoted", "good", "")
+
+
+@pytest.mark.parametrize(
+    ("heard", "verdict", "reason"), [(0.9, "bad", "no-heartbeat"), (0.1, "inconclusive", "control-plane-away")]
+)
+def test_what_no_heartbeat_is_answered_with_is_left(bench: Bench, heard: float, verdict: str, reason: str) -> None:
+    good = bench.obey(1, max_concurrent_tasks=2)
+    bench.remote.confirm(good)
+    bench.wait(10 * remote.PATIENCE)
+    bad = bench.obey(2, max_concurrent_tasks=1)
+    bench.wait(heard * remote.PATIENCE)
+    bench.remote.contact()
+    bench.wait((1 - heard) * remote.PATIENCE - 1)
+    assert bench.remote.version == bad
+    bench.wait(1)
+    assert bench.remote.version == good
+    assert bench.used[-1].max_concurrent_tasks == 2
+    assert bench.said == ("rolled-back", verdict, reason)
+
+
+def test_what_cannot_be_left_for_want_of_room_is_left_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = bench.obey(1, max_concurrent_tasks=1)
+    with monkeypatch.context() as context:
+        context.setattr(files, "write_atomic", full)
+        bench.wait(2 * remote.PATIENCE)
+        assert bench.remote.version == bad
+    bench.wait(remote.PATIENCE)
+    assert bench.remote.version == "none"
+
+
+async def test_somebody_is_told_when_settings_are_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = asyncio.Event()
+    watching = background.start(bench.remote.watch(told.set), name="watch")
+    await asyncio.sleep(0)
+    monkeypatch.setattr(remote, "PATIENCE", 0.0)
+    bench.obey(1, max_concurrent_tasks=1)
+    await asyncio.wait_for(told.wait(), deadlines.HANG)
+    assert bench.said == ("rolled-back", "inconclusive", "control-plane-away")
+    await background.cancel(watching)
+
+
 def test_an_order_nobody_signed_or_for_another_agent_changes_nothing(bench: Bench) -> None:
     other = signing.SigningKey.generate()
     order = wire.ConfigurationOrder(id="a", agent_id=AGENT, action="apply", version="cfg-x", settings={})
@@ -185,9 +272,6 @@ def test_a_damaged_journal_is_set_aside_and_said_so(bench: Bench) -> None:
 def test_a_full_disk_changes_nothing_and_the_order_is_taken_later(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, *_: object, **__: object) -> None:
-        raise errors.DISK_FULL(path=str(path))
-
     with monkeypatch.context() as context:
         context.setattr(files, "write_atomic", full)
         bench.obey(1, max_concurrent_tasks=2)
@@ -197,7 +281,7 @@ def test_a_full_disk_changes_nothing_and_the_order_is_taken_later(
 
 
 orders = st.tuples(st.sampled_from(["apply", "leave", "bad"]), st.integers(1, 3))
-steps = st.lists(orders | st.sampled_from(["start", "beat"]), max_size=12)
+steps = st.lists(orders | st.sampled_from(["start", "beat", "wait", "wait-alone"]), max_size=16)
 
 
 @given(steps)
@@ -206,6 +290,9 @@ def test_whatever_happens_something_that_was_proved_can_be_gone_back_to(history:
     for number, step in enumerate(history):
         if step == "start":
             journal = remote.started(journal, now_ms=number)
+        elif step in {"wait", "wait-alone"}:
+            journal = remote.waited(journal, is_heard=step == "wait", now_ms=number)
+            assert journal.is_proved
         elif step == "beat":
             proved.add(journal.current.version)
             journal = remote.confirmed(journal, now_ms=number)
@@ -223,6 +310,6 @@ def test_whatever_happens_something_that_was_proved_can_be_gone_back_to(history:
             assert journal.id == order.id
         assert journal.previous.version in proved
         assert not journal.is_proved or journal.current.version in proved
-        assert journal.starts < remote.MOST_STARTS
+        assert journal.starts < (remote.MOST_STARTS_AGAIN if journal.is_proved else remote.MOST_STARTS)
         assert (journal.verdict == "") == (journal.state in {"", "on-trial"})
         assert msgspec.json.decode(msgspec.json.encode(journal), type=remote.Journal) == journal
