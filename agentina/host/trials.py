@@ -39,6 +39,9 @@ _STARTED: Final = frozenset({"running", "finishing"})
 _BUSY: Final = frozenset({errors.OVERLOADED.code, errors.STORAGE_FULL.code, errors.SHUTTING_DOWN.code})
 #: Seconds after which a release knows the tasks that run, or never will.
 _ADOPTION_SECONDS: Final = 10.0
+#: Seconds without an answer that say something: a daemon that has just died is up in the eyes of PID 1 for a moment,
+#: and why it died is to be told.
+_SILENT_SECONDS: Final = 5.0
 #: The executor whose tasks are units, which the kernel holds to their limits.
 _BY_KERNEL: Final = "systemd"
 #: The kernel counts in batches.
@@ -80,6 +83,8 @@ class Seen:
     older_tasks: int
     #: CLOCK_MONOTONIC.
     now: float
+    #: Seconds since it answered last, or, where it has not yet, since somebody asks.
+    silent: float = 0.0
     #: Whether the kernel can hold a service to a memory limit here.
     can_limit: bool = True
 
@@ -110,7 +115,8 @@ def judge(seen: Seen, *, version: str, terms: Terms) -> Judgement:
         patience = min(patience, _ADOPTION_SECONDS)
     elif missing[0] is Reason.LIMITS_NOT_HELD and ((seen.status or {}).get("probe") or {}).get("outcome"):
         patience = 0.0  # nothing is missing: it was seen
-    return Judgement(Verdict.BAD, *missing) if age >= patience else Judgement(Verdict.WAIT)
+    is_long = age >= patience and (seen.status is not None or seen.silent >= _SILENT_SECONDS)
+    return Judgement(Verdict.BAD, *missing) if is_long else Judgement(Verdict.WAIT)
 
 
 def wants_probe(seen: Seen) -> bool:

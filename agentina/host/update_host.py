@@ -84,6 +84,8 @@ class SystemdHost:
         self._store = store
         self._terms = terms
         self._say = say
+        #: When the daemon on trial last answered; CLOCK_MONOTONIC.
+        self._heard = time.monotonic()
         self.stable = services.unit_of(instance.name)
         self.trial = services.trial_of(instance.name)
 
@@ -227,10 +229,14 @@ class SystemdHost:
         if unit.state == "active":
             with contextlib.suppress(errors.AgentinaError):
                 status = local.ask(self._instance, "status")
+                self._heard = time.monotonic()
         tasks = unit_states.show_all(f"agentina-task@{self._instance.name}-S*.service")
         older = sum(1 for task in tasks if task.state == "active" and 0 < task.up < unit.began)
-        can_limit = "memory" in cgroups.controllers()
-        return trials.Seen(unit=unit, status=status, older_tasks=older, now=time.monotonic(), can_limit=can_limit)
+        now = time.monotonic()
+        return trials.Seen(
+            unit=unit, status=status, older_tasks=older, now=now, silent=now - max(self._heard, unit.up),
+            can_limit="memory" in cgroups.controllers(),
+        )  # fmt: skip
 
     def _failed(self, judgement: trials.Judgement) -> engine.StepFailedError:
         reason, detail = judgement.reason, judgement.detail

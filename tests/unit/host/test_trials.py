@@ -54,9 +54,10 @@ def test_what_is_missing_is_waited_for_and_then_the_reason(missing: dict[str, An
     assert judge(age=30, **missing) == (Verdict.BAD, reason)
 
 
-def test_silence_is_waited_for_too() -> None:
-    seen = trials.Seen(unit=UP, status=None, older_tasks=0, now=131)
-    assert trials.judge(seen, version="2.0.0", terms=TERMS).reason is Reason.DEADLINE
+@pytest.mark.parametrize(("now", "silent", "reason"), [(131, 5, Reason.DEADLINE), (131, 4.9, None), (130, 30, None)])
+def test_silence_is_waited_for_too_unless_it_has_just_begun(now: float, silent: float, reason: Reason | None) -> None:
+    seen = trials.Seen(unit=UP, status=None, older_tasks=0, now=now, silent=silent)
+    assert trials.judge(seen, version="2.0.0", terms=TERMS).reason is reason
 
 
 def test_tasks_that_are_not_found_are_never_found() -> None:
