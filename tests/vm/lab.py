@@ -76,9 +76,10 @@ class Lab:
 
 
 def install_package(there: host.Host, package: Path) -> str:
-    """``apt-get install`` of a .deb; returns what it said. All that ours depends on is in the image."""
+    """``apt-get install`` of a .deb, newer or older; returns what it said. All that ours depends on is in the image."""
     there.put(package.read_bytes(), f"/root/{package.name}")
-    return there.run(f"DEBIAN_FRONTEND=noninteractive apt-get -y install /root/{package.name} 2>&1")
+    command = "DEBIAN_FRONTEND=noninteractive apt-get -y --allow-downgrades install"
+    return there.run(f"{command} /root/{package.name} 2>&1")
 
 
 def with_package(image: images.Image, package: Path) -> Path:

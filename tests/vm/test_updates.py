@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
-import os
 import random
 import ssl
 import threading
@@ -30,15 +29,13 @@ TASKS, LEFT, EXIT_CODE = 20, 3, 7
 GOOD = "10.0.0"
 #: Versions by fault.
 BAD = {fault: f"9.1.{number}" for number, fault in enumerate(variants.FAULTS)}
-#: A minute's wait: with ``AGENTINA_VM_LONG``.
-LONG = pytest.mark.skipif("AGENTINA_VM_LONG" not in os.environ, reason="set AGENTINA_VM_LONG for what takes minutes")
 #: Faults that are over before the end of the trial: what is expected, and what makes it quick.
 ON_TRIAL = [
     ("smoke", "smoke check failed", {}),
     ("no-start", "did not start", {}),
     ("exit-0", "ended by itself", {}),
     ("crash", "crashed", {}),
-    pytest.param("crash-late", "crashed", {"soak": 90}, marks=LONG),
+    pytest.param("crash-late", "crashed", {"soak": 90}, marks=updating.LONG),
     ("hang", "did not become ready", {"start": 6}),
     ("watchdog", "watchdog", {"watchdog": 3}),
     ("mute", "did not reach the control plane", {"patience": 4}),
@@ -96,11 +93,10 @@ def test_bad_release_never_stays(site: updating.Site, fault: str, reason: str, t
     assert code == 1, document
     assert reason in document["error"]["message"], site.log()
     assert document["error"]["context"]["verdict"] == "bad"
-    site.wait_for_version(site.packaged)
     if fault == "forgetful":
         # What a daemon tells the control plane that it does not hold is given away: its jobs are tried again.
         site.wait_for_tasks(attempt=2)
-    site.check_untouched()
+    site.check_left(BAD[fault])
     if fault == "crash":
         check_anomaly(site, BAD[fault])
 
@@ -131,8 +127,7 @@ def test_release_that_shows_its_fault_while_it_is_promoted(site: updating.Site, 
     code, document = site.upgrade(BAD[fault], fault)
     assert code == 1, document
     assert reason in document["error"]["message"], site.log()
-    site.wait_for_version(site.packaged)
-    site.check_untouched()
+    site.check_left(BAD[fault])
 
 
 def test_release_that_crashes_after_its_promotion_is_left(site: updating.Site) -> None:
@@ -144,7 +139,7 @@ def test_release_that_crashes_after_its_promotion_is_left(site: updating.Site) -
     update = site.status()["update"]
     assert (update["verdict"], update["reason"]) == ("bad", "start-failure")
     assert "did not start" in update["detail"]
-    site.check_untouched()
+    site.check_left(BAD["later"])
     code, document = site.upgrade(BAD["later"])
     assert document["error"]["code"] == "RELEASE_SKIPPED"
 
@@ -192,19 +187,40 @@ def test_good_release_stays_and_an_operator_goes_back(site: updating.Site, measu
 # --- during the trial ----------------------------------------------------------------------------------------------
 
 
-def test_trial_in_all_weathers(site: updating.Site, package: Path) -> None:
-    """A second wish, an updater that is killed, an installation of the package: the trial goes on, and is good."""
-    site.set_times(soak=8)
+def test_trial_in_all_weathers(site: updating.Site, package: Path, next_package: Path) -> None:
+    """A second wish, an updater that is killed, an upgrade of the package: the trial goes on, and is good.
+
+    The host is taken back by no package, and has another one to go back to.
+    """
+    site.set_times(soak=10)
     with site.upgrading("9.2.0") as upgrade:
         assert site.upgrade("9.2.0")[1]["error"]["code"] == "STATE_CONFLICT"
         site.there.run("systemctl kill --signal=KILL agentina-update@default")
-        site.there.run(f"apt-get -y --reinstall install /root/{package.name}")
+        lab.install_package(site.there, next_package)
         assert upgrade.wait(host.PATIENCE) == 0, site.log()
     assert site.version() == "9.2.0"
-    site.there.run(f"apt-get -y --reinstall install /root/{package.name}")
-    assert site.version() == "9.2.0", "a host that updated itself is not taken back"
     site.check_untouched()
     site.there.run("agentina rollback --yes")
+    site.wait_for_version(lab.NEXT)
+    assert site.upgrade("9.2.0")[0] == 0
+    lab.install_package(site.there, package)
+    assert site.version() == "9.2.0", "a host that updated itself is not taken back"
+    site.there.run("agentina rollback --yes")
+    site.wait_for_version(site.packaged)
+    site.check_untouched()
+
+
+def test_unit_files_of_a_release_mean_nothing(site: updating.Site) -> None:
+    """Units are the package's: broken ones in a release are files like others, and the release is good."""
+    site.set_times(soak=1)
+    look = "systemctl cat agentina@default agentina-trial@default; systemctl show -P NeedDaemonReload agentina@default"
+    before = site.there.run(look)
+    assert site.upgrade("9.8.0", "units")[0] == 0
+    site.there.run("systemctl daemon-reload")
+    assert site.there.run(look) == before
+    site.there.run("agentina rollback --yes")
+    site.wait_for_version(site.packaged)
+    site.check_untouched()
 
 
 def test_updater_killed_again_and_again(site: updating.Site) -> None:
@@ -303,8 +319,7 @@ def test_control_plane_away_says_nothing_about_the_release(site: updating.Site, 
     site.wait_for_version(site.packaged)
     update = site.status()["update"]
     assert (update["verdict"], update["reason"]) == ("inconclusive", "control-plane-away")
-    skipped = json.loads(site.there.get("/var/lib/agentina/.updates/default/journal.json"))["skipped"]
-    assert "9.7.0" not in {skip["version"] for skip in skipped}
+    assert "9.7.0" not in {skip["version"] for skip in site.journal()["skipped"]}
     site.check_untouched()
 
 
@@ -350,15 +365,21 @@ def test_rollout_that_is_halted_ends_a_trial(site: updating.Site) -> None:
 
 
 def test_order_of_the_control_plane_is_obeyed_once(site: updating.Site) -> None:
-    site.set_times(soak=1)
+    """Also when it comes again during the trial, and after it."""
+    site.set_times(soak=5)
     site.publish("9.4.0")
     site.wish(b"{}")
     site.wish(b'{"id": "roll_x.1", "action": "upgrade", "version": "0.0.1"}')
     site.wait_for_report("refused")
-    site.wish(b'{"id": "roll_x.2", "action": "upgrade", "version": "9.4.0"}')
+    order = b'{"id": "roll_x.2", "action": "upgrade", "version": "9.4.0"}'
+    site.wish(order)
+    site.wait_for_trial("9.4.0")
+    site.wish(order)
     site.wait_for_report("promoted")
     assert site.version() == "9.4.0"
-    site.wish(b'{"id": "roll_x.2", "action": "upgrade", "version": "9.4.0"}')
+    site.wish(order)
+    updates = [site.journal()["update"], *site.journal()["history"]]
+    assert [update["id"] for update in updates if update["version"] == "9.4.0"] == ["roll_x.2"]
     site.wish(b'{"id": "roll_x.3", "action": "rollback", "version": "9.4.0"}')
     site.wait_for_report("rolled-back")
     site.wait_for_version(site.packaged)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from agentina.protocol import states
 from tests.fakes import release_publisher
 from tests.vm import host, lab, variants
 
+#: What takes minutes, by waiting or by emulation.
+LONG: Final = pytest.mark.skipif(
+    "AGENTINA_VM_LONG" not in os.environ, reason="set AGENTINA_VM_LONG for what takes minutes"
+)
 #: What each task does.
 SCRIPT: Final = "echo start $$; i=0; until [ -e finish ]; do i=$((i+1)); echo $$ $i; sleep 1; done; echo end; exit 7"
+#: Seconds from the beginning of a trial within which a bad release is left, by the times that the units bring
+#: (docs/explanation/updates.md); those of :meth:`Site.set_times` are shorter.
+BOUND: Final = 300.0
 #: Where an updater that is held says so, below /run.
 HELD: Final = "agentina-test"
 #: Prints each span of time in which the daemon did not answer on its socket; ends at a line on stdin.
@@ -180,12 +190,16 @@ class Site:
         self.publish(version, fault)
         upgrade = self.there.start(f"agentina upgrade {version} --yes")
         try:
-            state = "$(systemctl show -P ActiveState agentina-trial@default)"
-            self.there.wait(f'test "{state}" = {trial}', f"{version} is on trial")
+            self.wait_for_trial(version, trial)
             yield upgrade
         finally:
             upgrade.kill()
             upgrade.communicate()
+
+    def wait_for_trial(self, version: str, trial: str = "active") -> None:
+        """Wait until a trial's unit is in this state."""
+        state = "$(systemctl show -P ActiveState agentina-trial@default)"
+        self.there.wait(f'test "{state}" = {trial}', f"{version} is on trial")
 
     @contextlib.contextmanager
     def absences(self) -> Iterator[list[float]]:
@@ -204,6 +218,21 @@ class Site:
         self.there.run(f"cat > {path}.new && mv {path}.new {path}", user="agentina", text=content)
         self.there.wait(f"! test -e {path}", "the wish was taken")
 
+    def journal(self) -> dict[str, Any]:
+        """What the updater knows."""
+        return dict(json.loads(self.there.get("/var/lib/agentina/.updates/default/journal.json")))
+
+    def check_left(self, version: str) -> None:
+        """The host has left a bad version: in time, with the reason on its disk, and none of its tasks noticed."""
+        self.wait_for_version(self.packaged)
+        (reason,) = [skip["reason"] for skip in self.journal()["skipped"] if skip["version"] == version]
+        update = self.journal()["update"]
+        assert (update["version"], update["state"], update["reason"]) == (version, "rolled-back", reason)
+        moments = {moment["state"]: moment["at_ms"] for moment in update["moments"]}
+        took = (moments["rolled-back"] - moments.get("on-trial", moments["staged"])) / 1000
+        assert took < BOUND
+        self.check_untouched()
+
     def wait_for_report(self, state: str) -> None:
         """Wait until the daemon reports that the latest update is in this state."""
         try:
@@ -217,7 +246,9 @@ class Site:
         return self.there.try_run("journalctl -n 60 --no-pager -o short-monotonic -u 'agentina*'").stdout
 
     def check_untouched(self) -> None:
-        assert self.lab.units(self.there) == self.pids
+        now = self.lab.units(self.there)
+        tasks = [self.lab.fleet.job(job).tasks for job in self.jobs if now != self.pids]
+        assert now == self.pids, (tasks, self.log())
 
 
 @contextlib.contextmanager

@@ -27,6 +27,13 @@ _BREAKS: Final = """
         database.commit()
         os._exit(70)
 """
+_USES: Final = "        self._standing.use(settings)\n"
+_CANNOT_USE: Final = """
+        remote.PATIENCE = 10.0
+        if settings.log_level == "debug" or (settings.log_level == "warning" and not self._loops):
+            os._exit(70)
+        self._heartbeat._version = "longer than it may be" * 20 if settings.log_level == "error" else __version__
+"""
 #: By fault: file of the release, what is in it, and what takes its place.
 FAULTS: Final = {
     "smoke": ("host/follow.py", "import asyncio\n", "import asyncio\nimport a_library_that_is_missing\n"),
@@ -84,6 +91,8 @@ FAULTS: Final = {
         _LOADS,
         f"    while not os.path.exists('/run/agentina-goes'): __import__('time').sleep(0.1)\n{_LOADS}",
     ),
+    # No fault but with some settings: it crashes, or no heartbeat is answered, or it does not start with them.
+    "touchy": ("host/daemon.py", _USES, _CANNOT_USE + _USES),
     # Good on trial, and as long as it is the first time that it has the daemon's place.
     "second-start": ("host/daemon.py", _LOADS, f"{_MARK}{_DIES}{_LOADS}"),
     # The same, but it says that it is ready before it crashes.
@@ -117,6 +126,20 @@ def _wait(when: str, before: Journal, now: Journal) -> None:
 }
 
 
+#: By fault that is none of the code's: files that are added to the tree.
+_FILES: Final = {
+    # Units that no systemd understands.
+    "units": {
+        f"{place}/{unit}": "[Service]\nType=broken\n[[\n"
+        for place, unit in (
+            ("lib/systemd/system", "agentina@.service"),
+            ("usr/lib/systemd/system", "agentina-trial@.service"),
+            ("etc/systemd/system/agentina@default.service.d", "broken.conf"),
+        )
+    }
+}
+
+
 def build(package: Path, directory: Path, version: str, fault: str = "") -> Path:
     """The build of a release like the one in ``package``, for a repository to publish; its directory."""
     origin = _unpacked(package, directory)
@@ -125,9 +148,12 @@ def build(package: Path, directory: Path, version: str, fault: str = "") -> Path
     own = tree / "lib/agentina"
     was = (tree / "version").read_text().strip()
     _replace(own / "__init__.py", f'__version__ = "{was}"', f'__version__ = "{version}"')
-    if fault:
+    if fault and fault not in _FILES:
         name, old, new = FAULTS[fault]
         _replace(own / name, old, new, added=_ADDED.get(fault, ""))
+    for path, text in _FILES.get(fault, {}).items():
+        (tree / path).parent.mkdir(parents=True)
+        (tree / path).write_text(text)
     _describe(tree, version)
     out.mkdir()
     stem = f"agentina-{version}"
