@@ -115,10 +115,11 @@ def agent(identity: bytes | None) -> tuple[str, str] | None:
 def wanted(present: dict[str, bytes | None], copy: dict[str, bytes], *, always: bool) -> list[str]:
     """The files of the copy that are to be put back."""
     whose, whose_copy = agent(present["identity"]), agent(copy["identity"])
-    if whose is not None and whose != whose_copy and not always:
+    is_others = whose is not None and whose != whose_copy
+    if is_others and not always:
         return []
     names = []
-    if "license" in copy and (_object(present["license"]) is None or (always and whose != whose_copy)):
+    if "license" in copy and (is_others or _object(present["license"]) is None):
         names.append("license")
     if whose != whose_copy:
         names.append("identity")
@@ -215,7 +216,7 @@ def write(state: Path, content: bytes, *, always: bool) -> list[str]:
 
 def _set_aside(state: Path) -> None:
     """Keep what is replaced, should it be wanted after all; the latest few. It stays in its place until it is."""
-    aside = state / f"identity.damaged-{time.time_ns() // 1_000_000:015d}"
+    aside = state / f"identity.damaged-{time.time_ns():020d}"
     try:
         os.link(state / "identity", aside, follow_symlinks=False)
     except FileNotFoundError:

@@ -78,11 +78,12 @@ def test_what_is_whole_is_left_alone(bench: Bench) -> None:
     assert bench.instance.identity.stat().st_ino == before
 
 
+@pytest.mark.parametrize("always", [False, True])
 @pytest.mark.parametrize("content", DAMAGE)
-def test_damaged_identity_is_put_back(bench: Bench, content: bytes | None) -> None:
+def test_damaged_identity_is_put_back(bench: Bench, content: bytes | None, *, always: bool) -> None:
     bench.put(bench.instance.identity, content)
     identity.save_license(bench.instance, NEWER)
-    assert bench.write() == ["identity"], "a whole license is newer than the copy"
+    assert bench.write(always=always) == ["identity"], "a whole license is newer than the copy"
     assert bench.who() == WHO
     assert json.loads(bench.instance.license.read_bytes())["payload"] == NEWER.payload
     assert stat.S_IMODE(bench.instance.identity.stat().st_mode) == 0o600
