@@ -287,6 +287,15 @@ def polls() -> None:
             show("control plane stops with all polls held", time.monotonic() - began, "s", goal=5)
 
 
+def rollouts() -> None:
+    """An operator aborts a rollout that 10,000 agents have: how long others wait for the event loop."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "benchmarks.rollouts", "10000", directory]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    show("abort of a rollout of 10,000 agents: event loop held at once", found["longest_ms"], "ms", goal=10)
+    show("the same: all of it until every agent is told", found["wall_ms"], "ms")
+
+
 def peers() -> None:
     """The same jobs through Buildbot and Slurm."""
     if "dispatch latency p50" not in FIGURES:
@@ -329,10 +338,14 @@ def gateway() -> None:
     show("gateway RSS after 256 MiB", found.resident_mib, "MiB")
 
 
+# fmt: off
 ALL: dict[str, Callable[[], None]] = {
     function.__name__: function
-    for function in (floor, dispatch, throughput, burst, supervision, idle, cli, output, control, polls, gateway, peers)
+    for function in (
+        floor, dispatch, throughput, burst, supervision, idle, cli, output, control, polls, rollouts, gateway, peers,
+    )
 }
+# fmt: on
 
 
 #: Those whose figures vary most from one run to the next.

@@ -7,6 +7,7 @@ Each host acts once on each order's id and reports what became of it; what a rel
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Final
 
 import msgspec
@@ -159,12 +160,23 @@ class Fleet:
         return rules.decide(self.rollout, self.members.values(), self.facts(), now_ms=self.now_ms, elapsed=elapsed)
 
     def apply(self, decision: rules.Decision) -> None:
+        turns_back = decision.rollout.state is model.State.ROLLING_BACK and decision.rollout.state is not self.state()
         self.rollout = decision.rollout
         self.members.update(decision.members)
         self.lines += [line.text for line in decision.lines]
+        self.call_back()
+        if turns_back:
+            self.apply(self.decide(0.0))
 
-    def abort(self, reason: str = "told to") -> None:
-        self.apply(rules.roll_back(self.rollout, self.members.values(), reason=reason, gate="", now_ms=self.now_ms))
+    def abort(self, reason: str = "told to", *, told: int | None = None) -> None:
+        """An operator's decision; ``told``: so many hear of it before the control plane is killed."""
+        self.rollout = rules.halt(self.rollout, reason=reason)
+        self.call_back(told)
+
+    def call_back(self, most: int | None = None) -> None:
+        if self.rollout.state is model.State.ROLLING_BACK:
+            told = itertools.islice(rules.called_back(self.members.values(), now_ms=self.now_ms), most)
+            self.members.update({member.agent: member for member in told})
 
     def heartbeats(self) -> None:
         for number, host in self.hosts.items():
@@ -174,6 +186,7 @@ class Fleet:
         """All hosts send a heartbeat, time passes, and the duty decides."""
         self.heartbeats()
         self.now_ms += round(seconds * 1000)
+        self.call_back()
         self.apply(self.decide(seconds))
 
     def turns(self, count: int, seconds: float = 10.0) -> None:

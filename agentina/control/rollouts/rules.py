@@ -7,6 +7,8 @@ Promises (tests/unit/control/rollouts/test_rules.py holds them for random fleets
 
 - A stage has at most as many agents as its size, and the next one begins only after the one before was watched.
 - Orders to upgrade exist only in ``running`` and ``completed`` rollouts; once ``rolling-back``, never again.
+- That a rollout goes back is one decision (:func:`halt`), which changes no member. Each of them is told afterwards
+  (:func:`called_back`), some at a time: whoever was not told yet is found by the standing, after a crash as well.
 - An agent that is offline, pinned or skipped is never waited for.
 - The same facts lead to the same decision, and a decision applied leads to no further one until facts or time change.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -61,21 +63,21 @@ def decide(
     return _Round(rollout, members_by_agent, facts, now_ms).decide(elapsed, is_withdrawn=is_withdrawn)
 
 
-def roll_back(
-    rollout: model.Rollout, known: Iterable[model.Member], *, reason: str, gate: str, now_ms: int
-) -> Decision:
-    """Everybody who was changed goes back: what halting and aborting have in common."""
-    changed = {}
-    for member in known:
-        # One that failed has left the version by itself; told to leave it, it has nothing to do.
-        if member.standing in model.CHANGED:
-            changed[member.agent] = msgspec.structs.replace(
-                member, standing=model.Standing.RETURNING, since_ms=now_ms, reason=member.reason
-            )
-    after = msgspec.structs.replace(
+def halt(rollout: model.Rollout, *, reason: str, gate: str = "") -> model.Rollout:
+    """The decision that everybody who was changed goes back, by a ``gate`` or an operator."""
+    return msgspec.structs.replace(
         rollout, state=model.State.ROLLING_BACK, reason=reason[: model.MAX_REASON], gate=gate
     )  # fmt: skip
-    return Decision(rollout=after, members=changed)
+
+
+def called_back(known: Iterable[model.Member], *, now_ms: int) -> Iterator[model.Member]:
+    """Those members of a rollout that goes back who were not told to, as they are once they are.
+
+    One that failed has left the version by itself; told to leave it, it has nothing to do.
+    """
+    for member in known:
+        if member.standing in model.CHANGED:
+            yield msgspec.structs.replace(member, standing=model.Standing.RETURNING, since_ms=now_ms)
 
 
 class _Round:
@@ -131,11 +133,7 @@ class _Round:
             if finding is None:
                 continue
             self._say(f"halted by the gate {finding.gate}: {finding.text}; everybody goes back", act="halt")
-            back = roll_back(
-                self._rollout, self._members.values(), reason=finding.text, gate=finding.gate, now_ms=self._now_ms
-            )
-            self._rollout = back.rollout
-            self._members.update(back.members)
+            self._rollout = halt(self._rollout, reason=finding.text, gate=finding.gate)
             return
 
     def _rollbacks(self) -> gates.Finding | None:
@@ -274,6 +272,8 @@ class _Round:
         self._change(state=model.State.COMPLETED)
 
     def _end_rollback(self) -> None:
+        if any(member.standing in model.CHANGED for member in self._members.values()):
+            return  # they are yet to be told
         waiting = [member for member in self._members.values() if member.standing is model.Standing.RETURNING]
         if any(self._facts[member.agent].is_online for member in waiting):
             return

@@ -51,8 +51,9 @@ class Rollouts:
 
     def __init__(self, control: plane.Plane) -> None:
         self._control = control
+        self._next = control.started
         # Nobody is online to this process before it has listened for as long as it takes to call somebody offline.
-        self._next = control.started + fleet.HEARTBEATS_MISSED * control.settings.heartbeat_seconds
+        self._judges_at = control.started + fleet.HEARTBEATS_MISSED * control.settings.heartbeat_seconds
         self._looked_at: float | None = None
         #: By rollout: seconds watched since its last change was stored, and when it is looked at again.
         self._unstored: dict[int, float] = {}
@@ -73,6 +74,11 @@ class Rollouts:
         now = self._control.clock.boot()
         if now < self._next:
             return
+        if now < self._judges_at:
+            # What was decided before this process was started needs no judgement.
+            await self._call_back()
+            self._next = self._judges_at
+            return
         period = self._control.settings.rollout_seconds
         self._next = now + period
         elapsed = 0.0 if self._looked_at is None else min(now - self._looked_at, _LONGEST_LOOK)
@@ -83,7 +89,12 @@ class Rollouts:
             if self._again.get(stored.id, now) > now:
                 continue
             self._again[stored.id] = now + (period * _ENDED_FACTOR if stored.rollout.state not in model.ACTIVE else 0)
-            await self._step(stored, elapsed)
+            await self._step(await service.call_back(self._control, stored.id), elapsed)
+
+    async def _call_back(self) -> None:
+        """Go on telling members of rollouts that go back."""
+        for stored in self._control.store.read(rollouts.living):
+            await service.call_back(self._control, stored.id)
 
     async def _step(self, stored: rollouts.Stored, elapsed: float) -> None:
         control = self._control
@@ -113,15 +124,31 @@ class Rollouts:
         known |= changed
         if decision.rollout.gate and not stored.rollout.gate:
             step.organizations = self._organizations(known.values())
+        revision = await self._save(stored, step)
+        if revision is None:
+            return
+        self._unstored[stored.id] = 0.0
+        control.members.note(stored.id, revision, known)
+        self._act(stored, decision, changed)
+        if decision.rollout.state is not stored.rollout.state:
+            await self._follow_state(stored.id, decision.rollout.state)
+
+    async def _save(self, stored: rollouts.Stored, step: _Step) -> int | None:
+        """Store marks and then the decision; the rollout's revision, None: an operator was faster."""
         for start in range(0, len(step.marks), _MOST_ROWS):
             marks = step.marks[start : start + _MOST_ROWS]
-            if not await control.store.write(functools.partial(_store_marks, stored=stored, rows=marks)):
-                return
+            if not await self._control.store.write(functools.partial(_store_marks, stored=stored, rows=marks)):
+                return None
             stored = dataclasses.replace(stored, revision=stored.revision + 1)
-        if await control.write(lambda work: self._store(work, stored, step)):
-            self._unstored[stored.id] = 0.0
-            control.members.note(stored.id, stored.revision + 1, known)
-            self._act(stored, decision, known, changed)
+        is_stored = await self._control.write(lambda work: self._store(work, stored, step))
+        return stored.revision + 1 if is_stored else None
+
+    async def _follow_state(self, number: int, state: model.State) -> None:
+        """What a state allows may change for everybody."""
+        await service.follow_change(self._control, number)
+        if state is model.State.ROLLING_BACK:
+            # They are told at once, and where nobody is there to be told, that is the end of it.
+            await self._step(await service.call_back(self._control, number), 0.0)
 
     def _store(
         self,
@@ -154,13 +181,10 @@ class Rollouts:
         self,
         stored: rollouts.Stored,
         decision: rules.Decision,
-        known: Mapping[int, model.Member],
         changed: Mapping[int, model.Member],
     ) -> None:
         after = decision.rollout
-        # What a state allows may change for everybody.
-        concerned = changed if after.state is stored.rollout.state else known
-        service.give_orders(self._control, stored.id, after, concerned.values())
+        service.give_orders(self._control, stored.id, after, changed.values())
         self._control.bells.ring(service.bell(after.public_id))
         if after.gate and not stored.rollout.gate:
             self._control.metrics.rollouts_halted.labels(after.gate).inc()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, TypeVar
 
@@ -167,13 +168,77 @@ def _members(control: plane.Plane, number: int) -> list[model.Member]:
 
 
 async def follow_change(control: plane.Plane, number: int) -> None:
-    """Give the orders of all members of the rollout in this row, as stored now, and wake whoever follows it."""
-    while True:
-        known = await control.members.read(control.store.read(lambda tx: rollouts.by_id(tx, number), snapshot=False))
-        stored = control.store.read(lambda tx: rollouts.by_id(tx, number), snapshot=False)
-        if control.members.is_current(stored):
+    """Give the orders of all members of the rollout in this row, as stored now, and wake whoever follows it.
+
+    Others have their turn in between; what they change of the rollout is then followed from the beginning.
+    """
+    while not await _follow(control, number):
+        pass
+
+
+async def _follow(control: plane.Plane, number: int) -> bool:
+    """False: it was changed meanwhile."""
+    known = await control.members.read(_now(control, number))
+    members = list(known.values())
+    for start in range(0, max(len(members), 1), rollout_members.SLICE):
+        stored = _now(control, number)
+        if not control.members.is_current(stored):
+            return False
+        give_orders(control, number, stored.rollout, members[start : start + rollout_members.SLICE])
+        await asyncio.sleep(0)
+    control.bells.ring(bell(stored.rollout.public_id))
+    return True
+
+
+def _now(control: plane.Plane, number: int) -> rollouts.Stored:
+    """The rollout in this row as it is stored now."""
+    return control.store.read(lambda tx: rollouts.by_id(tx, number), snapshot=False)
+
+
+async def call_back(control: plane.Plane, number: int) -> rollouts.Stored:
+    """Tell everybody whom the rollout in this row changed to leave it, if it goes back and they were not told yet.
+
+    Some at a time, each stored before they are told, and others have their turn in between. A control plane that is
+    killed in the midst of it goes on here: the rollout's state is the decision, and is stored before. Returns the
+    rollout as it is then.
+
+    Raises:
+        AgentinaError: The database cannot be written; the duty goes on later.
+
+    """
+    while (stored := _now(control, number)).rollout.state is model.State.ROLLING_BACK:
+        known = await control.members.read(stored)
+        stored = _now(control, number)
+        if not control.members.is_current(stored):
+            continue
+        changed = list(rules.called_back(known.values(), now_ms=control.clock.wall_ms()))
+        if not changed:
             break
-    give_orders(control, number, stored.rollout, known.values())
+        await _call_back(control, stored, known, changed)
+    return stored
+
+
+async def _call_back(
+    control: plane.Plane, stored: rollouts.Stored, known: Mapping[int, model.Member], changed: list[model.Member]
+) -> None:
+    """Store and tell them, as long as nobody else changes the rollout."""
+    for start in range(0, len(changed), rollout_members.SLICE):
+        some = changed[start : start + rollout_members.SLICE]
+
+        def operation(
+            tx: engine.Transaction, stored: rollouts.Stored = stored, some: list[model.Member] = some
+        ) -> bool:
+            if not rollouts.save(tx, stored, stored.rollout):
+                return False
+            rollouts.save_members(tx, stored.id, some)
+            return True
+
+        if not await control.store.write(operation):
+            return
+        stored = dataclasses.replace(stored, revision=stored.revision + 1)
+        known = {**known, **{member.agent: member for member in some}}
+        control.members.note(stored.id, stored.revision, known)
+        give_orders(control, stored.id, stored.rollout, some)
     control.bells.ring(bell(stored.rollout.public_id))
 
 
@@ -310,15 +375,13 @@ async def act(control: plane.Plane, public_id: str, verb: str, *, reason: str, a
             tx, actor=actor, action=f"rollout.{verb}", subject=public_id, detail={"reason": reason}, now_ms=now_ms
         )
         if verb == "abort":
-            known = rollouts.members(tx, stored.id)
-            words = f"aborted by {actor}{why}"
-            decision = rules.roll_back(rollout, known, reason=words, gate="", now_ms=now_ms)
-            rollouts.save_members(tx, stored.id, decision.members.values())
-            return decision.rollout
+            return rules.halt(rollout, reason=f"aborted by {actor}{why}")
         state = model.State.PAUSED if verb == "pause" else model.State.RUNNING
         return msgspec.structs.replace(rollout, state=state, reason=reason if verb == "pause" else "")
 
-    await _change(control, public_id, change)
+    number = await _change(control, public_id, change)
+    if verb == "abort":
+        await call_back(control, number)
 
 
 _PAST: Final = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
@@ -357,14 +420,18 @@ async def skip(control: plane.Plane, public_id: str, agent_id: str, *, actor: st
 
 async def _change(
     control: plane.Plane, public_id: str, change: Callable[[engine.Transaction, rollouts.Stored], model.Rollout]
-) -> None:
+) -> int:
+    """Store what an operator changes, and let agents know; the rollout's row id."""
+
     def operation(tx: engine.Transaction) -> int:
         stored = find(tx, public_id)
         after = change(tx, stored)
         assert rollouts.save(tx, stored, after), "read in the same transaction"
         return stored.id
 
-    await follow_change(control, await control.store.write(operation))
+    number = await control.store.write(operation)
+    await follow_change(control, number)
+    return number
 
 
 async def pin(control: plane.Plane, agent_id: str, version: str, *, actor: str) -> fleet.Agent:

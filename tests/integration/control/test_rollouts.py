@@ -68,7 +68,7 @@ class Fleet:
         """Let five seconds pass, after which the duty looks."""
         self.control.clock.boot_offset += 5
         self.control.clock.wall_offset_ms += 5000
-        self.duty._next = 0.0
+        self.duty._next = self.duty._judges_at = 0.0
         self.duty._again.clear()
         self.control.run(self.duty.keep_going)
 
@@ -386,6 +386,47 @@ def test_orders_survive_a_restart_with_their_ids(tmp_path: Path) -> None:
         host.open(version=OLD)
         assert host.beat() == before
         assert before == wire.UpdateOrder(id=f"{rollout}.1", action="upgrade", version=NEW)
+
+
+def test_an_abort_that_is_cut_off_goes_on_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decision is durable before anybody is told; whoever was not told is told by the next process, unasked."""
+    monkeypatch.setattr(rollout_members, "SLICE", 2)
+    told: list[int] = []
+    save_members = rollouts.save_members
+
+    def cut_off(tx: Any, rollout: int, changed: Any) -> None:
+        members = list(changed)
+        told.append(len(members))
+        if len(told) > 2:
+            raise RuntimeError("killed")
+        save_members(tx, rollout, members)
+
+    with conftest.ControlPlane(tmp_path / "data", **UNHURRIED) as control:
+        fleet = Fleet(control)
+        hosts = fleet.add(7)
+        rollout = fleet.start(soak_seconds=0, batch_percent=100, watch_seconds=3600)
+        fleet.turns(8)
+        assert fleet.updated() == 7
+        with monkeypatch.context() as patch:
+            patch.setattr(rollouts, "save_members", cut_off)
+            assert refused(lambda: fleet.act(rollout, "abort")) == "INTERNAL"
+        assert told == [2, 2, 2], "in slices"
+        shown = fleet.show(rollout)["rollout"]
+        assert (shown["state"], shown["agents"]) == ("rolling-back", {"rolling-back": 4, "updated": 3})
+        token, port = control.token, control.url.rpartition(":")[2]
+    with conftest.ControlPlane(tmp_path / "data", listen=f"127.0.0.1:{port}", **UNHURRIED) as control:
+        control.token, control.operator = token, simulated.Operator(control.url, token)
+        revision, shown = 0, {}
+        while shown.get("agents") != {"rolling-back": 7}:
+            answer = control.operator.call("GET", f"/v1/rollouts/{rollout}?revision={revision}&wait=10")
+            revision, shown = answer["revision"], answer["rollout"]
+        for host in hosts:
+            host.close()
+            host.authenticate(now_ms=control.clock.wall_ms())
+            host.open(version=NEW)
+            order = host.beat()
+            assert order is not None
+            assert (order.id, order.action) == (f"{rollout}.1.back", "rollback")
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------

@@ -275,6 +275,21 @@ def test_abort_takes_everybody_back_also_those_who_were_away() -> None:
     assert not fleet.standing(model.Standing.RETURNING)
 
 
+@pytest.mark.parametrize("told", [0, 1, 4])
+def test_an_abort_that_is_cut_off_goes_on(told: int) -> None:
+    fleet = Fleet(hosts(10, behaviour="slow"), plan(canary=6))
+    fleet.turns(3)
+    fleet.hosts[1].behaviour = "late"
+    fleet.abort(told=told)
+    assert len(fleet.standing(model.Standing.RETURNING)) == told
+    orders = [model.order(fleet.rollout, member) for member in fleet.members.values()]
+    assert {order.action for order in orders if order is not None} <= {"rollback"}
+    assert fleet.decide().rollout.state is model.State.ROLLING_BACK, "not over while somebody was not told"
+    fleet.turns(6)
+    assert fleet.state() is model.State.ROLLED_BACK
+    assert fleet.running(NEW) == set()
+
+
 def test_instances_of_one_host_are_not_changed_together() -> None:
     fleet = Fleet([Host(number, f"host-{number % 3}") for number in range(1, 13)], plan(canary=3, batch_percent=50.0))
     fleet.turns(2)
@@ -404,7 +419,7 @@ HOST = st.tuples(
     st.integers(0, 5), st.sampled_from(["", "a", "b"]), st.booleans(), st.sampled_from(["", "", "", OLD]),
 )  # fmt: skip
 EVENT = st.one_of(
-    st.sampled_from(["turn"] * 8 + ["crash", "pause", "resume", "abort"]),
+    st.sampled_from(["turn"] * 8 + ["crash", "pause", "resume", "abort", "abort-cut-off"]),
     st.tuples(st.just("toggle"), st.integers(0, 30)),
 )
 
@@ -455,6 +470,8 @@ def run(fleet: Fleet, events: list[Any], watcher: Watcher) -> None:
             fleet.rollout = msgspec.structs.replace(fleet.rollout, state=model.State.RUNNING)
         elif event == "abort" and state not in {model.State.ROLLING_BACK, model.State.ROLLED_BACK}:
             fleet.abort()
+        elif event == "abort-cut-off" and state not in {model.State.ROLLING_BACK, model.State.ROLLED_BACK}:
+            fleet.abort(told=1)
         elif isinstance(event, tuple):
             host = fleet.hosts[1 + event[1] % len(fleet.hosts)]
             host.is_online = not host.is_online
