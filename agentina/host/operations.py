@@ -425,6 +425,7 @@ class Operations:
             trouble = error
         artifacts = [artifact for artifact, _ in found]
         outcome = outcomes.with_collection(outcome, artifacts=artifacts, commit=commit, trouble=trouble)
+        outcome = outcomes.without_declared(outcome, await _missing(entry))
         outcome = msgspec.structs.replace(outcome, changed=await _changed(found))
         paths = {artifact.name: str(path) for artifact, path in found}
         entry.artifacts = paths
@@ -543,6 +544,19 @@ def _declared(entry: entries.Entry) -> list[str]:
     if entry.declared is None:
         entry.declared = doors.read(entry.directory.path).artifacts
     return entry.declared
+
+
+async def _missing(entry: entries.Entry) -> list[str]:
+    """The paths that the task declared as artifacts and that are not there."""
+    declared = _declared(entry)
+    if not declared:
+        return []
+    from agentina.host import snapshots  # noqa: PLC0415 - loaded already: it looked for what there is
+
+    try:
+        return await asyncio.to_thread(snapshots.find_missing, entry.directory.workspace, declared)
+    except (errors.AgentinaError, OSError):
+        return []  # what stood in the way was said when they were collected
 
 
 def _with_stop(outcome: wire.Outcome, asked: state.StopAsked) -> wire.Outcome:

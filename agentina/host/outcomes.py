@@ -41,6 +41,8 @@ _STOPPED: Final[dict[contract.StopReason, tuple[State, Reason]]] = {
 }
 
 
+#: Artifacts named, of those that are missing.
+_SHOWN: Final = 5
 #: Ends that are not ours, nor the kernel's.
 _ITS_OWN_END: Final = frozenset({Reason.EXIT_ZERO, Reason.EXIT_NONZERO, Reason.KILLED_BY_SIGNAL, Reason.VERIFY_FAILED})
 
@@ -162,6 +164,15 @@ def from_error(error: errors.AgentinaError, state: State, reason: Reason) -> wir
         error_code=error.code,
         error_context={key: str(value)[:500] for key, value in error.context.items()},
     )
+
+
+def without_declared(outcome: wire.Outcome, missing: list[str]) -> wire.Outcome:
+    """``outcome`` of a task that declared artifacts at paths where nothing was in the end."""
+    if not missing:
+        return outcome
+    shown = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else "")
+    detail = f"{outcome.detail} It declared artifacts that were not there in the end: {shown}."
+    return msgspec.structs.replace(outcome, detail=detail[: wire.MAX_DETAIL])
 
 
 def with_collection(

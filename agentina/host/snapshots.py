@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import glob
 import hashlib
 import os
 import stat
@@ -75,6 +76,19 @@ def copy_matches(workspace: Path, patterns: list[str], target: Path, *, limit: i
     return copies
 
 
+def find_missing(workspace: Path, paths: list[str]) -> list[str]:
+    """Those of ``paths`` (no patterns) at which no file is, nor a directory with one. Blocks; call it in a thread.
+
+    Raises:
+        AgentinaError: ``ARTIFACTS_TOO_LARGE``.
+        OSError: There is no workspace.
+
+    """
+    budget = _Budget()
+    with files.opened(workspace, files.DIRECTORY) as root:
+        return [path for path in paths if next(_walk(root, (), _parts(glob.escape(path)), budget), None) is None]
+
+
 def hash_file(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file. Blocks; call it in a thread."""
     digest = hashlib.sha256()
@@ -114,12 +128,15 @@ def _matches(root: int, patterns: list[str]) -> set[tuple[str, ...]]:
     found: set[tuple[str, ...]] = set()
     budget = _Budget()
     for pattern in patterns:
-        parts = [part for part in pattern.split("/") if part not in {"", "."}]
-        for match in _walk(root, (), parts, budget):
+        for match in _walk(root, (), _parts(pattern), budget):
             found.add(match)
             if len(found) > MAX_ARTIFACTS:
                 raise errors.ARTIFACTS_TOO_LARGE(found="too many files", limit=f"{MAX_ARTIFACTS - 1} files")
     return found
+
+
+def _parts(pattern: str) -> list[str]:
+    return [part for part in pattern.split("/") if part not in {"", "."}]
 
 
 def _walk(directory: int, above: tuple[str, ...], parts: list[str], budget: _Budget) -> Iterator[tuple[str, ...]]:

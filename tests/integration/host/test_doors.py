@@ -59,13 +59,15 @@ async def test_command_line_works_in_a_task(daemon: DaemonProcess, plane: contro
         "mkdir -p 'out [1]'; echo hi > 'out [1]/report'; cd 'out [1]'; "
         "agentina task progress 'half way' --percent 50; "
         "agentina task complain blocked-host --about x.org 'no way'; "
-        "agentina task ask 'what now?'; agentina task artifact report; agentina task budget",
+        "agentina task ask 'what now?'; agentina task artifact report; "
+        "agentina task artifact never/made; agentina task budget",
         environment={"MY_TOKEN": "no way"},
     )
     await plane.until_ended(task)
     assert task.outcome is not None
     assert task.outcome.state is State.SUCCEEDED, bytes(task.output)
     assert [artifact.name for artifact in task.outcome.artifacts] == ["out [1]/report"]
+    assert task.outcome.detail.endswith("It declared artifacts that were not there in the end: out [1]/never/made.")
     lines = bytes(task.output).decode().splitlines()
     assert lines[0] == "noted"
     assert "1" in lines

@@ -148,3 +148,13 @@ def test_error_outcome_is_bounded_and_carries_the_code() -> None:
     assert made.error_code == "WORKSPACE_FAILED"
     assert len(made.detail) <= 4096
     assert all(len(str(value)) <= 500 for value in made.error_context.values())
+
+
+def test_declared_artifacts_that_are_not_there_are_told_and_fit() -> None:
+    ended = outcome(exit_code=0)
+    assert outcomes.without_declared(ended, []) == ended
+    told = outcomes.without_declared(ended, [f"f{number}" for number in range(7)])
+    assert (told.state, told.reason) == (State.SUCCEEDED, Reason.EXIT_ZERO)
+    assert told.detail.endswith("not there in the end: f0, f1, f2, f3, f4 and 2 more.")
+    long = outcomes.without_declared(ended, ["x" * wire.MAX_DETAIL] * 3)
+    assert len(long.detail) == wire.MAX_DETAIL

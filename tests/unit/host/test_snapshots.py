@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from pathlib import Path
@@ -118,3 +119,12 @@ def test_names_are_always_acceptable(parts: list[str]) -> None:
 def test_undecodable_name(workspace: Path) -> None:
     (workspace / os.fsdecode(b"caf\xe9\n.bin")).write_bytes(b"x")
     assert copy(workspace, "caf*") == {"caf%E9%0A.bin": b"x"}
+
+
+def test_what_is_missing_is_told_by_what_would_be_kept(workspace: Path) -> None:
+    (workspace / "empty").mkdir()
+    there = ["a.txt", "./out", "out/deep/[x].txt", ".hidden", ".git/config"]
+    assert snapshots.find_missing(workspace, there) == []
+    missing = ["b.txt", "*.log", "empty", "escape/key.txt", "key.txt", "fifo.txt", "a.txt/below"]
+    assert snapshots.find_missing(workspace, [*missing, *there]) == missing
+    assert copy(workspace, *map(glob.escape, missing)) == {}
