@@ -53,6 +53,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     #: When memory runs out: ``kill`` ends the whole task, ``continue`` lets it live on without the process that was
     #: ended (an AI agent whose test run was too large). Where the kernel does not hold the limit the whole task ends.
     oom: Literal["kill", "continue"] = "kill"
+    #: Of a task that prints nothing the result is all that is kept, and the caller makes that durable where it reports
+    #: it. An executor need not do it as well, as long as the caller lives.
+    result_is_all: bool = False
 
     def __repr__(self) -> str:
         return f"Launch({self.task_id})"

@@ -72,7 +72,7 @@ class Word(msgspec.Struct, frozen=True, kw_only=True):
     conflict: bool = False
     #: It could not be started.
     error: str = ""
-    #: It is over, the result durable, the fence released.
+    #: It is over, the result written, the fence released.
     ended: bool = False
 
 

@@ -250,6 +250,7 @@ class ProcessExecutor:
             "lease_deadline": launch.lease_deadline,
             "boot_id": self._boot_id,
             "cgroup": str(group or ""),
+            "result_is_all": launch.result_is_all,
         }
 
     async def _ask(self, directory: Path, request: dict[str, Any]) -> pool.Word | None:

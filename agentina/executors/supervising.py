@@ -4,24 +4,25 @@ It is forked from the nursery (:mod:`agentina.executors.nursery`) with a SOCK_SE
 one task is in it at a time. A request is one message, or a memory file passed with an empty object when it is large; it
 holds the task's secrets. What this process says, one JSON object a message: ``{"free": pid}`` once, when it is there;
 for each request ``{"conflict": true}``, ``{"error": sentence}`` or ``{"pid", "started_ms"}``, and after the latter
-``{"ended": true}`` when the result is durable and the fence released. All but the start itself mean: free again.
+``{"ended": true}`` when the result is written and the fence released. All but the start itself mean: free again.
 
 The fence is the task's ``supervisor`` file, created exclusively and locked before anything else happens, so that of all
-requests for a task, from whomever and whenever, at most one starts it; flock(2) is held until its result is durable or
+requests for a task, from whomever and whenever, at most one starts it; flock(2) is held until its result is written or
 this process is dead. The nursery's lock, shared, is held while a request may come and until its fence is locked: when a
 new nursery has that lock alone, whatever an earlier daemon asked for has either its fence or will never happen.
 
 | state | holds | request | daemon gone | SIGTERM | SIGHUP | killed |
 | --- | --- | --- | --- | --- | --- | --- |
 | born | nursery's lock | first rehearses | first rehearses, then ends | ends | nothing | as free |
-| free | nursery's lock | makes the fence | ends | ends, takes no more | nothing | no fence: another is asked |
+| free | nursery's lock | makes the fence | as ended | ends, takes no more | nothing | no fence: another is asked |
 | supervising | the fence | (not sent) | goes on | stops the task | reads ``stop`` | vanished; the nursery ends it |
-| ended | nothing | (not sent) | ends | as free | nothing | as free |
+| ended | nothing | (not sent) | syncs the result, ends | as free | nothing | as free |
 
 Ended becomes free only while no other nursery waits for the lock or has it. Between two tasks nothing of the first is
 left: every process of it is reaped (ECHILD), its descriptors are closed, the working directory is ``/``, all that was
-known of it was in one object that is gone; signals that came late are harmless, and a pending SIGTERM ends this process
-before it takes another task. After any fault of its own it ends too.
+known of it was in one object that is gone, but for where a result lies that the daemon is to make durable. Signals that
+came late are harmless, and a pending SIGTERM ends this process before it takes another task. After any fault of its own
+it ends too.
 """
 # pathlib would add to the memory of the nursery; paths here are plain strings.
 # ruff: noqa: PTH102, PTH106
@@ -66,6 +67,7 @@ _REHEARSED: Final = {
     "lease_deadline": float("inf"),
     "boot_id": "",
     "cgroup": "",
+    "result_is_all": True,
 }
 
 
@@ -90,18 +92,26 @@ def serve(channel: socket.socket, lock: int, state_directory: str) -> None:
     if not _is_asked(channel) and not _rehearse(f"{state_directory}/rehearsal.{os.getpid()}"):
         return
     word: dict[str, Any] = {"free": os.getpid()}
+    unsynced = ""
     while _may_wait(lock):
-        try:
-            channel.send(json.dumps(word).encode())
-            message, descriptors = receive(channel)
-        except OSError:
-            return
+        message, descriptors = _ask(channel, word)
         if not message or signal.SIGTERM in signal.sigpending():
-            return
+            break
         for descriptor in descriptors:
             message = os.pread(descriptor, MAX_REQUEST, 0)
             os.close(descriptor)
-        word = _supervise(message, channel, lock)
+        word, unsynced = _supervise(message, channel, lock)
+    if unsynced:
+        supervisor.sync_result(unsynced)
+
+
+def _ask(channel: socket.socket, word: dict[str, Any]) -> tuple[bytes, list[int]]:
+    """Say ``word`` and wait for the next request; an empty one when the daemon wants no more or is dead."""
+    try:
+        channel.send(json.dumps(word).encode())
+        return receive(channel)
+    except OSError:
+        return b"", []
 
 
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
@@ -177,8 +187,11 @@ def _tell_nobody(pid: int, started_ms: int) -> None:
     json.dumps({"pid": pid, "started_ms": started_ms})
 
 
-def _supervise(message: bytes, channel: socket.socket, lock: int) -> dict[str, Any]:
-    """Supervise one task to its end; returns what to say about it. Nothing a request holds may end this process."""
+def _supervise(message: bytes, channel: socket.socket, lock: int) -> tuple[dict[str, Any], str]:
+    """Supervise one task to its end; returns what to say about it, and the directory of a result not durable yet.
+
+    Nothing a request holds may end this process.
+    """
 
     def announce(pid: int, started_ms: int) -> None:
         try:
@@ -190,17 +203,17 @@ def _supervise(message: bytes, channel: socket.socket, lock: int) -> dict[str, A
         request = supervisor.Request(**json.loads(message))
         task = _begin(request, announce)
     except FileExistsError:
-        return {"conflict": True}
+        return {"conflict": True}, ""
     except (OSError, ValueError, TypeError) as error:
         # No repr of the request: it holds the task's secrets.
-        return {"error": getattr(error, "strerror", None) or type(error).__name__}
+        return {"error": getattr(error, "strerror", None) or type(error).__name__}, ""
     fcntl.flock(lock, fcntl.LOCK_UN)
     try:
         task.run()
     except BaseException as error:  # noqa: BLE001 - the process ends here; the fence keeps what went wrong
         _give_up(task, error)
     task.close()
-    return {"ended": True}
+    return {"ended": True}, "" if task.is_durable else request.directory
 
 
 def _begin(request: supervisor.Request, announce: supervisor.Announce) -> supervisor.Supervisor:

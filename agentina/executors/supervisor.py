@@ -8,6 +8,8 @@ not a daemon is there. It never talks to anybody but through files in the task's
   that supervises another task by now, it does nothing. SIGTERM without an order is the host's own shutdown.
 - ``lease``: a later deadline (CLOCK_BOOTTIME seconds); read when the present one is due.
 - ``output.log``, ``result.json``: what is left. The result is written last, when nothing of the task runs any more.
+  Both are durable before the fence is released, but for a result that is all there is of a task that ended by itself:
+  its daemon makes that durable with the report of the end. Without a daemon to do so :func:`sync_result` does.
 
 Signals are blocked and taken one by one with sigtimedwait(2), so nothing here is interrupted and no handler runs.
 Standard library only: this is loaded into the nursery, whose memory every supervisor shares.
@@ -53,6 +55,8 @@ class Request(NamedTuple):
     lease_deadline: float
     boot_id: str
     cgroup: str
+    #: Nothing is collected but the result and the output.
+    result_is_all: bool
 
     def __repr__(self) -> str:
         return f"Request({self.task_id})"
@@ -68,7 +72,7 @@ class Descriptors(NamedTuple):
 
 
 class Supervisor:
-    """The life of one task. :meth:`run` returns when the result is durable; then :meth:`close`."""
+    """The life of one task. :meth:`run` returns when the result is written; then :meth:`close`."""
 
     def __init__(self, request: Request, descriptors: Descriptors, announce: Announce) -> None:
         self.request = request
@@ -85,6 +89,8 @@ class Supervisor:
         self._details: list[str] = []
         self._memory_peak = 0
         self._tasks_peak = 0
+        #: Whether the result survives a power cut, once :meth:`run` has returned.
+        self.is_durable = False
         self._watch = watch.Watch(self._started, request.workspace, f"{request.directory}/home")
 
     def run(self) -> None:
@@ -373,8 +379,11 @@ class Supervisor:
         self._rename(".output.log.tmp", "output.log")
 
     def _write_result(self, content: bytes) -> None:
+        has_output = os.fstat(self._output).st_size > 0
+        self.is_durable = has_output or self.was_stopped or not self.request.result_is_all
+
         def write() -> None:
-            if os.fstat(self._output).st_size:
+            if has_output:
                 os.fsync(self._output)
             descriptor = self._create(".result.json.tmp")
             try:
@@ -382,10 +391,12 @@ class Supervisor:
                 # Whole for whoever looks, then durable together with its name: one commit of the file system, not two.
                 # A power cut between leaves a result that cannot be read, which is what no result would mean.
                 self._rename(".result.json.tmp", "result.json")
-                os.fsync(descriptor)
+                if self.is_durable:
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.fsync(self._directory)
+            if self.is_durable:
+                os.fsync(self._directory)
 
         self._until_there_is_room(write)
 
@@ -444,6 +455,17 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"SIG{number}"
+
+
+def sync_result(directory: str) -> None:
+    """Make the result in a task's directory durable, if it is still there: a daemon that has it takes it away."""
+    for path in (f"{directory}/result.json", directory):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return
+        _sync(descriptor)
+        os.close(descriptor)
 
 
 def _sync(descriptor: int) -> None:

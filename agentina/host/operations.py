@@ -219,6 +219,7 @@ class Operations:
             grace_seconds=job.limits.grace,
             lease_deadline=deadline,
             oom=plan.oom,
+            result_is_all=not leaves_files(job) and job.checkpoint is None,
         )
 
     def _runner(self, entry: entries.Entry, job: jobs.JobSpec) -> runner_contract.Runner:

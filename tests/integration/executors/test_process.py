@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from agentina import errors
-from agentina.executors import contract, nursery, pool, process
+from agentina.executors import contract, nursery, pool, process, supervisor
 from agentina.executors.contract import Condition, StopReason
 from agentina.system import cgroups, clock, files, processes
 from tests.fakes import deadlines, launches
@@ -487,6 +487,53 @@ def test_where_no_rehearsal_is_possible_there_is_none(tmp_path: Path) -> None:
     # A file system on which a directory that was deleted goes on as before.
     assert rehearsed(tmp_path / "kept", before="os.rmdir = lambda path: None") == "True"
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["probe"]
+
+
+def synced(tmp_path: Path, *requested: contract.Launch) -> list[list[str]]:
+    """What a supervisor syncs for each of some tasks until it has told their end, and when its daemon is gone then."""
+    script = """import os, socket, sys
+from agentina.executors import supervising
+def sync(descriptor, real=os.fsync):
+    os.write(1, os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")).encode() + b" ")
+    real(descriptor)
+os.fsync = sync
+lock = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
+supervising.serve(socket.socket(fileno=int(sys.argv[1])), lock, sys.argv[3])"""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(deadlines.HANG)
+    requests = [json.dumps(process.ProcessExecutor(tmp_path)._request(launch, None)).encode() for launch in requested]
+    ours.send(requests[0])  # waits for it, so that nothing is rehearsed
+    argv = [sys.executable, "-c", script, str(theirs.fileno()), str(tmp_path / "lock"), str(tmp_path)]
+    with subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, cwd=ROOT) as running:
+        assert running.stdout is not None
+        theirs.close()
+        found = []
+        for request in [*requests[1:], b""]:
+            while not json.loads(ours.recv(1 << 16)).get("ended"):
+                pass
+            os.set_blocking(running.stdout.fileno(), False)
+            found.append((running.stdout.read() or b"").decode().split())
+            if request:
+                ours.send(request)
+        ours.close()
+        os.set_blocking(running.stdout.fileno(), True)
+        return [*found, running.stdout.read().decode().split()]
+
+
+def test_result_is_durable_before_its_end_is_told_or_when_the_daemon_is_gone(tmp_path: Path) -> None:
+    silent, next_one = (shell(tmp_path, "exit 3", name=name, result_is_all=True) for name in ("job_1", "job_2"))
+    loud = shell(tmp_path, "echo something", name="job_3", result_is_all=True)
+    wanted = shell(tmp_path, "exit 3", name="job_4")
+    stopped = shell(tmp_path, "sleep 1000", name="job_5", result_is_all=True, timeout_seconds=0.1, grace_seconds=0.0)
+    # Only of the last task the result may still be without a daemon that makes it durable.
+    assert synced(tmp_path, silent, next_one) == [[], [], ["result.json", next_one.task_id]]
+    assert synced(tmp_path, loud) == [["output.log", "result.json", loud.task_id], []]
+    assert synced(tmp_path, wanted) == [["result.json", wanted.task_id], []]
+    assert synced(tmp_path, stopped) == [["result.json", stopped.task_id], []]
+
+
+def test_result_that_its_daemon_took_away_is_nobody_s_to_sync(tmp_path: Path) -> None:
+    supervisor.sync_result(str(tmp_path / "gone"))
 
 
 async def test_no_spares_are_tried_over_and_over_where_none_can_be_made(
