@@ -82,8 +82,11 @@ class Lab:
 
     def submit(self, argv: list[str]) -> str:
         """Submit one small job."""
-        document = {"name": "bench", "payload": {"argv": argv}, "resources": {"memory": 16 << 20}}
-        return self.client.submit_job(document).id
+        return self.client.submit_job(_document(argv)).id
+
+    def submit_all(self, argvs: list[list[str]]) -> list[str]:
+        """Submit small jobs together, as `agentina job submit` does several files."""
+        return [made.id for made in self.client.submit_jobs(map(_document, argvs))]
 
     def pids(self) -> list[int]:
         """Control plane and daemon with everything below them."""
@@ -151,6 +154,10 @@ def running(*, slots: int = 0, tls: bool = False) -> Iterator[Lab]:
     finally:
         lab.close()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _document(argv: list[str]) -> dict[str, Any]:
+    return {"name": "bench", "payload": {"argv": argv}, "resources": {"memory": 16 << 20}}
 
 
 def make_certificate(certificate: Path, key: Path) -> None:

@@ -180,12 +180,11 @@ def latencies_ms(marks: Marks, submit: Callable[[list[str]], object], *, count: 
     return [(found[name] - moment) / 1e6 for name, moment in list(started.items())[5:]]
 
 
-def burst_seconds(marks: Marks, submit: Callable[[list[str]], object], *, count: int) -> float:
+def burst_seconds(marks: Marks, submit: Callable[[list[list[str]]], object], *, count: int) -> float:
     """Seconds from the first submit call until all ``count`` one-second jobs have started."""
     marks.clear()
     names = {f"burst-{number}" for number in range(count)}
     begin = time.time_ns()
-    for name in sorted(names):
-        submit(marks.argv(name, sleep_seconds=1))
+    submit([marks.argv(name, sleep_seconds=1) for name in sorted(names)])
     found = marks.wait(names)
     return (max(found[name] for name in names) - begin) / 1e9

@@ -97,8 +97,21 @@ def dispatch() -> None:
 
 
 def throughput() -> None:
-    """Many trivial jobs, eight at a time, from first submit until the last has ended."""
-    count = 2000
+    """Many trivial jobs, eight at a time, submitted together, from first submit until the last has ended."""
+    rate, cpu = _throughput(lambda lab, argvs: lab.submit_all(argvs)[-1])
+    show("trivial jobs per second, durable, end to end", rate, "jobs/s", goal=600, better="higher")
+    show("CPU per trivial job, all processes but the submitter", cpu, "ms", goal=2)
+
+
+def singly() -> None:
+    """The same jobs submitted one after the other, each with a request and a durable commit of its own."""
+    rate, cpu = _throughput(lambda lab, argvs: [lab.submit(argv) for argv in argvs][-1])
+    show("trivial jobs per second, submitted one after the other", rate, "jobs/s")
+    show("CPU per trivial job, submitted one after the other", cpu, "ms")
+
+
+def _throughput(submit: Callable[[labs.Lab, list[list[str]]], str], *, count: int = 2000) -> tuple[float, float]:
+    """Jobs per second, and milliseconds of CPU for each; ``submit`` returns the last one's id."""
     with labs.running(slots=8) as lab, marking() as marks:
         measure.wait_quiet()
         for name in ("warm-1", "warm-2"):
@@ -106,20 +119,25 @@ def throughput() -> None:
         marks.wait({"warm-1", "warm-2"})
         names = [f"job-{number}" for number in range(count)]
         busy, mine, began = measure.machine_busy_seconds(), time.process_time(), time.monotonic()
-        last = [lab.submit(marks.argv(name)) for name in names][-1]
+        last = submit(lab, [marks.argv(name) for name in names])
         marks.wait(set(names))
         wait_final(lab, last)
         seconds = time.monotonic() - began
         cpu = measure.machine_busy_seconds() - busy - (time.process_time() - mine)
-        show("trivial jobs per second, durable, end to end", count / seconds, "jobs/s", goal=600, better="higher")
-        show("CPU per trivial job, all processes but the submitter", 1000 * cpu / count, "ms", goal=2)
+        return count / seconds, 1000 * cpu / count
 
 
 def burst() -> None:
-    """A hundred one-second jobs at once."""
+    """A hundred one-second jobs at once: submitted together, and one after the other."""
     with labs.running(slots=100) as lab, marking() as marks:
         measure.wait_quiet()
-        show("burst of 100 jobs until all run", measure.burst_seconds(marks, lab.submit, count=100), "s", goal=0.15)
+        seconds = measure.burst_seconds(marks, lab.submit_all, count=100)
+        show("burst of 100 jobs until all run", seconds, "s", goal=0.15)
+        # The first hundred have ended.
+        wait_until(lambda: not lab.fences())
+        measure.wait_quiet()
+        seconds = measure.burst_seconds(marks, lambda argvs: [lab.submit(argv) for argv in argvs], count=100)
+        show("burst of 100 jobs submitted one after the other", seconds, "s")
 
 
 def supervision() -> None:
@@ -342,14 +360,15 @@ def gateway() -> None:
 ALL: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
-        floor, dispatch, throughput, burst, supervision, idle, cli, output, control, polls, rollouts, gateway, peers,
+        floor, dispatch, throughput, singly, burst, supervision, idle, cli, output, control, polls, rollouts, gateway,
+        peers,
     )
 }
 # fmt: on
 
 
 #: Those whose figures vary most from one run to the next.
-REPEATED: Final = frozenset({"dispatch", "throughput", "burst"})
+REPEATED: Final = frozenset({"dispatch", "throughput", "singly", "burst"})
 
 
 class marking:  # noqa: N801 - reads as a context manager

@@ -71,24 +71,47 @@ _Loader.add_implicit_resolver(
 
 
 def read(source: str) -> tuple[Any, jobs.JobSpec]:
-    """Read and validate the job in file ``source`` (``-``: stdin): the document as written, and the job.
+    """Read and validate the only job in file ``source`` (``-``: stdin): the document as written, and the job.
 
     Raises:
         AgentinaError: ``FILE_UNREADABLE``, ``INPUT_UNREADABLE``, ``INPUT_TOO_LARGE``, ``INPUT_INVALID``,
             ``INPUT_UNKNOWN_KEY``, ``NAME_INVALID``.
 
     """
-    where = "stdin" if source == "-" else source
+    where = _name_of(source)
     return parse(_read_bounded(source, where), where)
 
 
+def read_all(source: str) -> list[Any]:
+    """Read and validate the jobs in a file, documents divided by ``---``. Raises like :func:`read`."""
+    where = _name_of(source)
+    decoded = _decode(_text(_read_bounded(source, where), where), where)
+    return [_validated(document, node, where)[0] for document, node in decoded]
+
+
 def parse(content: bytes, where: str) -> tuple[Any, jobs.JobSpec]:
-    """Decode and validate ``content``; ``where`` names it in errors."""
+    """Decode and validate the only document of ``content``; ``where`` names it in errors."""
+    decoded = _decode(_text(content, where), where)
+    if len(decoded) > 1:
+        _, second = decoded[1]
+        place = where if second is None else f"{where}, line {second.start_mark.line + 1}"
+        raise errors.INPUT_UNREADABLE(where=place, problem="a second document begins; one job is expected")
+    document, node = decoded[0]
+    return _validated(document, node, where)
+
+
+def _name_of(source: str) -> str:
+    return "stdin" if source == "-" else source
+
+
+def _text(content: bytes, where: str) -> str:
     try:
-        text = content.decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         raise errors.INPUT_UNREADABLE(where=where, problem=f"byte {error.start} is not UTF-8") from error
-    document, node = _decode(text, where)
+
+
+def _validated(document: Any, node: yaml.Node | None, where: str) -> tuple[Any, jobs.JobSpec]:
     _check_text(document, where)
     try:
         return document, jobs.parse_job(document)
@@ -109,15 +132,18 @@ def _read_bounded(source: str, where: str) -> bytes:
         raise errors.FILE_UNREADABLE(where=where, problem=error.strerror or str(error)) from error
 
 
-def _decode(text: str, where: str) -> tuple[Any, yaml.Node | None]:
-    """The document, and its YAML nodes for finding lines (JSON is read as JSON: YAML forbids its tabs)."""
+def _decode(text: str, where: str) -> list[tuple[Any, yaml.Node | None]]:
+    """Each document, and its YAML nodes for finding lines (JSON is read as JSON: YAML forbids its tabs)."""
     try:
         if text.lstrip().startswith("{") and not where.endswith((".yaml", ".yml")):
-            return json.loads(text, object_pairs_hook=_no_duplicates), None
+            return [(json.loads(text, object_pairs_hook=_no_duplicates), None)]
         loader = _Loader(text)
         try:
-            node = loader.get_single_node()
-            return (None if node is None else loader.construct_document(node)), node
+            found: list[tuple[Any, yaml.Node | None]] = []
+            while loader.check_node():
+                node = loader.get_node()
+                found.append((loader.construct_document(node), node))
+            return found or [(None, None)]
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:

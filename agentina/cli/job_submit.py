@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import click
+import msgspec
 
 from agentina import errors
 from agentina.cli import connection, following, job_files, options, output
@@ -18,23 +19,30 @@ _NAME_LENGTH = 120
 @click.command(
     epilog=options.examples(
         "agentina job submit tests.yaml --follow",
+        "agentina job submit nightly/*.yaml --wait",
         "agentina job submit - --wait --json < tests.yaml",
     )
 )
-@click.argument("source", metavar="FILE|-")
+@click.argument("sources", nargs=-1, required=True, metavar="FILE|-...")
 @click.option("--follow", "-f", is_flag=True, help="Show the output as it comes, then end as the job ended.")
 @click.option("--wait", is_flag=True, help="Say nothing until the job has ended, then end as it ended.")
 @click.option("--idempotency-key", metavar="KEY", help="Submitting again with the same key makes no second job.")
 @options.root_option
 @options.json_option
-def submit(source: str, idempotency_key: str | None, *, follow: bool, wait: bool, as_json: bool) -> int:
-    """Submit a job from a YAML or JSON file (docs/reference/jobs.md), or from stdin.
+def submit(sources: tuple[str, ...], idempotency_key: str | None, *, follow: bool, wait: bool, as_json: bool) -> int:
+    """Submit jobs from YAML or JSON files (docs/reference/jobs.md), or from stdin.
 
-    Prints the job's id. With --follow or --wait the exit code is 0 when the job succeeded and 1 otherwise.
+    Prints each job's id. A YAML file may hold several jobs, divided by lines of three dashes. Several jobs go together,
+    up to 128 in a request, which stores all of its jobs or none. With --follow or --wait the exit code is 0 when the
+    job succeeded (with --wait: all of them) and 1 otherwise.
     """
-    document, _ = job_files.read(source)
+    documents = [document for source in sources for document in job_files.read_all(source)]
+    if len(documents) > 1 and follow:
+        raise errors.USAGE(problem="--follow shows one job; with several use --wait, or follow each by its id.")
     with connection.open_client() as client:
-        return hand_in(client, document, key=idempotency_key, follow=follow, wait=wait, as_json=as_json)
+        if len(documents) == 1:
+            return hand_in(client, documents[0], key=idempotency_key, follow=follow, wait=wait, as_json=as_json)
+        return hand_in_all(client, documents, key=idempotency_key, wait=wait, as_json=as_json)
 
 
 @click.command(
@@ -92,6 +100,22 @@ def hand_in(
         output.document(view)
     output.say(following.outcome_line(view))
     return following.exit_code(view)
+
+
+def hand_in_all(client: api_client.Client, documents: list[Any], *, key: str | None, wait: bool, as_json: bool) -> int:
+    """Submit ``documents`` together, wait for them if asked to, print the answer, and return the exit code."""
+    made = []
+    for created in client.submit_jobs(documents, key=key):
+        made.append(created)
+        # At once: should a later request fail, these are known.
+        if not as_json:
+            output.answer(created.id)
+    views = [following.follow(client, created.id, write=_drop) for created in made] if wait else []
+    if as_json:
+        output.document({"jobs": msgspec.to_builtins(views or made)})
+    for view in views:
+        output.say(following.outcome_line(view))
+    return max((following.exit_code(view) for view in views), default=int(errors.Exit.OK))
 
 
 def writer(stream: Any) -> following.Write:

@@ -16,7 +16,7 @@ import select
 import ssl
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Self, TypeVar
 
 import msgspec
@@ -39,6 +39,8 @@ _COPY: Final = 1 << 20
 #: Seconds after which an idle connection is not used again: servers and proxies close theirs after a minute or more,
 #: and what is sent at that very moment may have arrived or not.
 _IDLE: Final = 30.0
+#: Bytes around a job in a batch, its idempotency key included.
+_JOB_FRAME: Final = 256
 _BUSY: Final = frozenset({429, 500, 502, 503, 504})
 
 Query = Mapping[str, str | int | float | None]
@@ -156,6 +158,20 @@ class Client:
         headers = {"Idempotency-Key": key or secrets.token_hex(16)}
         answer = self.request("POST", "/v1/jobs", body=document, headers=headers, repeatable=True)
         return _decode(answer, api.JobCreated)
+
+    def submit_jobs(self, documents: Iterable[object], *, key: str | None = None) -> Iterator[api.JobCreated]:
+        """Submit job documents, many in one request, and yield what became of each once it is stored.
+
+        Repeating it with the same ``key`` and the same documents makes no job twice.
+        """
+        stem = key or secrets.token_hex(16)
+        items = (
+            api.JobOfBatch(job=msgspec.Raw(msgspec.json.encode(document)), idempotency_key=f"{stem}.{number}")
+            for number, document in enumerate(documents)
+        )
+        for batch in _batches(items):
+            answer = self.request("POST", "/v1/job-batches", body=batch, repeatable=True)
+            yield from _decode(answer, api.JobsCreated).jobs
 
     def list_jobs(self, query: Query) -> api.JobList:
         """One page of jobs."""
@@ -457,6 +473,21 @@ class Client:
 _FOREIGN: Final = (OSError, http.client.HTTPException)
 #: What says that the other side closed the connection.
 _CLOSED: Final = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
+def _batches(items: Iterable[api.JobOfBatch]) -> Iterator[api.JobBatch]:
+    """As many jobs in each as one request takes."""
+    batch: list[api.JobOfBatch] = []
+    size = 0
+    for item in items:
+        grows = len(item.job) + _JOB_FRAME
+        if batch and (len(batch) == api.MAX_BATCH_JOBS or size + grows > api.MAX_BATCH_BYTES):
+            yield api.JobBatch(jobs=batch)
+            batch, size = [], _JOB_FRAME
+        batch.append(item)
+        size += grows
+    if batch:
+        yield api.JobBatch(jobs=batch)
 
 
 def tls_context(ca_file: str) -> ssl.SSLContext:

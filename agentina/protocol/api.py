@@ -6,7 +6,7 @@ the Unix epoch in the control plane's clock; None means "not yet".
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -14,6 +14,11 @@ from agentina.protocol import budgets, jobs
 from agentina.protocol.settings import Settings
 from agentina.protocol.states import Reason, State
 from agentina.protocol.wire import AgentRun, ArtifactInfo, HostFacts, Outcome, Progress, UpdateReport
+
+#: Most jobs submitted together: one transaction, and one poll's answer can carry them all.
+MAX_BATCH_JOBS: Final = 128
+#: Largest body that submits jobs together, in bytes.
+MAX_BATCH_BYTES: Final = 4 << 20
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +122,27 @@ class JobCreated(_Message, frozen=True, kw_only=True):
     id: str
     #: False when the same idempotency key had made it before.
     created: bool = True
+
+
+class JobOfBatch(_Request, frozen=True, kw_only=True):
+    """One of the jobs submitted together."""
+
+    #: A job document (docs/reference/jobs.md): read by its own parser, which takes sizes and durations as text.
+    job: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"$ref": "#/components/schemas/JobSpec"})]
+    #: Submitting it again with the same key makes no second job.
+    idempotency_key: str | None = None
+
+
+class JobBatch(_Request, frozen=True, kw_only=True):
+    """``POST /v1/job-batches``: stored in one transaction, all of them or none."""
+
+    jobs: Annotated[list[JobOfBatch], msgspec.Meta(min_length=1, max_length=MAX_BATCH_JOBS)]
+
+
+class JobsCreated(_Message, frozen=True, kw_only=True):
+    """The answer to a batch, in its order."""
+
+    jobs: list[JobCreated]
 
 
 class JobEvents(_Message, frozen=True, kw_only=True):

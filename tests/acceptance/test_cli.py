@@ -75,6 +75,21 @@ def test_same_idempotency_key_makes_one_job(fleet: fleets.Fleet, tmp_path: Path)
     assert len(ids) == 1
 
 
+def test_several_jobs_are_submitted_together(fleet: fleets.Fleet, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("name: a\npayload: {argv: ['true']}\n---\nname: b\npayload: {argv: ['true']}\n")
+    (tmp_path / "one.json").write_text('{"name": "c", "payload": {"argv": ["false"]}}')
+    sources = [str(tmp_path / "two.yaml"), str(tmp_path / "one.json")]
+    ids = fleet.answer("job", "submit", *sources, "--idempotency-key", "several").split()
+    assert len(set(ids)) == 3
+    ended = fleet.run("job", "submit", *sources, "--idempotency-key", "several", "--wait", "--json")
+    shown = [view["job"] for view in json.loads(ended.stdout)["jobs"]]
+    assert [(job["id"], job["name"], job["state"]) for job in shown] == list(
+        zip(ids, "abc", ("succeeded", "succeeded", "failed"), strict=True)
+    )
+    assert ended.returncode == 1
+    assert fleet.run("job", "submit", *sources, "--follow").returncode == 2
+
+
 def test_job_nobody_can_run_says_why(fleet: fleets.Fleet) -> None:
     job = fleet.answer("job", "run", "-d", "--role", "painter", "--", "true").strip()
     assert "waits:" in fleet.answer("job", "show", job)

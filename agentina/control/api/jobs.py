@@ -23,18 +23,39 @@ _WAIT: Final = routing.Query(name="wait", kind=float, default=0.0, maximum=60)
 
 async def submit(call: routing.Call) -> api.JobCreated:
     """Store a job; the same idempotency key makes it once."""
+    key = call.headers.get(b"idempotency-key")
+    submission = _submission(call, call.body, None if key is None else key.decode("latin-1"))
+    return (await job_service.submit(call.control, [submission]))[0]
+
+
+async def submit_many(call: routing.Call) -> api.JobsCreated:
+    """Store jobs, all of them or none, in one transaction."""
+    submissions = []
+    for number, item in enumerate(call.body.jobs):
+        try:
+            submissions.append(_submission(call, bytes(item.job), item.idempotency_key))
+        except errors.AgentinaError as error:
+            # The same path within the job, and which one it is.
+            where = str(error.context.get("where", "job")).removeprefix("job")
+            raise errors.AgentinaError(error.entry, {**error.context, "where": f"jobs[{number}].job{where}"}) from error
+    return api.JobsCreated(jobs=await job_service.submit(call.control, submissions))
+
+
+def _submission(call: routing.Call, body: bytes, key: str | None) -> job_service.Submission:
+    """What one document says, in the words people may write it in.
+
+    Raises:
+        AgentinaError: ``INPUT_UNREADABLE``, ``INPUT_TOO_LARGE``, and what :func:`protocol_jobs.parse_job` raises.
+
+    """
     try:
-        document = msgspec.json.decode(call.body)
+        document = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.INPUT_UNREADABLE(where="job", problem=str(error) or "nested too deeply") from error
-    if len(call.body) > protocol_jobs.MAX_JOB_BYTES:
-        raise errors.INPUT_TOO_LARGE(where="job", size=len(call.body), limit=protocol_jobs.MAX_JOB_BYTES)
-    key = call.headers.get(b"idempotency-key")
-    submission = job_service.Submission(
-        spec=protocol_jobs.parse_job(document), organization=call.query["organization"],
-        key=None if key is None else key.decode("latin-1"),
-    )  # fmt: skip
-    return await job_service.submit(call.control, submission)
+    if len(body) > protocol_jobs.MAX_JOB_BYTES:
+        raise errors.INPUT_TOO_LARGE(where="job", size=len(body), limit=protocol_jobs.MAX_JOB_BYTES)
+    organization = call.query["organization"]
+    return job_service.Submission(spec=protocol_jobs.parse_job(document), organization=organization, key=key)
 
 
 async def list_jobs(call: routing.Call) -> api.JobList:
@@ -178,6 +199,11 @@ def routes() -> list[routing.Route]:
         routing.Route(
             method="POST", path="/v1/jobs", handler=submit, summary="Submit a job", auth="operator",
             request=protocol_jobs.JobSpec, answer=api.JobCreated, status=201, query=(organization,),
+        ),
+        routing.Route(
+            method="POST", path="/v1/job-batches", handler=submit_many, auth="operator",
+            summary="Submit several jobs, all or none", request=api.JobBatch, answer=api.JobsCreated, status=201,
+            query=(organization,), body_limit=api.MAX_BATCH_BYTES,
         ),
         routing.Route(
             method="GET", path="/v1/jobs", handler=list_jobs, summary="List jobs, newest first", auth="viewer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 from agentina.control import fleet, plane
@@ -21,13 +22,14 @@ class Claimed:
     spec: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Reserved:
-    """An agent taken from the queue of those that wait, for one job. Whoever took it must wake it in the end."""
+    """An agent taken from the queue of those that wait. Whoever took it must wake it in the end."""
 
     agent: fleet.Agent
-    session: int
-    poll: int
+    #: How many jobs more it can be given, and how many bytes of memory they may have together.
+    room: int
+    memory_bytes: int
 
 
 def takes_work(agent: fleet.Agent) -> bool:
@@ -40,12 +42,49 @@ def room(agent: fleet.Agent) -> int:
     return min(agent.poll_slots, agent.license_tasks - len(agent.held), wire.MAX_ASSIGNMENTS)
 
 
-def reserve(control: plane.Plane, class_id: int, memory_bytes: int) -> Reserved | None:
-    """Take the longest waiting agent that can run such a job; None: there is none."""
-    agent = control.fleet.take_waiting(class_id, memory_bytes)
-    if agent is None:
+class Reservations:
+    """Finds agents whose polls wait for the jobs of one transaction: each gets one before any gets a second."""
+
+    def __init__(self, control: plane.Plane) -> None:
+        self._control = control
+        #: Those that have room, the next one first.
+        self._open: collections.deque[Reserved] = collections.deque()
+        #: Every agent that was taken out of the queue.
+        self.agents: list[fleet.Agent] = []
+
+    def find(self, tx: engine.Transaction, class_id: int, memory_bytes: int) -> fleet.Agent | None:
+        """The agent to give such a job to; None: there is none. What it offers is counted down."""
+        reserved = self._reserve(tx, class_id, memory_bytes) or self._again(class_id, memory_bytes)
+        if reserved is None:
+            return None
+        reserved.room -= 1
+        reserved.memory_bytes -= memory_bytes
+        if reserved.room > 0:
+            self._open.append(reserved)
+        return reserved.agent
+
+    def wake(self) -> None:
+        """Let them all look: at what they were given, or for something else."""
+        for agent in self.agents:
+            agent.wake()
+
+    def _reserve(self, tx: engine.Transaction, class_id: int, memory_bytes: int) -> Reserved | None:
+        """The longest waiting agent that can run such a job and, as the database says, still may."""
+        agent = self._control.fleet.take_waiting(class_id, memory_bytes)
+        if agent is None:
+            return None
+        self.agents.append(agent)
+        if agents.standing(tx, agent.id) != (agent.session, "active") or not takes_work(agent):
+            return None
+        return Reserved(agent, room(agent), agent.poll_memory)
+
+    def _again(self, class_id: int, memory_bytes: int) -> Reserved | None:
+        """One that was given a job of this transaction before."""
+        for reserved in self._open:
+            if class_id in reserved.agent.classes and memory_bytes <= reserved.memory_bytes:
+                self._open.remove(reserved)
+                return reserved
         return None
-    return Reserved(agent, agent.session, agent.poll)
 
 
 def take(work: changes.Work, agent: fleet.Agent) -> list[Claimed]:
@@ -60,14 +99,6 @@ def take(work: changes.Work, agent: fleet.Agent) -> list[Claimed]:
         jobs.save(work.tx, job)
         claimed.append(record(work, agent, job, jobs.spec(work.tx, job.id)))
     return claimed
-
-
-def is_free(tx: engine.Transaction, reserved: Reserved) -> bool:
-    """Whether the agent reserved for a job can still take it."""
-    agent = reserved.agent
-    if agents.standing(tx, agent.id) != (reserved.session, "active"):
-        return False
-    return agent.poll == reserved.poll and takes_work(agent)
 
 
 def assign(work: changes.Work, agent: fleet.Agent, job: jobs.Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -31,99 +32,111 @@ class Submission:
     key: str | None
 
 
-async def submit(control: plane.Plane, submission: Submission) -> api.JobCreated:
-    """Store a job durably and wake an agent that can take it; one that waits is given it in the same transaction.
+async def submit(control: plane.Plane, submissions: Sequence[Submission]) -> list[api.JobCreated]:
+    """Store jobs durably, all of them or none, and give them to agents that wait in the same transaction.
 
     Raises:
         AgentinaError: ``NOT_FOUND`` (organization), ``JOB_NEED_UNKNOWN``, ``JOB_KEY_REUSED``, ``INPUT_INVALID`` (key).
 
     """
     control.check_running()
-    if submission.key is not None and not (0 < len(submission.key) <= MAX_KEY and submission.key.isprintable()):
-        raise errors.INPUT_INVALID(where="Idempotency-Key", problem=f"expected 1 to {MAX_KEY} printable characters")
-    attempt = _Attempt(submission, msgspec.json.encode(submission.spec).decode(), control)
+    for submission in submissions:
+        key = submission.key
+        if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
+            raise errors.INPUT_INVALID(where="Idempotency-Key", problem=f"expected 1 to {MAX_KEY} printable characters")
+    attempt = _Attempt(control)
 
     def committed(_: object) -> None:
-        if attempt.job_class is not None and attempt.job_class["id"] not in control.fleet.classes:
-            control.fleet.add_class(plane.job_class(attempt.job_class))
-        if attempt.reserved is not None and attempt.claimed is not None:
-            claims.hold(control, attempt.reserved.agent, [attempt.claimed])
+        for job_class in attempt.classes:
+            if job_class["id"] not in control.fleet.classes:
+                control.fleet.add_class(plane.job_class(job_class))
+        for agent, claimed in attempt.given:
+            claims.hold(control, agent, [claimed])
+
+    def operation(work: changes.Work) -> list[api.JobCreated]:
+        return [attempt.submit(work, submission) for submission in submissions]
 
     try:
-        return await control.write(attempt.run, committed=committed)
+        return await control.write(operation, committed=committed)
     finally:
-        if attempt.reserved is not None:
-            attempt.reserved.agent.wake()
+        attempt.reservations.wake()
 
 
-@dataclasses.dataclass(slots=True)
 class _Attempt:
-    """One submission, stored and, when an agent waits for such a job, given to it in the same transaction."""
+    """Submissions of one transaction: stored and, when an agent waits for such a job, given to it at once."""
 
-    submission: Submission
-    #: The specification as stored.
-    text: str
-    control: plane.Plane
-    job_class: engine.Row | None = None
-    #: Out of the queue of waiting agents before the commit, but whatever becomes of that, it is woken and looks again.
-    reserved: claims.Reserved | None = None
-    claimed: claims.Claimed | None = None
+    def __init__(self, control: plane.Plane) -> None:
+        #: Out of the queue of waiting agents before the commit, but whatever becomes of that, they are woken and look.
+        self.reservations = claims.Reservations(control)
+        self.given: list[tuple[fleet.Agent, claims.Claimed]] = []
+        self._organizations: dict[str, int] = {}
+        self._classes: dict[tuple[object, ...], engine.Row] = {}
 
-    def run(self, work: changes.Work) -> api.JobCreated:
-        """The operation."""
-        tx, submission = work.tx, self.submission
-        organization = registry.get_organization(tx, submission.organization)
+    @property
+    def classes(self) -> Iterable[engine.Row]:
+        """The classes of the jobs, which may be new."""
+        return self._classes.values()
+
+    def submit(self, work: changes.Work, submission: Submission) -> api.JobCreated:
+        """Store one job."""
+        tx, spec = work.tx, submission.spec
+        organization = self._organization(tx, submission.organization)
+        text = msgspec.json.encode(spec).decode()
         sha256 = None
         if submission.key is not None:
-            sha256 = hashlib.sha256(self.text.encode()).hexdigest()
-            known = jobs.by_submission(tx, organization["id"], submission.key)
+            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            known = jobs.by_submission(tx, organization, submission.key)
             if known is not None and known["submission_sha256"] != sha256:
                 raise errors.JOB_KEY_REUSED(job=known["public_id"])
             if known is not None:
                 return api.JobCreated(id=known["public_id"], created=False)
-        needed = _needed(tx, organization["id"], submission.spec)
-        job = self._new_job(work, organization["id"], needed)
-        job.claims_paths = bool(pathclaims.of_spec(submission.spec)[1])
+        needed = _needed(tx, organization, spec)
+        job = self._new_job(work, organization, spec, needed)
+        job.claims_paths = bool(pathclaims.of_spec(spec)[1])
         # Given away before it is stored, it never enters the queue; one with claims goes by that, where it is seen
         # whether it may run.
-        agent = self._agent_for(work, job) if not needed and not job.claims_paths else None
+        is_free = not needed and not job.claims_paths
+        agent = self.reservations.find(tx, job.class_id, job.memory_bytes) if is_free else None
         if agent is not None:
             claims.assign(work, agent, job)
-        jobs.insert(
-            tx, job, name=submission.spec.name, spec=self.text, key=submission.key, sha256=sha256, now_ms=work.now_ms
-        )
+        jobs.insert(tx, job, name=spec.name, spec=text, key=submission.key, sha256=sha256, now_ms=work.now_ms)
         if job.claims_paths:
-            pathclaims.submit(work, job, submission.spec)
+            pathclaims.submit(work, job, spec)
         for need in needed:
             jobs.add_need(tx, job.id, need.id)
         if agent is not None:
-            self.claimed = claims.record(work, agent, job, self.text)
+            self.given.append((agent, claims.record(work, agent, job, text)))
         else:
             _announce(work, job, needed)
         return api.JobCreated(id=job.public_id)
 
-    def _new_job(self, work: changes.Work, organization: int, needed: list[jobs.Job]) -> jobs.Job:
-        spec = self.submission.spec
-        self.job_class = jobs.ensure_class(
-            work.tx, organization, role=spec.role or "", runner=spec.runner,
-            labels=msgspec.json.encode(spec.labels, order="sorted").decode(),
-        )  # fmt: skip
+    def _organization(self, tx: engine.Transaction, name: str) -> int:
+        if name not in self._organizations:
+            self._organizations[name] = int(registry.get_organization(tx, name)["id"])
+        return self._organizations[name]
+
+    def _class(self, tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSpec) -> engine.Row:
+        labels = msgspec.json.encode(spec.labels, order="sorted").decode()
+        known = (organization, spec.role, spec.runner, labels)
+        if known not in self._classes:
+            self._classes[known] = jobs.ensure_class(
+                tx, organization, role=spec.role or "", runner=spec.runner, labels=labels
+            )
+        return self._classes[known]
+
+    def _new_job(
+        self, work: changes.Work, organization: int, spec: protocol_jobs.JobSpec, needed: list[jobs.Job]
+    ) -> jobs.Job:
         left = sum(need.state is not State.SUCCEEDED for need in needed)
         job = jobs.Job(
-            id=0, public_id=ids.new_job_id(work.now_ms), organization_id=organization, class_id=self.job_class["id"],
+            id=0, public_id=ids.new_job_id(work.now_ms), organization_id=organization,
+            class_id=self._class(work.tx, organization, spec)["id"],
             role=spec.role, priority=spec.priority, memory_bytes=spec.memory_bytes, state=State.QUEUED,
             reason=Reason.WAITING_FOR_NEEDS if left else Reason.WAITING_FOR_AGENT, detail="", ready=not left,
             needs_left=left, runnable_ms=work.now_ms,
         )  # fmt: skip
         job.tell("submitted", state=State.QUEUED, now_ms=work.now_ms)
         return job
-
-    def _agent_for(self, work: changes.Work, job: jobs.Job) -> fleet.Agent | None:
-        """An agent that waits for such a job; it is taken out of the queue of those."""
-        self.reserved = claims.reserve(self.control, job.class_id, job.memory_bytes)
-        if self.reserved is None or not claims.is_free(work.tx, self.reserved):
-            return None
-        return self.reserved.agent
 
 
 def _needed(tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSpec) -> list[jobs.Job]:

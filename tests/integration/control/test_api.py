@@ -79,6 +79,28 @@ def test_bad_jobs_are_refused_with_the_place(
     assert refusal[1] in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("jobs", "refusal"),
+    [
+        ("[]", ("INPUT_INVALID", "length >= 1")),
+        ("[{}]", ("INPUT_INVALID", "missing required field `job`")),
+        ('[{"job": {"name": "x", "payload": {"argv": ["a"]}}, "key": "k"}]', ("INPUT_UNKNOWN_KEY", "key")),
+        ('[{"job": {"name": "x", "payload": {"argv": ["a"]}}}, {"job": []}]', ("INPUT_INVALID", "jobs[1].job")),
+        ('[{"job": {"name": "x", "payload": {"argv": ["a"]}, "priority": 999}}]', ("INPUT_INVALID", "jobs[0].job.pri")),
+        ('[{"job": {"name": "x", "payload": {"argv": ["a"]}}, "idempotency_key": ""}]', ("INPUT_INVALID", "Idempot")),
+        ('[{"job": "' + "x" * (1 << 20) + '"}]', ("INPUT_TOO_LARGE", "jobs[0].job")),
+        ("[" + ", ".join(['{"job": 1}'] * 129) + "]", ("INPUT_INVALID", "length <= 128")),
+    ],
+)  # fmt: skip
+def test_bad_jobs_of_a_batch_are_refused_with_the_place(
+    control: Any, operator: simulated.Operator, jobs: str, refusal: tuple[str, str]
+) -> None:
+    with pytest.raises(errors.AgentinaError) as caught:
+        operator.call("POST", "/v1/job-batches", f'{{"jobs": {jobs}}}'.encode())
+    assert (caught.value.code, refusal[1] in str(caught.value)) == (refusal[0], True), str(caught.value)[:300]
+    assert operator.call("GET", "/v1/jobs")["jobs"] == []
+
+
 def test_a_body_that_lies_about_its_length_is_cut_off(control: Any, operator: simulated.Operator) -> None:
     host, port = control.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=deadlines.HANG) as raw:

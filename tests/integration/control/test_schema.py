@@ -109,6 +109,8 @@ def scene(server: simulated.Process, description: Any) -> Iterator[Scene]:
     # Not the agent that calls: this one may be drained and removed.
     bystander = simulated.new_agent(server.url, operator).activated.agent_id
     operator.call("PUT", "/v1/organizations/described", {})
+    # Each scene leaves an agent behind.
+    operator.call("PUT", "/v1/organizations/default", {"max_agents": 1000})
     # A rollout for an agent that no other one is for.
     member = simulated.Agent(server.url)
     role = f"r{member.key.public.id[:8].lower()}"
@@ -135,7 +137,8 @@ def scene(server: simulated.Process, description: Any) -> Iterator[Scene]:
             query={"session": agent.session, "offset": 0, "task": task, "organization": "default", "after": 0},
             body={"session": agent.session, "stream": agent.stream, "task_id": task, "protocol": 1,
                   "runner": "command", "payload": {"argv": ["true"]}, "name": "described",
-                  "agent": member.activated.agent_id},
+                  "agent": member.activated.agent_id,
+                  "jobs": [{"job": {"name": "described", "payload": {"argv": ["true"]}}}]},
         )  # fmt: skip
     for left in (agent.activated.agent_id, bystander):
         with contextlib.suppress(errors.AgentinaError):

@@ -83,6 +83,76 @@ def test_a_waiting_agent_is_given_the_job_by_the_submission_itself(control: Any,
     assert (first != job, texts) == (True, ["submitted", "given"])
 
 
+def test_jobs_submitted_together_go_in_turns_to_all_who_wait(control: Any, operator: simulated.Operator) -> None:
+    operator.submit()
+    agents = [control.agent() for _ in range(3)]
+    agents[0].take()  # The class of the jobs is known now.
+    polls = []
+    for agent, slots in zip(agents, (1, 4, 4), strict=True):
+        polls.append(held_poll(agent, slots=slots))
+        wait_until_held(control, agent)
+    writes = 0
+    write = control.plane.store.write
+
+    def counted(operation: Any, **more: Any) -> Any:
+        nonlocal writes
+        writes += 1
+        return write(operation, **more)
+
+    control.plane.store.write = counted
+    made = [one["id"] for one in operator.submit_all(*({"name": str(number)} for number in range(6)))]
+    for thread, _ in polls:
+        thread.join(deadlines.HANG)
+    taken = [
+        [job.job_id for job in agent.assignments(result[0])] for agent, (_, result) in zip(agents, polls, strict=True)
+    ]
+    assert [sorted(map(made.index, jobs)) for jobs in taken] == [[0], [1, 3, 5], [2, 4]]
+    assert writes == 1
+    assert {operator.state(job)[0] for job in made} == {"assigned"}
+
+
+def test_jobs_submitted_together_that_find_no_room_are_queued(control: Any, operator: simulated.Operator) -> None:
+    operator.submit()
+    agent = control.agent()
+    agent.take()
+    thread, result = held_poll(agent, slots=3, memory=48 << 20)
+    wait_until_held(control, agent)
+    small, large = {"resources": {"memory": 16 << 20}}, {"resources": {"memory": 40 << 20}}
+    made = [one["id"] for one in operator.submit_all(small, large, small, small, small)]
+    thread.join(deadlines.HANG)
+    taken = [made.index(job.job_id) for job in agent.assignments(result[0])]
+    assert taken == [0, 2, 3]
+    assert [operator.state(made[number]) for number in (1, 4)] == [("queued", "waiting-for-agent")] * 2
+    assert len(agent.take(slots=8)) == 2
+
+
+def test_of_jobs_submitted_together_all_are_stored_or_none(control: Any, operator: simulated.Operator) -> None:
+    operator.submit()
+    agent = control.agent()
+    agent.take()
+    thread, result = held_poll(agent, slots=4)
+    wait_until_held(control, agent)
+    with pytest.raises(errors.AgentinaError, match="JOB_NEED_UNKNOWN"):
+        operator.submit_all({}, {"needs": ["job_0123456789abcdef"]})
+    assert len(operator.call("GET", "/v1/jobs")["jobs"]) == 1
+    # Whoever was chosen for one of them still waits for the next.
+    assert thread.is_alive()
+    job = operator.submit()
+    thread.join(deadlines.HANG)
+    assert [assignment.job_id for assignment in agent.assignments(result[0])] == [job]
+
+
+def test_idempotency_keys_of_jobs_submitted_together(control: Any, operator: simulated.Operator) -> None:
+    first = operator.submit_all({}, {"name": "b"}, {}, keys=("k.0", "k.1"))
+    assert [one["created"] for one in first] == [True, True, True]
+    again = operator.submit_all({}, {"name": "b"}, {"name": "c"}, keys=("k.0", "k.1", "k.2"))
+    assert [one["created"] for one in again] == [False, False, True]
+    assert [one["id"] for one in again[:2]] == [one["id"] for one in first[:2]]
+    with pytest.raises(errors.AgentinaError, match="JOB_KEY_REUSED"):
+        operator.submit_all({"name": "new"}, {"name": "other"}, keys=(None, "k.1"))
+    assert len(operator.call("GET", "/v1/jobs")["jobs"]) == 4
+
+
 def test_only_an_answer_that_was_sent_can_be_acknowledged(control: Any, operator: simulated.Operator) -> None:
     agent = control.agent()
     job = operator.submit()

@@ -61,7 +61,7 @@ def test_words_stay_words() -> None:
         (b"name: x\npayload:\n  argv: [a]\n  argv: [b]\n", "INPUT_UNREADABLE", "line 4, column 3"),
         (b"a: &a [x]\nb: *a\n", "INPUT_UNREADABLE", "line 2, column 4"),
         (b"name: x\npayload:\n\targv: [a]\n", "INPUT_UNREADABLE", "line 3"),
-        (b"name: x\n---\nname: y\n", "INPUT_UNREADABLE", "line 2"),
+        (b"name: x\n---\nname: y\n", "INPUT_UNREADABLE", "line 3"),
         (b"name: !!python/object/apply:os.system ['id']\n", "INPUT_UNREADABLE", "line 1"),
         (b"name: x\npayload: {argv: [a]}\nresources:\n  memori: 1\n", "INPUT_UNKNOWN_KEY", "line 4: job.resources"),
         (b"name: x\npayload:\n  argv: [a, 5]\n", "INPUT_INVALID", "line 3: job.payload.argv[1]"),
@@ -110,6 +110,19 @@ def test_size_is_bounded_for_files_and_stdin(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(errors.AgentinaError) as caught:
             job_files.read(source)
         assert caught.value.entry is errors.INPUT_TOO_LARGE
+
+
+def test_several_jobs_in_one_file(tmp_path: Path) -> None:
+    one = "name: {}\npayload: {{argv: [a]}}\n"
+    path = tmp_path / "jobs.yaml"
+    path.write_text("---\n".join(one.format(name) for name in "abc"))
+    assert [document["name"] for document in job_files.read_all(str(path))] == ["a", "b", "c"]
+    with pytest.raises(errors.AgentinaError, match="line 4 cannot be read: a second document"):
+        job_files.read(str(path))
+    path.write_text(one.format("a") + "---\nname: b\npayloads: {argv: [a]}\n")
+    with pytest.raises(errors.AgentinaError, match="line 5: job") as caught:
+        job_files.read_all(str(path))
+    assert caught.value.entry is errors.INPUT_UNKNOWN_KEY
 
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:

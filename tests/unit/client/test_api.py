@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import ssl
 import threading
@@ -114,6 +115,25 @@ def test_submission_survives_trouble_with_the_same_key(serve: Serve, pauses: lis
     assert len(server.asked) == 3
     assert len(keys) == 1
     assert len(pauses) == 2
+
+
+def test_many_jobs_go_in_requests_that_are_small_enough(serve: Serve, pauses: list[float]) -> None:
+    def store(asked: scripted_server.Asked) -> bytes:
+        assert len(asked.body) <= messages.MAX_BATCH_BYTES
+        made = [{"id": item["idempotency_key"]} for item in json.loads(asked.body)["jobs"]]
+        return answer({"jobs": made}, status=201)
+
+    server = serve(b"", store)
+    large = {"name": "x", "payload": {"script": "x" * (1 << 20)}}
+    with client_of(server, pauses) as client:
+        documents = [{"name": "small"}] * 200 + [large] * 5
+        made = [one.id for one in client.submit_jobs(documents, key="k")]
+        assert made == [f"k.{number}" for number in range(205)]
+        batches = [len(json.loads(asked.body)["jobs"]) for asked in server.asked[1:]]
+        assert batches == [128, 75, 2]
+        assert server.asked[0].body == server.asked[1].body
+        assert list(client.submit_jobs([])) == []
+        assert len({one.id for _ in range(2) for one in client.submit_jobs([{}])}) == 2
 
 
 def test_retry_after_is_obeyed_and_bounded(serve: Serve, pauses: list[float]) -> None:
