@@ -90,6 +90,9 @@ def test_groups_are_of_what_was_asked_for(control: Any) -> None:
     assert len(report(operator, "agent")["rows"]) == 2
     cut = report(operator, "model", limit="1")
     assert (len(cut["rows"]), cut["is_cut"], cut["total"]["calls"]) == (1, True, 3)
+    with pytest.raises(errors.AgentinaError, match="NOT_FOUND"):
+        report(operator, "model", organization="other")
+    operator.call("PUT", "/v1/organizations/other", {})
     assert report(operator, "model", organization="other")["rows"] == []
 
 
