@@ -174,6 +174,7 @@ def _print(view: budgets.BudgetView, *, as_json: bool) -> None:
             ("cost", cost),
             ("tool calls", tool_calls),
             ("duration", "" if view.duration is None else units.show_duration(view.duration)),
+            ("used as of", "" if view.as_of_ms is None else output.moment(view.as_of_ms)),
             ("at the limit", "calls are held" if view.on_exhausted == "park" else "calls are refused"),
             ("added for today", ", ".join(extra)),
             ("shared out to hosts", ", ".join(shared) if view.scope == "organization" else ""),

@@ -225,6 +225,7 @@ def render(view: api.JobView, *, left: budgets.BudgetView | None = None) -> None
             ("workspace", _workspace(view)),
             ("limits", _limits(view)),
             ("progress", _progress(view)),
+            ("as of", _as_of(view)),
             ("budget", "" if left is None else budget.sentence(left)),
             ("dead letter", "yes: out of attempts; `agentina job retry` runs it again" if view.dead_letter else ""),
         ],
@@ -280,6 +281,13 @@ def _task_rows(view: api.JobView) -> list[tuple[Any, ...]]:
             )
         )  # fmt: skip
     return rows
+
+
+def _as_of(view: api.JobView) -> str:
+    """How new is what a running attempt used, and how far its agent is."""
+    heard_ms = view.tasks[-1].as_of_ms if view.tasks else None
+    told = view.usage or view.spec.budget is not None or (view.tasks and view.tasks[-1].run is not None)
+    return f"{output.moment(heard_ms)}, when its host was heard of last" if told and heard_ms is not None else ""
 
 
 def _progress(view: api.JobView) -> str:

@@ -79,6 +79,8 @@ class TaskView(_Message, frozen=True, kw_only=True):
     progress: Progress | None = None
     #: Why it is held at a call of a model (a budget is used up); empty: it is not.
     parked: str = ""
+    #: When its host was heard of last, which is how new ``run``, ``models`` and ``parked`` are; None: nobody holds it.
+    as_of_ms: int | None = None
 
 
 class JobEvent(_Message, frozen=True, kw_only=True):

@@ -267,6 +267,9 @@ class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
     duration: float | None = None
     #: Tasks that are held for a budget, and why.
     parked: list[str] = []
+    #: How new ``used`` is: when the host that holds tasks of it and has been silent for longest was heard of; None: no
+    #: host holds any.
+    as_of_ms: int | None = None
 
 
 class BudgetList(msgspec.Struct, frozen=True, kw_only=True):

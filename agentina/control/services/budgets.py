@@ -152,9 +152,11 @@ def _of_organization(  # noqa: PLR0917 - private; all of one kind
     tx: engine.Transaction, control: plane.Plane, name: str, number: int, budget: budgets.Budget | None, day: str
 ) -> protocol.BudgetView:
     shared, used = budgets.sums(tx, number, day)
-    agents = (agent for agent in control.fleet.agents.values() if agent.organization_id == number)
+    agents = [agent for agent in control.fleet.agents.values() if agent.organization_id == number]
     parked = [text for agent in agents for text in _parked(agent)]
-    return _daily("organization", name, budget, day, used=used, shared=shared, parked=parked)
+    return _daily(
+        "organization", name, budget, day, used=used, shared=shared, parked=parked, as_of_ms=_heard_ms(agents)
+    )
 
 
 def _of_agent(  # noqa: PLR0917 - likewise
@@ -163,12 +165,18 @@ def _of_agent(  # noqa: PLR0917 - likewise
     agent = administration.find_agent(control, name)
     share = budgets.share(tx, agent.organization_id, day, agent.id)
     used = protocol.Units() if share is None else share.spent
-    return _daily("agent", name, budget, day, used=used, parked=_parked(agent), label=agent.name)
+    return _daily("agent", name, budget, day, used=used, parked=_parked(agent), label=agent.name,
+                  as_of_ms=_heard_ms([agent]))  # fmt: skip
 
 
 def _parked(agent: fleet.Agent) -> list[str]:
     """The agent's tasks that are held at a call, and why."""
     return [f"{held.task_id}: {held.parked}" for held in agent.held.values() if held.parked]
+
+
+def _heard_ms(agents: list[fleet.Agent]) -> int | None:
+    """When the one that works and has been silent for longest was heard of."""
+    return min((agent.heartbeat_ms for agent in agents if agent.held and agent.heartbeat_ms is not None), default=None)
 
 
 def _daily(
@@ -195,6 +203,7 @@ def _of_job(tx: engine.Transaction, control: plane.Plane, name: str) -> protocol
     return protocol.BudgetView(
         scope="job", name=name, limit=limit, used=used, left=_left(limit, used), duration=budget.duration,
         on_exhausted=budget.on_exhausted, parked=[held.parked] if held is not None and held.parked else [],
+        as_of_ms=None if held is None else held.agent.heartbeat_ms,
     )  # fmt: skip
 
 

@@ -94,6 +94,7 @@ def task_view(control: plane.Plane, job: str, row: engine.Row) -> api.TaskView:
         models=[] if held is None else held.models,
         progress=None if row["progress"] is None else msgspec.json.decode(row["progress"], type=wire.Progress),
         parked="" if held is None else held.parked,
+        as_of_ms=None if held is None else held.agent.heartbeat_ms,
     )  # fmt: skip
 
 

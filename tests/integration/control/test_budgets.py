@@ -138,6 +138,11 @@ def test_a_running_job_s_budget_is_raised_and_its_task_is_told(control: Any) -> 
     shown = operator.call("POST", f"/v1/budgets/job/{job}/raise", {"cost_nano": 200_000_000, "tokens": 500})
     assert shown["limit"] == {"tokens": 1500, "cost_nano": 300_000_000}
     assert shown["parked"] == ["1000 of 1000 tokens are used"]
+    heard_ms = operator.call("GET", f"/v1/agents/{host.activated.agent_id}")["last_heartbeat_ms"]
+    put(operator, "organization", "default", tokens=1)
+    for scope, name in (("job", job), ("organization", "default"), ("agent", host.activated.agent_id)):
+        assert operator.call("GET", f"/v1/budgets/{scope}/{name}")["as_of_ms"] == heard_ms
+    assert operator.show(job)["tasks"][0]["as_of_ms"] == heard_ms
     (budget,) = ask(host, control, 2, 0).tasks.values()
     assert (budget.tokens, budget.cost, budget.on_exhausted) == (1500, 0.3, "park")
     assert operator.show(job)["spec"]["budget"]["tokens"] == 1500
