@@ -25,6 +25,8 @@ _FAST: Final = 0.001
 RESOLVING: Final = 4
 #: Kinds of refusal told to the daemon; more are answered only.
 _MAX_TOLD: Final = 500
+#: Seconds for which telling of usage waits for more of it: it wakes the daemon, and calls go on meanwhile.
+_TELL_SECONDS: Final = 0.02
 #: Seconds that the question what is left waits for the budgets of the day to be known.
 _KNOWN_SECONDS: Final = 3.0
 
@@ -56,6 +58,7 @@ class Account:
         self._record = record.Record(Path(opened.directory))
         #: What making the record durable took last.
         self._sync_seconds = 0.0
+        self._telling: asyncio.TimerHandle | None = None
         #: Why calls are held, by call.
         self._parked: dict[object, str] = {}
         self._told: set[tuple[str, str, str]] = set()
@@ -77,6 +80,9 @@ class Account:
         """Let go of the record; whoever waits is let go too."""
         self.closing.set()
         self.wake()
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell_used()
         self._record.close()
 
     # --- who asks, and what for --------------------------------------------------------------------------------------
@@ -142,10 +148,15 @@ class Account:
             self.ledger.release(number)
         else:
             self.ledger.settle(number, charge)
-        self._tell(channel.Used(task_id=self.task_id, usage=self._record.story.usage()))
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_TELL_SECONDS, self._tell_used)
         for text in self.ledger.new_warnings(self.seconds) + self._days.new_warnings():
             self._tell(channel.Warned(task_id=self.task_id, text=text))
         self.wake()
+
+    def _tell_used(self) -> None:
+        self._telling = None
+        self._tell(channel.Used(task_id=self.task_id, usage=self._record.story.usage()))
 
     @property
     def is_parked(self) -> bool:

@@ -15,7 +15,7 @@ import h11
 
 from agentina import errors
 from agentina.gateway import account, budgets, calls, egress, requests, settings, streams, usage
-from agentina.system import clock, tasks
+from agentina.system import clock
 
 #: Seconds between pings to a task that waits, until one gives up waiting for other calls, and for the operator.
 PING_SECONDS: Final = 15.0
@@ -59,29 +59,34 @@ class Answer:
             await self.client.start(200, headers)
         await self.client.send(calls.ping(self._api))
 
-    async def begin(self, head: h11.Response, first: bytes) -> None:
-        """Pass on a good answer's head, and what came with it."""
+    async def pass_on(self, head: h11.Response, piece: bytes) -> None:
+        """Pass on a piece of a good answer, after its head."""
         if not self._begun:
-            await self.client.start(head.status_code, egress.answer_headers(head), first)
-        elif first:
-            await self.client.send(first)
+            self._begun = True
+            await self.client.start(head.status_code, egress.answer_headers(head), piece)
+        elif piece:
+            await self.client.send(piece)
+
+    async def finish(self, head: h11.Response, last: bytes) -> None:
+        """Pass on the last piece of a good answer, and its end, at once."""
+        if self._begun:
+            await self.client.finish(last)
+        else:
+            await self.client.start(head.status_code, egress.answer_headers(head), last, is_whole=True)
 
     async def reject(self, status: int, body: bytes, headers: streams.Headers) -> None:
         """Pass on an answer that is an error, whole."""
         if self._begun:
             await self.refuse(errors.PROVIDER_FAILED(provider="of this model", problem=f"answered {status}"))
             return
-        await self.client.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self.client.send(body)
-        await self.client.finish()
+        await self.client.start(status, [*headers, (b"content-length", b"%d" % len(body))], body, is_whole=True)
 
     async def refuse(
         self, error: errors.AgentinaError, *, status: int = 0, extra: streams.Headers | None = None
     ) -> None:
         """Refuse, in words and with a status that ends a CLI."""
         if self._begun:
-            await self.client.send(calls.error_event(self._api, error))
-            await self.client.finish()
+            await self.client.finish(calls.error_event(self._api, error))
             return
         body = calls.error_body(self._api, error)
         await self.client.answer(status or calls.final_status(self._api), body, media=_JSON, extra=extra)
@@ -127,15 +132,7 @@ class Models:
             raise errors.GATEWAY_REQUEST_INVALID(problem=f"expected {route.method} with a plain body")
         call = _Call(self, client, request, task, route, query, body)
         # The task going away must end the call: a provider bills what it goes on to generate.
-        running = tasks.start(call.run(), name=f"call of {task.task_id}", on_failure=lambda _: None)
-        watching = tasks.start(client.watch(), name="watch", on_failure=lambda _: None)
-        try:
-            await asyncio.wait([running, watching], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await tasks.cancel(watching, *([] if running.done() else [running]))
-        if running.cancelled():
-            raise streams.Gone
-        running.result()
+        await client.while_there(call.run())
 
     async def connect(self, source: settings.Source) -> streams.Server:
         """A connection to a provider: one that is kept, else a new one."""
@@ -211,6 +208,8 @@ class _Call:
         self._sent = False
         #: How it ends, as far as is known: until the answer is over the task may go away.
         self._end = calls.End.ABANDONED
+        #: A good answer's head, and the last piece of it, which goes when its end is durable.
+        self._last: tuple[h11.Response, bytes] | None = None
 
     async def run(self) -> None:
         if self._route.is_free:
@@ -241,8 +240,8 @@ class _Call:
 
     async def _finish(self) -> None:
         """End an answer as it ended at the provider."""
-        if self._end in _WHOLE:
-            await self._answer.client.finish()
+        if self._last is not None:
+            await self._answer.finish(*self._last)
         elif self._end in {calls.End.CUT, calls.End.STALLED}:
             self._answer.client.abort()
             raise streams.Gone
@@ -360,27 +359,25 @@ class _Call:
         return head
 
     async def _pass(self, head: h11.Response, server: streams.Server, meter: usage.Meter | None) -> calls.End:
+        """Pass on an answer but for the piece it ends with: without its end that would be of no use to the task."""
+        pieces = server.pieces(seconds=self._models.stall_seconds)
         try:
-            first = server.ready()
+            piece = server.ready()
         except streams.Gone:
             return calls.End.CUT
-        if meter is not None:
-            meter.feed(first)
-        await self._answer.begin(head, first)
-        client = self._answer.client
-        pieces = server.pieces(seconds=self._models.stall_seconds)
         while True:
+            if meter is not None:
+                meter.feed(piece)
+            if server.has_ended():
+                break
+            await self._answer.pass_on(head, piece)
             try:
                 piece = await anext(pieces, b"")
             except TimeoutError:
                 return calls.End.STALLED
             except streams.Gone:
                 return calls.End.CUT
-            if not piece:
-                break
-            if meter is not None:
-                meter.feed(piece)
-            await client.send(piece)
+        self._last = head, piece
         if meter is None:
             return calls.End.COMPLETED
         meter.close()

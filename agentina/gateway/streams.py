@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Iterable
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from typing import Any, Final
 
 import h11
 
@@ -142,8 +142,35 @@ class Client:
             pieces.append(piece)
         return b"".join(pieces)
 
-    async def watch(self) -> None:
-        """Return when the task closes the connection; to be canceled otherwise. The request must be complete."""
+    async def while_there(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work``; it is canceled when the task closes the connection. The request must be complete.
+
+        Raises:
+            Gone: The task did.
+
+        """
+        watching = tasks.start(self._watch(), name="watch", on_failure=lambda _: None)
+        patience = asyncio.timeout(None)
+
+        def leave(_: object) -> None:
+            patience.reschedule(0)
+
+        try:
+            async with patience:
+                watching.add_done_callback(leave)
+                try:
+                    await work
+                finally:
+                    watching.remove_done_callback(leave)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise Gone from error
+        finally:
+            await tasks.cancel(watching)
+
+    async def _watch(self) -> None:
+        """Return when the task closes the connection; to be canceled otherwise."""
         while len(self._rest) <= requests.MAX_HEAD:
             try:
                 piece = await self._reader.read(PIECE)
@@ -154,23 +181,27 @@ class Client:
             self._rest += piece
         await asyncio.Event().wait()  # it sends ahead without end: nobody can tell when it goes
 
-    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]], first: bytes = b"") -> None:
-        """Send an answer's head, and ``first`` of its body. Without Content-Length the body goes in chunks."""
+    async def start(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], first: bytes = b"", *, is_whole: bool = False
+    ) -> None:
+        """Send an answer's head, and ``first`` of its body: all of it where it ``is_whole``.
+
+        Without Content-Length the body goes in chunks.
+        """
         listed = list(headers)
         if not self.complete:
             listed.append((b"connection", b"close"))
         response = h11.Response(status_code=status, headers=listed)
         self.answered = True
-        data = _sent(self._http, response)
-        await _write(self._writer, data + _sent(self._http, h11.Data(data=first)) if first else data)
+        await _write(self._writer, _sent(self._http, response, *_body(first, is_last=is_whole)))
 
     async def send(self, data: bytes) -> None:
         """Send a piece of the answer's body; returns when there is room for the next."""
         await _write(self._writer, _sent(self._http, h11.Data(data=data)))
 
-    async def finish(self) -> None:
-        """The answer is whole."""
-        await _write(self._writer, _sent(self._http, h11.EndOfMessage()))
+    async def finish(self, last: bytes = b"") -> None:
+        """The answer is whole, with its ``last`` piece."""
+        await _write(self._writer, _sent(self._http, *_body(last, is_last=True)))
 
     async def answer(self, status: int, body: bytes, *, media: bytes, extra: Headers | None = None) -> None:
         """Send a whole answer."""
@@ -179,8 +210,7 @@ class Client:
                 async with asyncio.timeout(_DRAIN_SECONDS):
                     await self.whole_body(_DRAIN_BYTES)
         headers = [(b"content-type", media), (b"content-length", b"%d" % len(body)), *(extra or [])]
-        await self.start(status, headers, b"" if self._method == "HEAD" else body)
-        await self.finish()
+        await self.start(status, headers, b"" if self._method == "HEAD" else body, is_whole=True)
 
     async def switch(self, status: int, headers: Headers) -> None:
         """Leave HTTP: the answer to CONNECT, or 101."""
@@ -222,10 +252,8 @@ class Server:
 
     async def send_whole(self, method: str, path: str, headers: Headers, body: bytes) -> None:
         """Send a whole request at once."""
-        events: list[h11.Event] = [h11.Request(method=method, target=path, headers=headers)]
-        if body:
-            events.append(h11.Data(data=body))
-        await _write(self._writer, b"".join(_sent(self._http, event) for event in (*events, h11.EndOfMessage())))
+        head = h11.Request(method=method, target=path, headers=headers)
+        await _write(self._writer, _sent(self._http, head, *_body(body, is_last=True)))
 
     async def send(self, data: bytes) -> None:
         """Send a piece of its body."""
@@ -270,7 +298,8 @@ class Server:
             raise Gone from error
         return data
 
-    def _is_over(self) -> bool:
+    def has_ended(self) -> bool:
+        """Whether all of the answer was read."""
         return self._over
 
     async def pieces(self, *, seconds: float = PIECE_SECONDS) -> AsyncIterator[bytes]:
@@ -281,11 +310,11 @@ class Server:
             TimeoutError: Nothing came for so long.
 
         """
-        while not self._is_over():
+        while not self.has_ended():
             data = self.ready()
             if data:
                 yield data
-            if self._is_over():
+            if self.has_ended():
                 return
             self._http.receive_data(await self._read(seconds))
 
@@ -393,11 +422,21 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
     """Write a piece; returns when there is room for the next."""
     try:
         writer.write(data)
+        transport = writer.transport
+        if not transport.get_write_buffer_size() and not transport.is_closing():
+            return  # the system has it all: no timer for nothing
         async with asyncio.timeout(PIECE_SECONDS):
             await writer.drain()
     except (OSError, TimeoutError) as error:
         raise Gone from error
 
 
-def _sent(http: h11.Connection, event: h11.Event) -> bytes:
-    return http.send(event) or b""
+def _body(data: bytes, *, is_last: bool) -> Iterator[h11.Event]:
+    if data:
+        yield h11.Data(data=data)
+    if is_last:
+        yield h11.EndOfMessage()
+
+
+def _sent(http: h11.Connection, *events: h11.Event) -> bytes:
+    return b"".join(http.send(event) or b"" for event in events)

@@ -7,6 +7,7 @@ UTC, written ``2026-11-21``; a call belongs to the day on which it was let throu
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Iterable
 from typing import Annotated, Final, Literal, Protocol
 
@@ -21,6 +22,7 @@ MAX_ROWS: Final = 64
 #: Stands for the models that no row of their own was left for.
 OTHER: Final = "(other)"
 
+_DAY_MS: Final = 86_400_000
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62) - 1)]
 Day = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
 
@@ -84,13 +86,18 @@ def add(rows: Iterable[Amounts]) -> Amounts:
 
 def day_of(wall_ms: float) -> str:
     """The day of a moment, in milliseconds since the Unix epoch."""
-    return dt.datetime.fromtimestamp(wall_ms / 1000, dt.UTC).date().isoformat()
+    return _day(int(wall_ms // _DAY_MS))
+
+
+@functools.lru_cache(maxsize=8)
+def _day(number: int) -> str:
+    """The day so many days after the Unix epoch; every call of a model asks for today's several times."""
+    return (dt.date(1970, 1, 1) + dt.timedelta(days=number)).isoformat()
 
 
 def next_day_ms(wall_ms: int) -> int:
     """When the day of a moment ends."""
-    day = 86_400_000
-    return (wall_ms // day + 1) * day
+    return (wall_ms // _DAY_MS + 1) * _DAY_MS
 
 
 def show_money(nano: int) -> str:
