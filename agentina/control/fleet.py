@@ -37,8 +37,8 @@ class Held:
     """A task an agent holds, with its lease."""
 
     __slots__ = (
-        "agent", "answers", "checkpoint_poll", "deadline", "is_taken", "job", "job_id", "memory_bytes", "models",
-        "parked", "poll", "run", "spec", "state", "stop", "stop_poll", "task", "task_id",
+        "agent", "answers", "checkpoint_poll", "checkpointed", "deadline", "is_taken", "job", "job_id",
+        "memory_bytes", "models", "parked", "poll", "run", "spec", "state", "stop", "stop_poll", "task", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +73,8 @@ class Held:
         self.stop_poll = 0
         #: The same of the wish for a checkpoint; None: there is none.
         self.checkpoint_poll: int | None = None
+        #: Boot clock seconds at which a checkpoint of it came in full last; None: none did since the start here.
+        self.checkpointed: float | None = None
 
 
 @dataclasses.dataclass(slots=True)

@@ -7,6 +7,7 @@ from typing import Final
 import prometheus_client
 from prometheus_client import registry
 
+from agentina import errors
 from agentina.protocol import anomalies, budgets, wire
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600, 3600, 14_400)
@@ -61,6 +62,39 @@ class Metrics:
             "agent_context_utilization", "Share of the model's context that was filled when an AI agent ended.",
             ["role"], buckets=_SHARES, registry=self.registry,
         )  # fmt: skip
+        self.io_bytes = prometheus_client.Counter(
+            "task_io_bytes", "Bytes that tasks read from disks and wrote to them, where that can be measured.",
+            ["role", "direction"], registry=self.registry,
+        )  # fmt: skip
+        self.io_operations = prometheus_client.Counter(
+            "task_io_operations", "Reads and writes of disks by tasks, where that can be measured.",
+            ["role"], registry=self.registry,
+        )  # fmt: skip
+        self.budget_limit = prometheus_client.Gauge(
+            "budget_limit", "Budgets of organizations and agents for today (tokens, dollars, tool_calls).",
+            ["scope", "name", "kind"], registry=self.registry,
+        )  # fmt: skip
+        self.budget_left = prometheus_client.Gauge(
+            "budget_left", "What is left of them, as far as hosts have told.", ["scope", "name", "kind"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.parked = prometheus_client.Gauge(
+            "tasks_parked", "Tasks that are held at a call of a model because a budget is used up.", ["organization"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.checkpoints = prometheus_client.Counter(
+            "checkpoints_stored", "Checkpoints of tasks that came in full.", registry=self.registry
+        )
+        self.checkpoint_age = prometheus_client.Gauge(
+            "checkpoint_oldest_age_seconds",
+            "Age of the newest checkpoint of the running task for which it is oldest, since the control plane's start; "
+            "0: no task has one.",
+            registry=self.registry,
+        )  # fmt: skip
+        self.waiting_for_paths = prometheus_client.Gauge(
+            "jobs_waiting_for_paths", "Jobs that wait because another one has claimed some of their paths.",
+            ["organization"], registry=self.registry,
+        )  # fmt: skip
         self._models: set[str] = set()
         self.pending = prometheus_client.Gauge(
             "queue_pending", "Jobs ready to run that no agent has taken.", ["organization", "role"],
@@ -89,8 +123,11 @@ class Metrics:
             "rollouts_halted", "Rollouts that a gate halted and rolled back.", ["gate"], registry=self.registry
         )
         self.anomalies = prometheus_client.Counter(
-            "anomalies_reported", "Reports that were added to anomalies.", ["kind"], registry=self.registry
-        )
+            "anomalies_reported",
+            "Reports that were added to anomalies: refusals of gateways by their code, complaints, findings of health, "
+            "overlaps of paths, and all others.",
+            ["kind", "code"], registry=self.registry,
+        )  # fmt: skip
         self.unresolved = prometheus_client.Gauge(
             "anomalies_unresolved", "Anomalies that nobody has closed.", ["kind", "state"], registry=self.registry
         )
@@ -104,6 +141,27 @@ class Metrics:
         self.tokens.labels(role, model).inc(used.tokens)
         self.cost.labels(role, model).inc(used.cost_nano / budgets.DOLLAR)
         self.unpriced.labels(role, model).inc(used.unpriced)
+
+    def count_io(self, role: str, used: wire.Usage) -> None:
+        """A task ended. What its host cannot measure is not counted."""
+        for direction, size in (("read", used.io_read_bytes), ("write", used.io_write_bytes)):
+            if size is not None:
+                self.io_bytes.labels(role, direction).inc(max(0, size))
+        if used.io_operations is not None:
+            self.io_operations.labels(role).inc(max(0, used.io_operations))
+
+    def count_anomaly(self, kind: str, code: str) -> None:
+        """A report was added to an anomaly. What hosts call it must not make label values without end."""
+        self.anomalies.labels(anomaly_kind(kind), code if code in errors.CATALOGUE else "other").inc()
+
+    def show_budget(self, budget: budgets.BudgetView) -> None:
+        """A budget as it is now."""
+        for kind, unit in (("tokens", 1), ("cost_nano", budgets.DOLLAR), ("tool_calls", 1)):
+            limit, left = getattr(budget.limit, kind), getattr(budget.left, kind)
+            if limit is not None and left is not None:
+                labels = budget.scope, budget.name, "dollars" if kind == "cost_nano" else kind
+                self.budget_limit.labels(*labels).set(limit / unit)
+                self.budget_left.labels(*labels).set(left / unit)
 
     def count_run(self, role: str, run: wire.AgentRun) -> None:
         """An AI agent's task ended."""

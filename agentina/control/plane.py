@@ -172,6 +172,10 @@ class Plane:
             if held is not None:
                 held.state = state
                 held.is_taken, held.spec = True, None
+        for task_id in effects.checkpointed:
+            held = self.fleet.held.get(task_id)
+            if held is not None:
+                held.checkpointed = self.clock.boot()
         for ended in effects.ended_tasks:
             self.fleet.release(ended.task_id)
         for stop in effects.stops:
@@ -190,16 +194,18 @@ class Plane:
             self.metrics.tasks.labels(ended.role, ended.state.value, band).inc()
             if ended.duration is not None:
                 self.metrics.session_duration.labels(ended.role).observe(ended.duration)
-            if ended.memory_peak_bytes is not None:
-                self.metrics.memory_peak.labels(ended.role).observe(ended.memory_peak_bytes)
+            if ended.usage.memory_peak_bytes is not None:
+                self.metrics.memory_peak.labels(ended.role).observe(ended.usage.memory_peak_bytes)
+            self.metrics.count_io(ended.role, ended.usage)
             if ended.run is not None:
                 self.metrics.count_run(ended.role, ended.run)
         for state in effects.ended_jobs:
             self.metrics.jobs.labels(state.value).inc()
         for role, model, used in effects.used:
             self.metrics.count_use(role, model, used)
-        for kind in effects.anomalies:
-            self.metrics.anomalies.labels(metrics.anomaly_kind(kind)).inc()
+        for kind, code in effects.anomalies:
+            self.metrics.count_anomaly(kind, code)
+        self.metrics.checkpoints.inc(len(effects.checkpointed))
         for seconds in effects.start_latencies:
             self.metrics.start_latency.observe(seconds)
 

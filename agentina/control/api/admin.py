@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import agentina
-from agentina.control import metrics as control_metrics
 from agentina.control.api import routing
-from agentina.control.services import administration, views
-from agentina.control.store import agents, anomalies, audit, engine, jobs, registry, rollouts
+from agentina.control.services import administration, gauges, views
+from agentina.control.store import agents, audit, engine, registry
 from agentina.protocol import api, names
 
 _MAX_PAGE = 1000
@@ -114,24 +113,8 @@ async def readyz(call: routing.Call) -> routing.Reply:
 
 async def metrics(call: routing.Call) -> routing.Reply:
     """The text exposition, with gauges taken now."""
-    control, now = call.control, call.control.clock.boot()
-    control.metrics.pending.clear()
-    for row in control.store.read(jobs.pending):
-        control.metrics.pending.labels(row["organization"], row["role"]).set(row["pending"])
-    online = [agent for agent in control.fleet.agents.values() if control.fleet.is_online(agent, now)]
-    other = sum(agent.version != agentina.__version__ for agent in online)
-    control.metrics.online.set(len(online) / max(len(control.fleet.agents), 1))
-    control.metrics.skew.set(other / max(len(online), 1))
-    unset = sum(agent.configured.is_skewed for agent in online)
-    control.metrics.configuration_skew.set(unset / max(len(online), 1))
-    control.metrics.rollout_agents.clear()
-    for row in control.store.read(rollouts.standings):
-        control.metrics.rollout_agents.labels(row["public_id"], row["standing"]).set(row["agents"])
-    control.metrics.unresolved.clear()
-    for row in control.store.read(anomalies.unresolved):
-        control.metrics.unresolved.labels(control_metrics.anomaly_kind(row["kind"]), row["state"]).inc(row["anomalies"])
-    control.metrics.held_polls.set(sum(1 for _ in control.fleet.holding_polls()))
-    return routing.Reply(body=control.metrics.render(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
+    gauges.take(call.control)
+    return routing.Reply(body=call.control.metrics.render(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
 
 
 def routes() -> list[routing.Route]:

@@ -66,7 +66,7 @@ def note(work: changes.Work, source: anomalies.Source, reported: wire.Anomaly) -
         anomalies.note_task(tx, number, source.task, found.id)
         if row is not None and row["state"] == rules.State.ANSWERED:
             work.effects.answers += anomalies.give_answer(tx, number, task=source.task)
-    work.effects.anomalies.append(found.kind)
+    work.effects.anomalies.append((found.kind, found.code))
     return public_id
 
 

@@ -24,7 +24,7 @@ class EndedTask:
     priority: int
     #: Seconds from start to end; None: it never started.
     duration: float | None
-    memory_peak_bytes: int | None
+    usage: wire.Usage
     #: What an AI agent's command line said of its run; None: it was none, or said nothing.
     run: wire.AgentRun | None = None
 
@@ -43,10 +43,12 @@ class Changes:
     progressed: list[tuple[str, State]] = dataclasses.field(default_factory=list)
     ended_tasks: list[EndedTask] = dataclasses.field(default_factory=list)
     ended_jobs: list[State] = dataclasses.field(default_factory=list)
-    #: Kind of each report that was added to an anomaly; and whether any changed otherwise.
-    anomalies: list[str] = dataclasses.field(default_factory=list)
+    #: Kind and code of each report that was added to an anomaly; and whether any changed otherwise.
+    anomalies: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     is_anomaly_changed: bool = False
     answers: list[wire.Answer] = dataclasses.field(default_factory=list)
+    #: Tasks of which a checkpoint came in full.
+    checkpointed: list[str] = dataclasses.field(default_factory=list)
     stops: list[wire.StopTask] = dataclasses.field(default_factory=list)
     #: Seconds from runnable to started.
     start_latencies: list[float] = dataclasses.field(default_factory=list)

@@ -70,6 +70,7 @@ def complete(work: changes.Work, task: tasks.Task, name: str, sha256: str) -> li
     task.job.tell(text, task=task.number, now_ms=work.now_ms)
     tasks.save(work.tx, task)
     work.effects.jobs.add(task.job.public_id)
+    work.effects.checkpointed.append(task.public_id)
     dropped = tasks.checkpoints(work.tx, task.job_id)[KEPT:]
     for old in dropped:
         tasks.drop_artifact(work.tx, old["task_id"], old["name"])

@@ -153,7 +153,7 @@ def _end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome, *, co
             state=outcome.state,
             priority=job.priority,
             duration=None if task.started_ms is None else max(work.now_ms - task.started_ms, 0) / 1000,
-            memory_peak_bytes=outcome.usage.memory_peak_bytes,
+            usage=outcome.usage,
             run=outcome.agent,
         )
     )

@@ -68,6 +68,15 @@ def waiting(tx: engine.Transaction, organization: int, repository: str) -> list[
     return [jobs.from_row(row) for row in rows]
 
 
+def count_waiting(tx: engine.Transaction) -> list[engine.Row]:
+    """How many jobs wait for others' claims, by organization."""
+    return tx.all(
+        "SELECT o.name AS organization, count(*) AS waiting FROM jobs j JOIN path_claims c ON c.job_id = j.id"
+        " JOIN organizations o ON o.id = c.organization_id"
+        " WHERE j.state = 'queued' AND j.reason = 'waiting-for-paths' GROUP BY o.name"
+    )
+
+
 class Change(NamedTuple):
     """What a task changed."""
 

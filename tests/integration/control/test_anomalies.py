@@ -196,11 +196,12 @@ def test_what_was_closed_is_forgotten_in_the_end(control: Any, operator: simulat
 def test_figures_say_how_many_nobody_has_closed(control: Any, operator: simulated.Operator) -> None:
     agent = control.agent()
     say(agent, found())
-    say(agent, found("odd", kind="from-the-future"))
+    say(agent, found("odd", kind="from-the-future", code="FROM_THE_FUTURE"))
     text = operator.call("GET", "/metrics").decode()
     assert 'anomalies_unresolved{kind="egress",state="open"} 1.0' in text
     assert 'anomalies_unresolved{kind="other",state="open"} 1.0' in text
-    assert 'anomalies_reported_total{kind="egress"} 1.0' in text
+    assert 'anomalies_reported_total{code="EGRESS_REFUSED",kind="egress"} 1.0' in text
+    assert 'anomalies_reported_total{code="other",kind="other"} 1.0' in text
 
 
 def test_viewers_look_and_only_operators_act(control: Any) -> None:

@@ -139,7 +139,8 @@ def test_metrics_have_the_names_of_the_contract(control: Any, operator: simulate
     operator.submit(role="nobody")
     job = operator.submit()
     (task,) = agent.take()
-    agent.run(task, usage=wire.Usage(memory_peak_bytes=1 << 20))
+    used = wire.Usage(memory_peak_bytes=1 << 20, io_read_bytes=4096, io_write_bytes=8192, io_operations=3)
+    agent.run(task, usage=used)
     text = operator.raw("GET", "/metrics").read().decode()
     assert operator.state(job)[0] == "succeeded"
     for line in (
@@ -151,6 +152,9 @@ def test_metrics_have_the_names_of_the_contract(control: Any, operator: simulate
         'agent_session_duration_seconds_count{role=""} 1.0',
         "task_start_latency_seconds_count 1.0",
         'task_memory_peak_bytes_count{role=""} 1.0',
+        'task_io_bytes_total{direction="read",role=""} 4096.0',
+        'task_io_bytes_total{direction="write",role=""} 8192.0',
+        'task_io_operations_total{role=""} 3.0',
     ):
         assert line in text
 

@@ -126,6 +126,30 @@ def test_an_agent_has_a_budget_of_its_own(control: Any) -> None:
     assert ask(host, control, 2, 0).agent is None
 
 
+def test_figures_show_what_is_left_and_who_is_held(control: Any) -> None:
+    operator, host = control.operator, control.agent()
+    put(operator, "organization", "default", tokens=1_000, cost_nano=5 * budgets.DOLLAR)
+    operator.submit()
+    (task,) = host.take()
+    held = wire.Held(task_id=task, state=State.RUNNING, parked="1000 of 1000 tokens are used")
+    host.call("POST", "/v1/agent/heartbeat", wire.Heartbeat(session=host.session, tasks=[held]))
+    ask(host, control, 1, 0, spent=budgets.Units(tokens=400, cost_nano=budgets.DOLLAR))
+    text = operator.raw("GET", "/metrics").read().decode()
+    for line in (
+        'budget_limit{kind="tokens",name="default",scope="organization"} 1000.0',
+        'budget_left{kind="tokens",name="default",scope="organization"} 600.0',
+        'budget_left{kind="dollars",name="default",scope="organization"} 4.0',
+        'tasks_parked{organization="default"} 1.0',
+    ):
+        assert line in text
+    assert 'kind="tool_calls"' not in text
+    operator.call("DELETE", "/v1/budgets/organization/default")
+    host.run(task)
+    text = operator.raw("GET", "/metrics").read().decode()
+    assert "budget_left{" not in text
+    assert "tasks_parked{" not in text
+
+
 def test_a_running_job_s_budget_is_raised_and_its_task_is_told(control: Any) -> None:
     operator, host = control.operator, control.agent()
     job = operator.submit(budget={"cost": 0.1, "tokens": 1000, "on_exhausted": "park"})

@@ -123,6 +123,27 @@ def test_two_are_kept_and_what_was_cut_off_is_not(control: Any, operator: simula
     assert len(stored) == 3, stored  # the two, and the half of one
 
 
+def test_figures_tell_the_age_of_the_oldest(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+
+    def figure(name: str) -> float:
+        lines = operator.raw("GET", "/metrics").read().decode().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+    operator.submit()
+    task = start(agent).task_id
+    assert figure("checkpoint_oldest_age_seconds") == 0
+    store(agent, task, 1, b"1")
+    control.clock.boot_offset += 60
+    assert 60 <= figure("checkpoint_oldest_age_seconds") < 90
+    store(agent, task, 2, b"2")
+    assert figure("checkpoint_oldest_age_seconds") < 30
+    assert figure("checkpoints_stored_total") == 2
+    control.clock.boot_offset += 60
+    end(agent, task, State.SUCCEEDED, Reason.EXIT_ZERO)
+    assert figure("checkpoint_oldest_age_seconds") == 0
+
+
 def test_it_is_for_the_tasks_of_its_job_only(control: Any, operator: simulated.Operator) -> None:
     agent, other = control.agent(), control.agent()
     operator.submit(retry={"backoff": 0})

@@ -28,6 +28,8 @@ def test_second_of_two_that_meet_waits_for_the_first(control: Any, operator: sim
     elsewhere = submit(operator, "src", git="https://git.example.com/team/other")
     assert agent.take() == [f"{first}.1", f"{apart}.1", f"{elsewhere}.1"]
     assert operator.state(second) == ("queued", "waiting-for-paths")
+    waiting = b'jobs_waiting_for_paths{organization="default"} 1.0'
+    assert waiting in operator.raw("GET", "/metrics").read()
     (blocker,) = operator.show(second)["blockers"]
     assert first in blocker
     assert "src/a in git.example.com/team/app" in blocker
@@ -37,6 +39,7 @@ def test_second_of_two_that_meet_waits_for_the_first(control: Any, operator: sim
     assert agent.take() == [f"{second}.1"]
     agent.run(f"{second}.1")
     assert operator.state(second) == ("succeeded", "exit-zero")
+    assert waiting not in operator.raw("GET", "/metrics").read()
 
 
 def test_many_that_meet_run_one_by_one_and_hide_nobody(control: Any, operator: simulated.Operator) -> None:
