@@ -15,6 +15,7 @@ from typing import Final
 
 from agentina import errors
 from agentina.gateway import budgets, calls, channel, days, record, rules, tokens
+from agentina.protocol import jobs
 from agentina.system import clock
 
 _log = logging.getLogger(__name__)
@@ -96,6 +97,16 @@ class Account:
         """
         if not tokens.fits(offered, self._digest):
             raise errors.GATEWAY_TOKEN_REFUSED(problem="not this task's" if offered else "missing")
+
+    def note_reached(self, target: rules.Target) -> None:
+        """Write down that the task has a way to a host now; of many hosts the first ones."""
+        host, reached = target.authority, self._record.story.reached
+        if host in reached or len(reached) >= jobs.MAX_REACHED:
+            return
+        try:
+            self._record.write(record.Reached(host=host, at_ms=self._clock.wall_ms()))
+        except errors.AgentinaError as problem:
+            _log.warning("a host that task %s reached is not written down: %s", self.task_id, problem)
 
     def note_refusal(self, error: errors.AgentinaError, now_host: str = "") -> None:
         """Tell of a refusal, the first time for its reason and host."""

@@ -61,6 +61,7 @@ class Egress:
             reader, writer = await streams.open_first(addresses, request.target.port)
         except OSError as error:
             raise _unreachable(request.target, f"cannot be reached ({_words(error)})") from error
+        task.note_reached(request.target)
         server = streams.Server(reader, writer)
         try:
             if request.form is requests.Form.TUNNEL:

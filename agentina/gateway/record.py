@@ -8,6 +8,7 @@ was cut off is the last one, and is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from pathlib import Path
@@ -64,13 +65,21 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag="refused", tag_fiel
     at_ms: int = 0
 
 
+class Reached(msgspec.Struct, frozen=True, kw_only=True, tag="reached", tag_field="kind"):
+    """The task reached a host, the first time."""
+
+    #: With its port.
+    host: str
+    at_ms: int = 0
+
+
 class Raised(msgspec.Struct, frozen=True, kw_only=True, tag="limits", tag_field="kind"):
     """Other limits hold from here on."""
 
     limits: budgets.Limits
 
 
-Entry = Began | Asked | Ended | Refusal | Raised
+Entry = Began | Asked | Ended | Refusal | Reached | Raised
 _decoder: Final = msgspec.json.Decoder(Entry)
 
 
@@ -85,6 +94,8 @@ class Story(msgspec.Struct, kw_only=True):
     #: Calls that were sent and have no end.
     open: dict[int, Asked] = {}
     refusals: list[Refusal] = []
+    #: Hosts that were reached, with their ports, as they came.
+    reached: list[str] = []
     last_number: int = 0
     #: Bytes of whole lines; what follows was cut off.
     size: int = 0
@@ -102,6 +113,8 @@ class Story(msgspec.Struct, kw_only=True):
                 self._count(asked, entry.charge, entry.at_ms)
         elif isinstance(entry, Refusal):
             self.refusals.append(entry)
+        elif isinstance(entry, Reached):
+            self.reached.append(entry.host)
         else:
             self.limits = entry.limits
 
@@ -129,16 +142,20 @@ class Story(msgspec.Struct, kw_only=True):
 
 
 def parse(content: bytes) -> Story:
-    """Read a record; at the first line that is damaged or cut off it ends."""
+    """Read a record; at the first line that is damaged or cut off it ends.
+
+    Whole lines that mean nothing here are a newer release's, and are passed over.
+    """
     story = Story()
     for line in content.splitlines(keepends=True):
         try:
             if not line.endswith(b"\n") or zlib.crc32(line[9:-1]) != int(line[:8], 16):
                 break
-            story.take(_decoder.decode(line[9:-1]))
-        except (ValueError, msgspec.MsgspecError):
+        except ValueError:
             break
         story.size += len(line)
+        with contextlib.suppress(msgspec.MsgspecError):
+            story.take(_decoder.decode(line[9:-1]))
     return story
 
 

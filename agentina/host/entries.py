@@ -46,6 +46,8 @@ class Entry:
     token: str = dataclasses.field(default="", repr=False)
     #: What it used of models so far, by day and model, as the gateway said it last.
     models: list[budgets.ModelUsage] = dataclasses.field(default_factory=list)
+    #: Hosts it reached through the gateway, once it has ended.
+    hosts: list[str] = dataclasses.field(default_factory=list)
     #: Why the gateway holds it at a call; empty: it does not.
     parked: str = ""
     #: Its budget, where an operator changed it since.

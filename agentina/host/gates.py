@@ -270,7 +270,7 @@ class Gates:
         story = record.read(entry.directory.path)
         if story is not None:
             story.conclude()
-            entry.models = story.usage()
+            entry.models, entry.hosts = story.usage(), story.reached
             if entry.models:
                 await self._shares.end(entry.task_id, entry.models)
 

@@ -451,7 +451,7 @@ class Operations:
 
     async def _upload(self, entry: entries.Entry) -> state.Event:
         assert entry.task.outcome is not None
-        outcome = msgspec.structs.replace(entry.task.outcome, models=entry.models)
+        outcome = msgspec.structs.replace(entry.task.outcome, models=entry.models, hosts=entry.hosts)
         try:
             size = await self._upload_output(entry)
             outcome = msgspec.structs.replace(outcome, output_bytes=size)

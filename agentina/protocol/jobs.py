@@ -22,6 +22,8 @@ MAX_JOB_BYTES: Final = 1 << 20
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
 Text = Annotated[str, msgspec.Meta(max_length=65_536)]
+#: Most hosts that are told of as reached by one task.
+MAX_REACHED: Final = 100
 Patterns = Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]], msgspec.Meta(max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]

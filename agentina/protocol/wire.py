@@ -503,6 +503,8 @@ class Outcome(_Message, frozen=True, kw_only=True):
     agent: AgentRun | None = None
     #: What it used of models, as its host's gateway counted it.
     models: ModelRows = []
+    #: Hosts with ports that it reached through the gateway, the first ones.
+    hosts: Annotated[list[Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=jobs.MAX_REACHED)] = []
 
 
 class Anomaly(_Message, frozen=True, kw_only=True):

@@ -55,7 +55,9 @@ def _submission(call: routing.Call, body: bytes, key: str | None) -> job_service
     if len(body) > protocol_jobs.MAX_JOB_BYTES:
         raise errors.INPUT_TOO_LARGE(where="job", size=len(body), limit=protocol_jobs.MAX_JOB_BYTES)
     organization = call.query["organization"]
-    return job_service.Submission(spec=protocol_jobs.parse_job(document), organization=organization, key=key)
+    return job_service.Submission(
+        spec=protocol_jobs.parse_job(document), organization=organization, key=key, actor=call.actor
+    )
 
 
 async def list_jobs(call: routing.Call) -> api.JobList:

@@ -11,7 +11,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, ids, plane
-from agentina.control.services import changes, claims, lifecycle, outcomes, pathclaims
+from agentina.control.services import changes, claims, lifecycle, outcomes, pathclaims, trail
 from agentina.control.store import audit, engine, jobs, registry, tasks
 from agentina.protocol import api, wire
 from agentina.protocol import jobs as protocol_jobs
@@ -30,6 +30,7 @@ class Submission:
     organization: str
     #: The idempotency key; None: every request makes a job.
     key: str | None
+    actor: str
 
 
 async def submit(control: plane.Plane, submissions: Sequence[Submission]) -> list[api.JobCreated]:
@@ -100,6 +101,7 @@ class _Attempt:
         if agent is not None:
             claims.assign(work, agent, job)
         jobs.insert(tx, job, name=spec.name, spec=text, key=submission.key, sha256=sha256, now_ms=work.now_ms)
+        trail.asked(work, submission.actor, job, spec)
         if job.claims_paths:
             pathclaims.submit(work, job, spec)
         for need in needed:

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from agentina.control.services import changes, lifecycle, pathclaims
+from agentina.control.services import changes, lifecycle, pathclaims, trail
 from agentina.control.store import jobs, tasks
 from agentina.protocol import jobs as protocol_jobs
 from agentina.protocol import units, wire
@@ -33,6 +33,7 @@ def end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome) -> Non
     if not task.counted:
         task.job.attempts += 1
     _end_task(work, task, outcome, counted=True)
+    trail.touched(work, task, outcome)
     if outcome.changed:
         pathclaims.compare(work, task, outcome.changed)
     if outcome.state is State.CHECKPOINTED:

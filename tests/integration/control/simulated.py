@@ -207,9 +207,9 @@ class Agent(Client):
 
     def open(self, *held: tuple[str, State], **changes: Any) -> wire.SessionOpened:
         message = wire.SessionOpen(
-            protocol=1, stream=self.stream, runners=["command"], max_concurrent_tasks=8,
+            protocol=1, stream=self.stream, max_concurrent_tasks=8,
             tasks=[wire.Held(task_id=task, state=state) for task, state in held],
-            **{"version": "1", "boot_id": "boot", **changes},
+            **{"version": "1", "boot_id": "boot", "runners": ["command"], **changes},
         )  # fmt: skip
         opened = msgspec.convert(self.call("POST", "/v1/agent/session", message), wire.SessionOpened)
         self.session, self.poll_number, self.acknowledged = opened.session, 0, 0

@@ -56,7 +56,7 @@ async def made(
         bed = Bed(root, plane, running)
         gates.load(root, running.url)
         plane.install(root, gateway=str(root / "gateway.yaml"))
-        (root / "etc/agentina/policy.yaml").write_text("hosts: ['*.example.com']")
+        (root / "etc/agentina/policy.yaml").write_text(f"hosts: ['*.example.com', '127.0.0.1:{running.port}']")
         prepare(root)
         await bed.start()
         yield bed

@@ -186,6 +186,12 @@ def load(tmp_path: Path, url: str, *, keys: int = 1, name: str = "gateway.yaml")
         {"name": api, "api": api, "url": url, "credentials": names} for api in ("anthropic", "openai", "gemini")
     ]
     (tmp_path / name).write_text(
-        json.dumps({"providers": providers, "prices": {"gpt-test": {"input": 1, "output": 2}}})
+        json.dumps(
+            {
+                "providers": providers,
+                "prices": {"gpt-test": {"input": 1, "output": 2}},
+                "networks": ["127.0.0.0/8"],
+            }
+        )
     )
     return settings.load(tmp_path / name)

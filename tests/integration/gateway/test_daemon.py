@@ -28,6 +28,18 @@ async def test_a_job_with_a_budget_has_a_way_out_and_its_usage_is_told(bed: beds
     assert gates.KEY not in output + bed.log
 
 
+async def test_hosts_that_a_task_reached_are_told_at_its_end(bed: beds.Bed) -> None:
+    target = bed.provider.url.removeprefix("http://")
+    script = (
+        f"import urllib.request\ntry: urllib.request.urlopen('{bed.provider.url}/x')\nexcept OSError as e: print(e)"
+    )
+    # Tools go to loopback without the proxy, as they are told.
+    task = bed.plane.submit(f'NO_PROXY= no_proxy= {sys.executable} -c "{script}"', scope={"hosts": [target]})
+    await bed.plane.until_ended(task)
+    assert task.outcome is not None
+    assert task.outcome.hosts == [target], bytes(task.output)
+
+
 async def test_a_refused_host_is_told(bed: beds.Bed) -> None:
     script = (
         "import os, urllib.request\ntry: urllib.request.urlopen('http://example.org')\nexcept Exception as e: print(e)"

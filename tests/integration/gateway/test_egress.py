@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentina.gateway import account
+from agentina.gateway import account, record
 from tests.fakes import deadlines
 from tests.integration.gateway import gates
 
@@ -76,6 +76,12 @@ async def test_a_tunnel_passes_bytes_both_ways(tmp_path: Path) -> None:
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert body == b"early " + b"x" * 1_000_000
+        # Written down once, however often it is reached; what was refused is not.
+        await gate.raw(connect(gate, f"git.example.com:{port}"))
+        await gate.raw(connect(gate, f"git.example.org:{port}"))
+        story = record.read(gate.directory)
+        assert story is not None
+        assert story.reached == [f"git.example.com:{port}"]
 
 
 async def test_plain_http_is_passed_on_without_what_is_the_connections(tmp_path: Path) -> None:

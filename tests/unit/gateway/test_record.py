@@ -20,6 +20,7 @@ ENTRIES: list[record.Entry] = [
     record.Asked(number=2, model="m", reserved=CHARGE),
     record.Ended(number=1, end="completed", charge=CHARGE, at_ms=2000),
     record.Refusal(code="EGRESS_REFUSED", reason="scope", host="evil.example.com"),
+    record.Reached(host="pypi.org:443"),
     record.Asked(number=3, model="m", reserved=CHARGE),
     record.Ended(number=3, end="refused"),
     record.Raised(limits=budgets.Limits(tokens=5)),
@@ -39,6 +40,19 @@ def test_a_record_tells_the_same_story_again(tmp_path: Path) -> None:
     assert list(story.open) == [2]
     assert (story.last_number, story.limits) == (3, budgets.Limits(tokens=5))
     assert [one.host for one in story.refusals] == ["evil.example.com"]
+    assert story.reached == ["pypi.org:443"]
+
+
+def test_what_a_newer_release_wrote_takes_nothing_along(tmp_path: Path) -> None:
+    """A release that is taken back must not lose what was used before and after."""
+    body = b'{"kind":"from-the-future","number":1}'
+    later = [record.encode(ENTRIES[2]), record.encode(record.Ended(number=2, end="completed", charge=CHARGE))]
+    content = b"".join([record.encode(ENTRIES[0]), b"%08x %s\n" % (zlib.crc32(body), body), *later])
+    (tmp_path / record.NAME).write_bytes(content)
+    record.Record(tmp_path).close()
+    story = record.read(tmp_path)
+    assert story is not None
+    assert (story.size, story.totals.calls) == (len(content), 1)
 
 
 @given(st.integers(0, 2000))
