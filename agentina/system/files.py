@@ -151,11 +151,17 @@ def set_aside(path: Path, *, stamp: str) -> Path:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a directory with all content, also where a job took away its own write permissions."""
+    """Delete a directory with all content, also where a job took away its own write permissions; if it is there.
 
-    def unlock(function: object, name: str, _: object) -> None:
+    The directory that it is in stays as it is.
+    """
+
+    def unlock(function: object, name: str, found: tuple[object, BaseException, object]) -> None:
+        if isinstance(found[1], FileNotFoundError):
+            return
         with contextlib.suppress(OSError):
-            Path(os.path.dirname(name)).chmod(0o700)  # noqa: PTH120 - rmtree gives plain strings
+            if name != str(path):
+                Path(os.path.dirname(name)).chmod(0o700)  # noqa: PTH120 - rmtree gives plain strings
             Path(name).chmod(0o700)
             if callable(function):
                 function(name)

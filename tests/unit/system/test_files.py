@@ -90,3 +90,9 @@ def test_directories_are_spread_where_the_file_system_can(tmp_path: Path) -> Non
 
 def test_directories_are_not_spread_where_it_cannot() -> None:
     files.spread_below(Path("/proc"))
+
+
+def test_removing_what_is_not_there_changes_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    files.remove_tree(tmp_path / "absent")
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
