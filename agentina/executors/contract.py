@@ -56,9 +56,19 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     #: Of a task that prints nothing the result is all that is kept, and the caller makes that durable where it reports
     #: it. An executor need not do it as well, as long as the caller lives.
     result_is_all: bool = False
+    #: Companions may run beside it: there must be room for one beyond its own memory and processes.
+    has_companions: bool = False
 
     def __repr__(self) -> str:
         return f"Launch({self.task_id})"
+
+
+class Companion(msgspec.Struct, frozen=True, kw_only=True):
+    """A command of the daemon's that runs beside a task's own: contained as the task is, and ended with it."""
+
+    argv: list[str]
+    #: Seconds until it is ended.
+    seconds: float
 
 
 class StopReason(enum.Enum):
@@ -214,6 +224,17 @@ class Executor(Protocol):
         """Ask for the task's end: SIGTERM, the grace, then SIGKILL for everything in it. Returns at once; idempotent.
 
         ``grace_seconds`` None means the launch's own.
+        """
+        ...
+
+    def accompany(self, directory: Path, companion: Companion | None) -> None:
+        """Have a companion run in a task that the daemon cannot see into (:meth:`place`); None: end the one there is.
+
+        One at a time: another ends the one before. Returns at once; nobody is told what becomes of it.
+
+        Raises:
+            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``.
+
         """
         ...
 

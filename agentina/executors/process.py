@@ -197,6 +197,9 @@ class ProcessExecutor:
             processes.signal_through(pidfd, wake)
             os.close(pidfd)
 
+    def accompany(self, directory: Path, companion: contract.Companion | None) -> None:
+        """See :meth:`agentina.executors.contract.Executor.accompany`. The daemon sees all that these tasks see."""
+
     def renew(self, directory: Path, lease_deadline: float) -> None:
         """See :meth:`agentina.executors.contract.Executor.renew`."""
         # In place and of one width: a full disk, which could not take a new file, must not cost a task its lease.

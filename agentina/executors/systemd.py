@@ -35,6 +35,10 @@ _MAX_FILE: Final = 1 << 20
 _LOOK_SECONDS: Final = 5.0
 #: One process more than the task's own: its supervisor.
 _SUPERVISOR: Final = 1
+#: What there is room for beyond the limits of a task with companions: one that runs another program
+#: (agentina.inside.packer), and what the kernel keeps for them. So a task within its limits is not ended for theirs.
+_COMPANION_BYTES: Final = 112 << 20
+_COMPANION_PROCESSES: Final = 4
 
 _NETWORK_PRIVATE: Final = "none but its own loopback, and the host's gateway where its job asks for it"
 _NETWORK_SHARED: Final = "the host's, as its owner has configured; link-local and cloud metadata addresses are refused"
@@ -207,8 +211,7 @@ class SystemdExecutor:
         unit = self._places.unit(number)
         ticket = self._places.tickets / str(number)
         try:
-            wanted = systemd.limits(memory_bytes=launch.memory_bytes, cpus=launch.cpus, pids=launch.pids + _SUPERVISOR)
-            await self._manager.set_properties(unit, wanted)
+            await self._manager.set_properties(unit, _limits(launch))
             result = await self._manager.start(unit)
         except BaseException:
             # Nobody knows whether PID 1 has the request. With the ticket gone it does not matter; without a ticket to
@@ -342,6 +345,26 @@ class SystemdExecutor:
                 self._manager.stop(unit), name=f"stop {unit}", on_failure=lambda error: _log.warning("%s", error)
             )
 
+    def accompany(self, directory: Path, companion: contract.Companion | None) -> None:
+        """See :meth:`agentina.executors.contract.Executor.accompany`. The supervisor looks twice a second."""
+        orders = self._orders(directory)
+        if orders is None:
+            return
+        try:
+            if companion is None:
+                (orders / "companion").unlink(missing_ok=True)
+                return
+            content = fields.encode([
+                ("nonce", secrets.token_hex(8)),
+                ("seconds", str(companion.seconds)),
+                *(("argv", part) for part in companion.argv),
+            ])  # fmt: skip
+            files.write_atomic(orders / "companion", content, mode=0o644, durable=False)
+        except FileNotFoundError:
+            return  # it ended meanwhile
+        except OSError as error:
+            raise files.from_os_error(error, orders / "companion") from error
+
     def renew(self, directory: Path, lease_deadline: float) -> None:
         """See :meth:`agentina.executors.contract.Executor.renew`."""
         orders = self._orders(directory)
@@ -362,6 +385,14 @@ class SystemdExecutor:
     def _orders(self, directory: Path) -> Path | None:
         started = _read(directory / "started")
         return self._places.orders(_one(started, "slot")) if started and self._occupies(started) else None
+
+
+def _limits(launch: contract.Launch) -> dict[str, systemd.Value]:
+    """The limits of the unit that runs a task."""
+    memory, pids = launch.memory_bytes, launch.pids + _SUPERVISOR
+    if launch.has_companions:
+        memory, pids = memory + _COMPANION_BYTES, pids + _COMPANION_PROCESSES
+    return systemd.limits(memory_bytes=memory, cpus=launch.cpus, pids=pids)
 
 
 def _ticket(launch: contract.Launch, nonce: str, boot_id: str) -> list[tuple[str, str]]:

@@ -23,24 +23,22 @@ import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from agentina.inside import packer
 from agentina.system import files
 
 #: Most entries of one archive.
-MAX_ENTRIES: Final = 200_000
+MAX_ENTRIES: Final = packer.MAX_ENTRIES
 #: Largest archive there can be: a header's length does not depend on sizes below 8 GiB.
 MAX_BYTES: Final = (8 << 30) - 1
-_MAX_DEPTH: Final = 100
 _MAX_NAME: Final = 4096
 _PIECE: Final = 1 << 20
-#: O_NONBLOCK: opening a FIFO must not wait for a writer.
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAKE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-Parts = tuple[str, ...]
+Parts = packer.Parts
 
 
 class ArchiveError(Exception):
@@ -65,9 +63,7 @@ class Writer:
             ArchiveError: There is no room for it.
 
         """
-        self._begin(name, len(content))
-        self._file.write(content)
-        self._finish(self._file.tell() - len(content), _header(name, len(content), executable=False))
+        self.add_file(name, [content])
 
     def add(self, top: str, root: int, parts: Parts, *, whole_lines: bool = False) -> None:
         """Add the file or link ``parts`` of the tree open as ``root`` below ``top``; what cannot be had is left out.
@@ -80,21 +76,65 @@ class Writer:
 
         """
         name = "/".join((top, *parts))
-        try:
-            with _parent(root, parts) as directory:
-                status = os.stat(parts[-1], dir_fd=directory, follow_symlinks=False)
-                if stat.S_ISLNK(status.st_mode):
-                    self._add_link(name, parts, os.readlink(parts[-1], dir_fd=directory))
-                    return
-                source = os.open(parts[-1], _READ, dir_fd=directory) if stat.S_ISREG(status.st_mode) else None
-        except OSError:
-            self._leave_out(name)  # it went away, or cannot be read
+        found = packer.look(root, parts)
+        if found is None:
+            self.leave_out(name)
+        elif isinstance(found, str):
+            self.add_link(name, found)
+        else:
+            try:
+                status = os.fstat(found)
+                content = packer.pieces(found, status.st_size)
+                executable = bool(status.st_mode & stat.S_IXUSR)
+                self.add_file(name, content, size=status.st_size, executable=executable, whole_lines=whole_lines)
+            finally:
+                os.close(found)
+
+    def add_file(
+        self, name: str, pieces: Iterable[bytes], *, size: int = 0, executable: bool = False, whole_lines: bool = False
+    ) -> None:
+        """Add a file of these ``pieces``; it has as many bytes as come, whatever ``size`` is expected.
+
+        Raises:
+            ArchiveError: There is no room for it.
+            OSError: The archive cannot be written.
+
+        """
+        self._count(name, size)
+        self._file.write(bytes(len(_bytes(_header(name, 0, executable=False)))))
+        begin = self._file.tell()
+        taken = ended = 0
+        for piece in pieces:
+            self._check_room(name, len(piece))
+            self._file.write(piece)
+            end = piece.rfind(b"\n") + 1
+            ended = taken + end if end else ended
+            taken += len(piece)
+        if whole_lines and ended < taken:
+            taken = ended
+            self._file.seek(begin + taken)
+            self._file.truncate()
+        self._finish(begin, _header(name, taken, executable=executable))
+
+    def add_link(self, name: str, target: str) -> None:
+        """Add a symbolic link to ``target``, if that stays within its tree.
+
+        Raises:
+            ArchiveError: There is no room for it.
+
+        """
+        if not stays_within(tuple(name.split("/")[1:]), target):
+            self.leave_out(name)
             return
-        if source is None:
-            self._leave_out(name)
-            return
-        with open(source, "rb", buffering=0) as file:  # noqa: PTH123 - by descriptor
-            self._copy(name, file, whole_lines=whole_lines)
+        header = tarfile.TarInfo(name)
+        header.type, header.linkname, header.mode = tarfile.SYMTYPE, target, 0o777
+        self._count(name, 0)
+        self._file.write(_bytes(header))
+
+    def leave_out(self, name: str) -> None:
+        """Remember that something was left out."""
+        if len(self.left_out) < 100:  # noqa: PLR2004 - enough to understand
+            self.left_out.append(name)
 
     def close(self) -> int:
         """End the archive; its size is returned. The caller makes it durable."""
@@ -102,51 +142,15 @@ class Writer:
         self._file.flush()
         return self._file.tell()
 
-    def _copy(self, name: str, source: io.FileIO, *, whole_lines: bool) -> None:
-        status = os.fstat(source.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            self._leave_out(name)
-            return
-        executable = bool(status.st_mode & stat.S_IXUSR)
-        begin = self._begin(name, status.st_size)
-        size, ended = 0, 0
-        # Not further than it was at first: who writes without end must not hold us.
-        while size < status.st_size and (piece := source.read(min(_PIECE, status.st_size - size))):
-            self._file.write(piece)
-            end = piece.rfind(b"\n") + 1
-            ended = size + end if end else ended
-            size += len(piece)
-        if whole_lines and ended < size:
-            size = ended
-            self._file.seek(begin + size)
-            self._file.truncate()
-        self._finish(begin, _header(name, size, executable=executable))
-
-    def _add_link(self, name: str, parts: Parts, target: str) -> None:
-        if not stays_within(parts, target):
-            self._leave_out(name)
-            return
-        header = tarfile.TarInfo(name)
-        header.type, header.linkname, header.mode = tarfile.SYMTYPE, target, 0o777
-        self._count(name, 0)
-        self._file.write(_bytes(header))
-
-    def _leave_out(self, name: str) -> None:
-        if len(self.left_out) < 100:  # noqa: PLR2004 - enough to understand
-            self.left_out.append(name)
-
     def _count(self, name: str, size: int) -> None:
         self._entries += 1
         if self._entries > MAX_ENTRIES:
             raise ArchiveError(f"it has more than {MAX_ENTRIES} files")
+        self._check_room(name, size)
+
+    def _check_room(self, name: str, size: int) -> None:
         if self._file.tell() + size + 4 * tarfile.BLOCKSIZE > self._limit:
             raise ArchiveError(f"it is larger than {self._limit} bytes with {name[:200]!r}")
-
-    def _begin(self, name: str, size: int) -> int:
-        """Leave room for the header; where the content begins is returned."""
-        self._count(name, size)
-        self._file.write(bytes(len(_bytes(_header(name, 0, executable=False)))))
-        return self._file.tell()
 
     def _finish(self, begin: int, header: tarfile.TarInfo) -> None:
         """Write the header, now that the size is known, and fill the last block."""
@@ -157,27 +161,10 @@ class Writer:
         self._file.write(bytes(-header.size % tarfile.BLOCKSIZE))
 
 
-def walk(root: int, above: Parts = (), *, skip: frozenset[str] = frozenset()) -> Iterator[Parts]:
-    """All files and links of the tree open as ``root``, sorted; nothing below paths in ``skip``.
-
-    What goes away or cannot be entered meanwhile is not among them.
-    """
-    with contextlib.ExitStack() as stack:
-        directory = root
-        try:
-            for part in above:
-                directory = stack.enter_context(files.opened(part, files.DIRECTORY, within=directory))
-            listed = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in os.scandir(directory))
-        except OSError:
-            return
-    for name, is_directory in listed:
-        path = (*above, name)
-        if "/".join(path) in skip:
-            continue
-        if not is_directory:
-            yield path
-        elif len(path) < _MAX_DEPTH:
-            yield from walk(root, path, skip=skip)
+def is_sound(name: str) -> bool:
+    """Whether ``name`` may be that of a member: it leads nowhere but down, and not too far."""
+    parts = name.split("/")
+    return len(name) <= _MAX_NAME and len(parts) <= packer.MAX_DEPTH + 1 and _are_plain(parts)
 
 
 def read(path: Path, name: str, *, limit: int) -> bytes:
@@ -238,7 +225,7 @@ def delete(root: Path, names: list[str]) -> None:
             if not _are_plain(parts):
                 raise ArchiveError(f"it holds a name that leads out: {name[:200]!r}")
             absent = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
-            with absent, _parent(top, parts) as directory:
+            with absent, packer.entered(top, parts[:-1]) as directory:
                 os.unlink(parts[-1], dir_fd=directory)
 
 
@@ -257,19 +244,19 @@ def _checked(member: tarfile.TarInfo) -> Parts:
         fine = len(parts) > 1 and stays_within(parts[1:], member.linkname)
     if not fine:
         raise ArchiveError(f"it holds something that it must not: {member.name[:200]!r}")
-    if len(member.name) > _MAX_NAME or len(parts) > _MAX_DEPTH + 1 or not _are_plain(parts):
+    if not is_sound(member.name):
         raise ArchiveError(f"it holds a name that leads out: {member.name[:200]!r}")
     return parts
 
 
-def _are_plain(parts: Parts) -> bool:
+def _are_plain(parts: Iterable[str]) -> bool:
     return all(part not in {"", ".", ".."} and "\0" not in part for part in parts)
 
 
 def _unpack_one(archive: tarfile.TarFile, member: tarfile.TarInfo, root: int, parts: Parts) -> None:
     if not parts:
         raise ArchiveError(f"{member.name[:200]!r} is no directory")
-    with _parent(root, parts, make=True) as directory:
+    with _made(root, parts[:-1]) as directory:
         _clear(parts[-1], directory)
         if member.type == tarfile.SYMTYPE:
             os.symlink(member.linkname, parts[-1], dir_fd=directory)
@@ -295,16 +282,14 @@ def _clear(name: str, directory: int) -> None:
 
 
 @contextlib.contextmanager
-def _parent(root: int, parts: Parts, *, make: bool = False) -> Iterator[int]:
-    """The directory of ``parts``, open; made on the way where it is missing, or is a file or link."""
+def _made(root: int, parts: Parts) -> Iterator[int]:
+    """The directory ``parts``, open; made on the way where it is missing, or is a file or link."""
     with contextlib.ExitStack() as stack:
         directory = root
-        for part in parts[:-1]:
+        for part in parts:
             try:
                 inner = os.open(part, files.DIRECTORY, dir_fd=directory)
             except (FileNotFoundError, NotADirectoryError):
-                if not make:
-                    raise
                 _clear(part, directory)
                 os.mkdir(part, 0o755, dir_fd=directory)
                 inner = os.open(part, files.DIRECTORY, dir_fd=directory)

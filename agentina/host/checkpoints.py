@@ -11,34 +11,31 @@ one that has seen more would rely on what is not there; git writes objects befor
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
 
 from agentina import errors
-from agentina.host import archives, git, snapshots, workspaces
+from agentina.host import archives, git, packing, snapshots, workspaces
+from agentina.inside import packer
 from agentina.protocol import wire
-from agentina.system import files
+from agentina.system import files, tasks
 
 #: The directory for checkpoints in a task's.
 DIRECTORY: Final = "checkpoints"
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
-DELETED: Final = "deleted"
+DELETED: Final = packing.DELETED
 _MAX_MANIFEST: Final = 8 << 20
 _GIT_SECONDS: Final = 600.0
 #: Most bytes of a list of paths.
 _MAX_LIST: Final = 64 << 20
-#: What of a repository is not taken: whose objects it borrows is another matter elsewhere, and locks end with
-#: whoever holds them.
-_ALTERNATES: Final = ".git/objects/info/alternates"
-_OBJECTS: Final = ".git/objects"
+#: Git's view of a slot's workspace, beside the daemon's orders.
+_SLOT_REPOSITORY: Final = "checkpoint.git"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +68,8 @@ class Source:
     ignored: list[str]
     #: Most bytes of the archive.
     limit: int
+    #: Where the task runs, if the daemon cannot see its files; None: it can.
+    slot: packing.Slot | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +101,7 @@ def next_number(directory: Path) -> int:
 
 
 async def take(source: Source, number: int) -> Taken:
-    """Pack a checkpoint, durably.
+    """Pack a checkpoint, durably. When it is canceled, nothing of it goes on afterwards.
 
     Raises:
         AgentinaError: ``CHECKPOINT_FAILED``; ``DISK_FULL`` or ``STATE_UNWRITABLE``. Nothing is left then.
@@ -116,11 +115,13 @@ async def take(source: Source, number: int) -> Taken:
             stack.callback(temporary.unlink, missing_ok=True)
             file = stack.enter_context(temporary.open("w+b"))
             writer = archives.Writer(file, limit=source.limit)
-            await asyncio.to_thread(_begin, writer, source)
-            changed, deleted = await _differences(source)
-            await asyncio.to_thread(_add_workspace, writer, source.directory / "workspace", changed)
+            writer.add_bytes(MANIFEST, msgspec.json.encode(source.manifest))
+            if source.slot is None:
+                await _pack(writer, source)
+            else:
+                await _pack_inside(writer, source, source.slot)
             path = target / name_of(number)
-            size, sha256 = await asyncio.to_thread(_end, writer, file, deleted, path)
+            size, sha256 = await tasks.in_thread(_end, writer, file, path)
     except (archives.ArchiveError, git.GitError) as error:
         raise errors.CHECKPOINT_FAILED(problem=str(error)) from error
     except OSError as error:
@@ -174,40 +175,78 @@ def restore(path: Path, workspace: Path, session: Path | None, *, limit: int) ->
 # --- packing ---------------------------------------------------------------------------------------------------------
 
 
-def _begin(writer: archives.Writer, source: Source) -> None:
-    writer.add_bytes(MANIFEST, msgspec.json.encode(source.manifest))
+async def _pack(writer: archives.Writer, source: Source) -> None:
+    """Pack what the daemon sees."""
+    await tasks.in_thread(_add_session, writer, source)
+    changed, deleted = await _differences(source)
+    await tasks.in_thread(_add_workspace, writer, source.directory / "workspace", changed)
+    writer.add_bytes(DELETED, b"".join(os.fsencode(name) + b"\0" for name in deleted))
+
+
+async def _pack_inside(writer: archives.Writer, source: Source, slot: packing.Slot) -> None:
+    """Have a packer in the task's slot pack what only the task sees."""
+    session = source.session if source.manifest.session_id else None
+    request = packer.Request(
+        session="" if session is None else str(session.relative_to(source.directory)),
+        deleted=None, changed=[], environment={},
+    )  # fmt: skip
+    async with slot.turns:
+        door = slot.door
+        if door.outside is None:
+            raise archives.ArchiveError("the task has ended")
+        commit = source.manifest.commit
+        if not commit or source.mirror is None:
+            await packing.fill(writer, slot, request)
+            return
+        repository = door.outside / _SLOT_REPOSITORY
+        try:
+            await _make_view(repository, source.mirror, commit, slot.place / "mirror/objects")
+            view = door.inside / _SLOT_REPOSITORY
+            request["environment"] = git.sealed(
+                dir=view, work_tree=slot.place / "workspace", index_file=view / "index"
+            )  # fmt: skip
+            deleted, *changed = [git.command(*arguments) for arguments in _listings(source.ignored)]
+            request["deleted"], request["changed"] = deleted, changed
+            await packing.fill(writer, slot, request)
+        finally:
+            await tasks.in_thread(files.remove_tree, repository)
+
+
+async def _make_view(repository: Path, mirror: Path, commit: str, objects: Path) -> None:
+    """Make a git directory with the commit's index that a slot's user can read: it needs nothing else to compare."""
+    await tasks.in_thread(files.remove_tree, repository)
+    workspaces.make_repository(repository, mirror, commit)
+    environment = git.sealed(dir=repository, index_file=repository / "index")
+    await git.run(
+        "read-tree", commit, environment=environment, directory=repository, timeout_seconds=_GIT_SECONDS
+    )  # fmt: skip
+    workspaces.borrow(repository, objects)
+    await tasks.in_thread(_let_be_read, repository)
+
+
+def _let_be_read(tree: Path) -> None:
+    for path in [tree, *tree.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _add_session(writer: archives.Writer, source: Source) -> None:
     if source.session is None or not source.manifest.session_id:
         return
     with files.opened(source.session, files.DIRECTORY) as root:
-        for parts in archives.walk(root):
+        for parts in packer.walk(root):
             # Lines are added at the end; half of one would be damage.
             writer.add("session", root, parts, whole_lines=parts[-1].endswith(".jsonl"))
 
 
 def _add_workspace(writer: archives.Writer, workspace: Path, changed: list[str] | None) -> None:
     with files.opened(workspace, files.DIRECTORY) as root:
-        if changed is None:
-            for parts in archives.walk(root):
-                writer.add("workspace", root, parts)
-            return
-        for parts in _repository(root):
+        for parts in packer.walk(root) if changed is None else packer.repository(root):
             writer.add("workspace", root, parts)
-        for name in changed:
+        for name in changed or ():
             writer.add("workspace", root, tuple(name.split("/")))
 
 
-def _repository(root: int) -> Iterator[archives.Parts]:
-    """The repository's own files: those that refer to objects before the objects."""
-    for parts in archives.walk(root, (".git",), skip=frozenset({_OBJECTS})):
-        if not parts[-1].endswith(".lock"):
-            yield parts
-    for parts in archives.walk(root, (".git", "objects"), skip=frozenset({_ALTERNATES})):
-        if not parts[-1].startswith("tmp_"):
-            yield parts
-
-
-def _end(writer: archives.Writer, file: BinaryIO, deleted: list[str], path: Path) -> tuple[int, str]:
-    writer.add_bytes(DELETED, b"\0".join(os.fsencode(name) for name in deleted))
+def _end(writer: archives.Writer, file: BinaryIO, path: Path) -> tuple[int, str]:
     writer.close()
     os.fsync(file.fileno())
     temporary = Path(file.name)
@@ -215,6 +254,16 @@ def _end(writer: archives.Writer, file: BinaryIO, deleted: list[str], path: Path
     temporary.rename(path)
     files.sync_directory(path.parent)
     return found
+
+
+def _listings(ignored: list[str]) -> list[list[str]]:
+    """The git commands that list the paths which are gone, and then those that list what differs."""
+    rules = [f"--exclude={pattern}" for pattern in ignored]
+    return [
+        ["ls-files", "-z", "--deleted"],
+        ["ls-files", "-z", "--modified", "--others", "--exclude-standard"],
+        *([["ls-files", "-z", "--others", "--ignored", *rules]] if rules else []),
+    ]
 
 
 async def _differences(source: Source) -> tuple[list[str] | None, list[str]]:
@@ -226,7 +275,7 @@ async def _differences(source: Source) -> tuple[list[str] | None, list[str]]:
     if not commit or source.mirror is None:
         return None, []
     repository = source.directory / ".checkpoint.tmp"
-    await asyncio.to_thread(files.remove_tree, repository)
+    await tasks.in_thread(files.remove_tree, repository)
     try:
         workspaces.make_repository(repository, source.mirror, commit)
         environment = git.sealed(dir=repository, work_tree=workspace, index_file=repository / "index")
@@ -241,11 +290,7 @@ async def _differences(source: Source) -> tuple[list[str] | None, list[str]]:
             return [os.fsdecode(name) for name in done.output.split(b"\0") if name and not name.endswith(b"/")]
 
         await listed("read-tree", commit)
-        deleted = await listed("ls-files", "-z", "--deleted")
-        changed = set(await listed("ls-files", "-z", "--modified", "--others", "--exclude-standard"))
-        if source.ignored:
-            rules = [f"--exclude={pattern}" for pattern in source.ignored]
-            changed.update(await listed("ls-files", "-z", "--others", "--ignored", *rules))
-        return sorted(changed.difference(deleted)), deleted
+        deleted, *found = [await listed(*arguments) for arguments in _listings(source.ignored)]
+        return sorted(set().union(*found).difference(deleted)), deleted
     finally:
-        await asyncio.to_thread(files.remove_tree, repository)
+        await tasks.in_thread(files.remove_tree, repository)

@@ -102,6 +102,11 @@ def without_credentials(text: str) -> str:
     return _CREDENTIALS.sub("//***@", text)
 
 
+def command(*arguments: str) -> list[str]:
+    """A git command in full, with the options that every one of ours has."""
+    return ["git", *_OPTIONS, *arguments]
+
+
 async def run(
     *arguments: str,
     environment: Mapping[str, str],
@@ -121,7 +126,7 @@ async def run(
     """
     try:
         done = await processes.run(
-            ["git", *_OPTIONS, *arguments],
+            command(*arguments),
             environment=environment,
             directory=directory,
             timeout_seconds=timeout_seconds,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from agentina import errors
-from agentina.host import checkpoints, doors, entries, said, uploads
+from agentina.host import checkpoints, doors, entries, packing, said, uploads
 from agentina.protocol import jobs, units, wire
 from agentina.runners import agents
 from agentina.runners import contract as runner_contract
@@ -55,8 +55,12 @@ class Place:
         return self.job.checkpoint or jobs.Checkpoint()
 
 
-async def take(place: Place, *, commit: str, trees: workspaces.Workspaces) -> checkpoints.Taken | None:
+async def take(
+    place: Place, *, commit: str, trees: workspaces.Workspaces, slot: packing.Slot | None = None
+) -> checkpoints.Taken | None:
     """Take a checkpoint; None: the agent has not begun, so there is nothing to go on with.
+
+    ``slot``: where the task runs, if the daemon cannot see its files.
 
     Raises:
         AgentinaError: ``CHECKPOINT_FAILED``, ``DISK_FULL`` or ``STATE_UNWRITABLE``.
@@ -83,6 +87,7 @@ async def take(place: Place, *, commit: str, trees: workspaces.Workspaces) -> ch
         mirror=mirror,
         ignored=place.wishes.ignored,
         limit=place.wishes.limit,
+        slot=slot,
     )
     taken = await checkpoints.take(source, checkpoints.next_number(entry.directory.path))
     _log.info(
@@ -98,8 +103,17 @@ class Keeper:
     On the host the one that was sent last is kept, for its number, and the newest that is not sent yet.
     """
 
-    def __init__(self, place: Place, *, commit: str, trees: workspaces.Workspaces, transfers: uploads.Uploads) -> None:
+    def __init__(
+        self,
+        place: Place,
+        *,
+        commit: str,
+        trees: workspaces.Workspaces,
+        transfers: uploads.Uploads,
+        slot: packing.Slot | None,
+    ) -> None:
         self._place = place
+        self._slot = slot
         self._commit = commit
         self._trees = trees
         self._transfers = transfers
@@ -138,16 +152,10 @@ class Keeper:
 
     async def _take(self) -> None:
         asked, self._asked = self._asked, []
-        taking = tasks.start(
-            take(self._place, commit=self._commit, trees=self._trees),
-            name=f"checkpoint {self._place.entry.task_id}", on_failure=lambda _: None,
-        )  # fmt: skip
         try:
-            taken = await asyncio.shield(taking)
+            taken = await take(self._place, commit=self._commit, trees=self._trees, slot=self._slot)
             said = self._take_over(taken)
         except asyncio.CancelledError:
-            # Threads go on regardless: whoever packs next must not meet them.
-            await asyncio.wait({taking})
             self._asked = asked
             raise
         except errors.AgentinaError as error:

@@ -72,6 +72,8 @@ class Operations:
         self._git: workspaces.Workspaces | None = None
         #: Who takes checkpoints, by the task.
         self._keepers: dict[str, moving.Keeper] = {}
+        #: How many slots are packed at once.
+        self._packers: asyncio.Semaphore | None = None
 
     async def perform(self, entry: entries.Entry, operation: state.Do) -> state.Event:
         """Perform one operation; its end as an event."""
@@ -220,6 +222,7 @@ class Operations:
             lease_deadline=deadline,
             oom=plan.oom,
             result_is_all=not leaves_files(job) and job.checkpoint is None,
+            has_companions=self.can_move(entry),
         )
 
     def _runner(self, entry: entries.Entry, job: jobs.JobSpec) -> runner_contract.Runner:
@@ -258,7 +261,7 @@ class Operations:
             beside.append(tasks.start(follow, name=f"run {entry.task_id}"))
         if self.health is not None and job is not None and healthwatch.applies(job, has_stream=bool(beside)):
             beside.append(tasks.start(self.health.watch(entry, entry.run), name=f"health {entry.task_id}"))
-        if self._executor.place(entry.directory.path) == entry.directory.path and self.can_move(entry):
+        if self.can_move(entry):
             beside.append(tasks.start(self._keep_checkpoints(entry), name=f"checkpoints {entry.task_id}"))
         try:
             await self._executor.wait(entry.directory.path)
@@ -266,14 +269,19 @@ class Operations:
             await tasks.cancel(*beside)
 
     async def _keep_checkpoints(self, entry: entries.Entry) -> None:
-        """Take checkpoints of a task that runs where the daemon sees its files."""
-        from agentina.host import moving  # noqa: PLC0415 - only jobs that go on pay for the import
+        """Take checkpoints of a task while it runs."""
+        from agentina.host import moving, packing  # noqa: PLC0415 - only jobs that go on pay for the import
 
         job = entry.job
         assert job is not None
         place = self._place_to_move(entry, job)
         commit = _read_commit(entry.directory)
-        keeper = moving.Keeper(place, commit=commit, trees=self._workspaces(), transfers=self._transfers)
+        slot = None
+        if self._executor.place(entry.directory.path) != entry.directory.path:
+            if self._packers is None:
+                self._packers = asyncio.Semaphore(packing.AT_ONCE)
+            slot = packing.Slot(executor=self._executor, directory=entry.directory.path, turns=self._packers)
+        keeper = moving.Keeper(place, commit=commit, trees=self._workspaces(), transfers=self._transfers, slot=slot)
         self._keepers[entry.task_id] = keeper
         try:
             await keeper.run()
@@ -299,7 +307,7 @@ class Operations:
             return await keeper.now()
         problem = "jobs of its runner have none without the key `checkpoint`"
         if self.can_move(entry):
-            problem = "here one can be taken at its end only (`agentina drain --checkpoint`)"
+            problem = "its task does not run now"
         raise errors.CHECKPOINT_FAILED(problem=problem)
 
     def _end_hung(self, entry: entries.Entry) -> None:

@@ -291,4 +291,9 @@ def make_repository(path: Path, mirror: Path, commit: str, *, address: str = "")
         (path / name).mkdir(parents=True)
     (path / "config").write_text(config, "utf-8")
     (path / "HEAD").write_text(f"{commit}\n", "ascii")
-    _alternates(path).write_bytes(os.fsencode(mirror / "objects") + b"\n")
+    borrow(path, mirror / "objects")
+
+
+def borrow(repository: Path, objects: Path) -> None:
+    """Have a git directory use the objects in ``objects`` beside its own."""
+    _alternates(repository).write_bytes(os.fsencode(objects) + b"\n")

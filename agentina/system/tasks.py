@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -45,3 +46,18 @@ async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
     for task in started:
         task.cancel()
     await asyncio.gather(*started, return_exceptions=True)
+
+
+async def in_thread(function: Callable[..., T], *arguments: object) -> T:
+    """What ``function`` returns. When this is canceled it waits all the same: a thread cannot be ended.
+
+    For work on files that whoever comes next must not meet half done.
+    """
+    working = asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        if not working.cancelled():
+            working.exception()  # nobody hears of it, as of its result
+        raise

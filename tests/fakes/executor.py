@@ -225,6 +225,9 @@ class FakeExecutor:
         elif condition is Condition.UNSTARTED:
             (directory / "stop").write_text(reason.value)
 
+    def accompany(self, directory: Path, companion: contract.Companion | None) -> None:
+        """The daemon sees all that its tasks see."""
+
     def renew(self, directory: Path, lease_deadline: float) -> None:
         task = self.kernel.tasks.get(directory)
         if task is not None:

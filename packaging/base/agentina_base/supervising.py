@@ -44,6 +44,8 @@ _LEASE_GRACE = 3.0
 #: CPU a walk may take.
 _DISK_PERIOD, _DISK_SHARE = 10.0, 0.02
 _WALK_STEP = 2000
+#: Longest time of a companion.
+_COMPANION_SECONDS = 3600.0
 _BLOCK = 512
 #: Bytes that any file counts at least.
 _SMALLEST = 4096
@@ -93,6 +95,7 @@ class Supervisor:
         self._kill_at = float("inf")
         self._details: list[str] = []
         self._slow_due = 0.0
+        self._companion = Companion()
 
     def run(self) -> None:
         """Run the command, then ``verify``; report."""
@@ -129,6 +132,7 @@ class Supervisor:
         self._manager.tell("READY=1")
         status = self._wait(pid)
         kill_all()
+        self._companion.pid = 0
         problem = os.read(reader, 4096).decode("utf-8", "replace")
         os.close(reader)
         if problem:
@@ -166,7 +170,7 @@ class Supervisor:
             got = _signal.sigtimedwait(_TAKEN, self._seconds_left())
             if got is not None and got.si_signo == _signal.SIGTERM:
                 self._stop_asked(signalled=True)
-            status = _reap(pid)
+            status = self._reap(pid)
             if status is not None:
                 return status
             self._manager.feed()
@@ -177,6 +181,19 @@ class Supervisor:
             if self._kill_at <= _boot():
                 kill_all(but=pid)
                 return os.waitpid(pid, 0)[1]
+
+    def _reap(self, pid: int) -> int | None:
+        """Collect what has ended; the wait status of ``pid`` if it is among them."""
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        for _ in range(_SHOWN):  # bounded: the orphans of a fork bomb can end faster than they are collected
+            if ended == pid:
+                return status
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == 0:
+                break
+            if ended == self._companion.pid:
+                self._companion.pid = 0
+        return None
 
     def _seconds_left(self) -> float:
         return max(0.0, min(_OUTPUT_PERIOD, self._next_deadline() - _boot()))
@@ -262,6 +279,7 @@ class Supervisor:
         if now < self._slow_due:
             return
         self._slow_due = now + _SLOW_PERIOD
+        self._companion.attend(now)
         if self._disk.is_crossed(now):
             self._end("disk-limit", f"its files took {self._disk.used} bytes of disk; the limit is {self._disk.limit}")
         elif self._oom_together and oom_kills():
@@ -297,6 +315,67 @@ class Manager:
         if now - self._fed >= _WATCHDOG_PERIOD:
             self._fed = now
             self.tell("WATCHDOG=1")
+
+
+class Companion:
+    """A command of the daemon's beside the task's own: in the same unit, as the same user, ended with it.
+
+    It may be whatever the daemon likes, as the task's command may. Nothing waits for it, and nothing of the task
+    depends on it. One at a time; the order's end is its end, and so is its time.
+    """
+
+    def __init__(self) -> None:
+        #: Its process and its session's; 0: there is none.
+        self.pid = 0
+        self._nonce: list[str] = []
+        self._kill_at = 0.0
+
+    def attend(self, now: float) -> None:
+        """Look at the order for it: begin, or end what has no order or no time any more."""
+        try:
+            order = fields.decode(_read_order("companion"))
+        except ValueError:
+            order = {}
+        nonce = order.get("nonce", [])
+        if self.pid and (nonce != self._nonce or now >= self._kill_at):
+            self._end()
+        if nonce and nonce != self._nonce and not self.pid:
+            self._nonce = nonce
+            self._begin(order, now)
+
+    def _begin(self, order: dict[str, list[str]], now: float) -> None:
+        try:
+            seconds = float(order["seconds"][0])
+            argv = order["argv"]
+            self.pid = os.fork()
+        except (OSError, KeyError, ValueError):
+            return  # no process can be made now, or no such order is known: whoever wanted it waits in vain
+        if self.pid == 0:
+            _become_companion(argv)
+        self._kill_at = now + min(seconds, _COMPANION_SECONDS)
+
+    def _end(self) -> None:
+        """End it with what it started; it is collected like everything that ends, and has its id until then."""
+        try:
+            os.killpg(self.pid, _signal.SIGKILL)
+        except ProcessLookupError:
+            os.kill(self.pid, _signal.SIGKILL)  # it has no session of its own yet
+
+
+def _become_companion(argv: list[str]) -> None:
+    """In the child: become the command, with nothing to read or to write to."""
+    try:
+        os.setsid()
+        _libc.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
+        null = os.open("/dev/null", os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        _execute(argv, {**_OWN_VARIABLES, "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"})
+    except (OSError, ValueError):
+        pass
+    finally:
+        os._exit(127)
 
 
 class Disk:
@@ -420,18 +499,6 @@ def _given() -> dict[str, int]:
     if given.keys() != {"launch", "report", "output", "notify"}:
         sys.exit("task-run: PID 1 handed over other files than task-prepare makes")
     return given
-
-
-def _reap(pid: int) -> int | None:
-    """Collect what has ended; the wait status of ``pid`` if it is among them."""
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    for _ in range(_SHOWN):  # bounded: the orphans of a fork bomb can end faster than they are collected
-        if ended == pid:
-            return status
-        ended, status = os.waitpid(-1, os.WNOHANG)
-        if ended == 0:
-            break
-    return None
 
 
 def _signal_all(number: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.host import checkpoints, workspaces
+from agentina.host import checkpoints, packing, workspaces
 from agentina.protocol import jobs
 from tests.integration.host.test_workspaces import Repository
 
@@ -40,12 +40,17 @@ def contents(directory: Path) -> dict[str, bytes | str]:
 
 
 async def packed(
-    directory: Path, prepared: workspaces.Prepared, *, ignored: tuple[str, ...] = (), limit: int = 1 << 24
+    directory: Path,
+    prepared: workspaces.Prepared,
+    *,
+    ignored: tuple[str, ...] = (),
+    limit: int = 1 << 24,
+    slot: packing.Slot | None = None,
 ) -> checkpoints.Taken:
     manifest = checkpoints.Manifest(task_id="job-1.1", runner="codex", commit=prepared.commit, session_id="s1")
     source = checkpoints.Source(
         directory=directory, manifest=manifest, session=directory / "sessions", mirror=prepared.mirror,
-        ignored=list(ignored), limit=limit,
+        ignored=list(ignored), limit=limit, slot=slot,
     )  # fmt: skip
     return await checkpoints.take(source, checkpoints.next_number(directory))
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from agentina.host import archives
+from agentina.inside import packer
 
 _PART = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
     lambda part: part not in {".", ".."} and len(part.encode()) < 100
@@ -26,7 +27,7 @@ def pack(tree: Path, path: Path, *, limit: int = 1 << 20, whole_lines: bool = Fa
         with path.open("w+b") as file:
             writer = archives.Writer(file, limit=limit)
             writer.add_bytes("about", b"first")
-            for parts in archives.walk(root):
+            for parts in packer.walk(root):
                 writer.add("workspace", root, parts, whole_lines=whole_lines)
             assert writer.close() == path.stat().st_size
     finally:
