@@ -50,6 +50,9 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     update_window: str = ""
     #: The only version that rollouts may give this host; empty: any.
     update_pin: Annotated[str, msgspec.Meta(max_length=60)] = ""
+    #: Where releases are taken from: the address of a directory with ``metadata`` and ``targets`` on any web server
+    #: (docs/how-to/publish-releases.md); empty: the control plane. What is there is verified either way.
+    release_repository: Annotated[str, msgspec.Meta(max_length=1000, pattern=r"^(https?://[^\s@?#]+)?$")] = ""
     #: Whether rollouts may change settings here (docs/how-to/roll-out-settings.md); what is stricter holds, theirs or
     #: this file's.
     remote_settings: bool = True

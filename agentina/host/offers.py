@@ -1,5 +1,7 @@
-"""What the signed release repository of the control plane offers this host. Root's: used by the updater and operators.
+"""What the signed release repository offers this host. Root's: used by the updater and operators.
 
+The repository is the control plane's, or lies on the web server that the host's configuration names: what it says is
+verified, so that whoever serves it need not be trusted (nor its connection: plain http will do).
 The root of trust is ``/etc/agentina/release-root.json``; docs/adr/0012 says how it comes there: an operator puts it, or
 ``agentina install`` takes the repository's first root from the control plane, over the link that is trusted with the
 host's jobs. What is there already is never replaced by that.
@@ -43,7 +45,7 @@ class Offers:
 
         """
         settings = config.load(instance)
-        self._base = f"{settings.control_plane.rstrip('/')}/releases"
+        self._base = settings.release_repository.rstrip("/") or f"{settings.control_plane.rstrip('/')}/releases"
         self._downloads = instance.updates / "downloads"
         try:
             self._downloads.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import functools
-import http.server
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,30 +15,6 @@ from tests.fakes import release_builds, release_publisher
 
 NOW = release_publisher.NOW
 DAY = release_publisher.DAY
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> release_publisher.Publisher:
-    return release_publisher.Publisher(tmp_path)
-
-
-@pytest.fixture
-def url(bench: release_publisher.Publisher) -> Iterator[str]:
-    """Any static web server will do: the standard library's."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(bench.served))
-    )  # fmt: skip
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def refused(entry: errors.Entry, act: Callable[[], object]) -> str:
