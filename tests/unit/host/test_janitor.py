@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentina.host import janitor
-from agentina.system import paths
+from agentina.system import pace, paths
+from tests.fakes import deadlines
 
 
 @pytest.fixture
@@ -35,6 +37,69 @@ def test_forgotten_directories_go(instance: paths.InstancePaths) -> None:
     (path / "workspace").chmod(0o500)
     cleaner(instance)._clean([(path, False)])
     assert list(instance.tasks.iterdir()) == list((instance.state / "trash").iterdir()) == []
+
+
+def plain(instance: paths.InstancePaths, name: str, *, size: int = 0) -> Path:
+    """What most tasks leave."""
+    path = instance.tasks / name
+    (path / "workspace").mkdir(parents=True)
+    for file in ("supervisor", "result.json", "output.log"):
+        (path / file).touch()
+    os.truncate(path / "output.log", size)
+    return path
+
+
+async def test_plain_directories_go_without_a_thread_where_that_is_fast(instance: paths.InstancePaths) -> None:
+    clean = cleaner(instance)
+    first = (plain(instance, "first"), False)
+    assert await clean._clean_plain([first]) == [first]
+    clean._clean([first])
+    clean._pace = pace.Pace(fast_seconds=deadlines.HANG)
+    while not clean._pace.is_fast:
+        clean._pace.note(0.0)
+    many = [(plain(instance, f"task-{number}"), False) for number in range(20)]
+    kept = (plain(instance, "failed"), True)
+    assert await clean._clean_plain([*many, kept]) == [kept]
+    assert [path.name for path in instance.tasks.iterdir()] == ["failed"]
+    assert list((instance.state / "trash").iterdir()) == []
+
+
+def add_file(path: Path) -> None:
+    (path / "workspace/file").touch()
+
+
+def add_said(path: Path) -> None:
+    (path / "said.json").touch()
+
+
+def take_output(path: Path) -> None:
+    (path / "output.log").unlink()
+
+
+def link_workspace(path: Path) -> None:
+    (path / "workspace").rmdir()
+    (path / "workspace").symlink_to(path.parent / "other")
+
+
+@pytest.mark.parametrize("change", [add_file, add_said, take_output, link_workspace])
+def test_all_others_are_left_to_the_thread(instance: paths.InstancePaths, change: Callable[[Path], None]) -> None:
+    clean = cleaner(instance)
+    clean._clean([])
+    other = plain(instance, "other")
+    path = plain(instance, "a")
+    change(path)
+    assert not clean._delete_plain(path)
+    clean._clean([(path, False)])
+    assert list(instance.tasks.iterdir()) == [other]
+    assert (other / "workspace").is_dir()
+    assert list((instance.state / "trash").iterdir()) == []
+
+
+def test_much_output_is_left_to_the_thread(instance: paths.InstancePaths) -> None:
+    clean = cleaner(instance)
+    clean._clean([])
+    assert clean._delete_plain(plain(instance, "a", size=64 << 10))
+    assert not clean._delete_plain(plain(instance, "b", size=(64 << 10) + 1))
 
 
 def test_trees_deeper_than_most_go_and_links_are_not_followed(instance: paths.InstancePaths) -> None:
