@@ -773,6 +773,13 @@ RELEASE_SKIPPED = _entry(
     cause="It was tried here before and rolled back.",
     remedy="Read `agentina status` for what happened; `agentina upgrade {version} --retry` tries it all the same.",
 )  # fmt: skip
+UPDATER_MISSING = _entry(
+    "UPDATER_MISSING", 409, Exit.CONFLICT,
+    message="This agent cannot change to release {version} by itself.",
+    cause="Releases are changed where the package is installed and systemd runs. This one was started by hand, or in a "
+    "container.",
+    remedy="Give it the release the way it got the present one: a new image, say. A rollout leaves it out.",
+)  # fmt: skip
 CONFIGURATION_LEFT = _entry(
     "CONFIGURATION_LEFT", 409, Exit.FAILED,
     message="Configuration {version} does not hold on this host: {reason}.",

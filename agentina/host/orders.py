@@ -45,10 +45,15 @@ class Orders:
         self._journal = _NOTHING
         #: Id of the order that was handed on last, and when.
         self._handed_on: tuple[str, float] = ("", 0.0)
+        #: What is said of an order where there is no updater.
+        self._refused: wire.UpdateReport | None = None
 
     def obey(self, order: wire.UpdateOrder | None) -> None:
-        """Hand an order on to the updater, unless there is none, or nothing to do."""
-        if order is None or not self._instance.updates.parent.is_dir() or not self._is_open(order):
+        """Hand an order on to the updater, unless there is nothing to do. Without one it is refused."""
+        if order is None or not self._is_open(order):
+            return
+        if not self._instance.updates.parent.is_dir():
+            self._refuse(order)
             return
         handed_on, when = self._handed_on
         now = self._clock.boot()
@@ -64,7 +69,19 @@ class Orders:
 
     def report(self) -> wire.UpdateReport | None:
         """How far the latest order is; None: there never was one."""
-        return report_of(self._current())
+        return report_of(self._current()) or self._refused
+
+    def _refuse(self, order: wire.UpdateOrder) -> None:
+        """Say that nobody here can do it, so that a rollout does not wait."""
+        if self._refused is not None and self._refused.id == order.id:
+            return
+        error = errors.UPDATER_MISSING(version=order.version)
+        _log.warning("%s", error, extra={"action": "update-refused", "code": error.code})
+        self._refused = wire.UpdateReport(
+            id=order.id, version=order.version, state="refused", verdict="inconclusive", reason=error.code,
+            detail=error.message, at_ms=self._clock.wall_ms(),
+        )  # fmt: skip
+        self._handed_on = (order.id, self._clock.boot())
 
     async def watch(self, tell: Callable[[], None]) -> None:
         """Call ``tell`` when what is reported has changed. Runs until canceled."""

@@ -10,8 +10,8 @@ current        it does not run the version any more                             
 ordered        the order is over, and it runs the version                             updated
 ordered        it says that the version is bad                                        failed
 ordered        inconclusive, or refused: asked again later, each time twice as late   pending
-ordered        refused because the host skips the version, or an operator went back   pending
-               there: left out
+ordered        refused because the host skips the version, or cannot change releases, pending
+               or an operator went back there: left out
 ordered        not heard of for ten heartbeats (and did not say that it leaves)       silent
 updated        it says that the version is bad, or runs an older one                  failed
 updated        it runs a newer version: somebody went on                              pending
@@ -37,8 +37,9 @@ from agentina.protocol import windows
 
 _FIRST_PAUSE_MS: Final = 5 * 60_000
 _LONGEST_PAUSE_MS: Final = 60 * 60_000
-#: Reasons of hosts that asking again does not change: the version was bad there before, or an operator went back.
-_FOR_GOOD: Final = frozenset({errors.RELEASE_SKIPPED.code, "operator"})
+#: Reasons of hosts that asking again does not change: the version was bad there before, an operator went back, or
+#: releases are nothing that the agent could change.
+_FOR_GOOD: Final = frozenset({errors.RELEASE_SKIPPED.code, errors.UPDATER_MISSING.code, "operator"})
 _OVER: Final = frozenset({"promoted", "rolled-back", "refused"})
 
 

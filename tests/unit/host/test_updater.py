@@ -234,13 +234,26 @@ async def test_news_are_told_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch)
         await background.cancel(watch)
 
 
-def test_host_without_an_updater_obeys_nothing(tmp_path: Path) -> None:
+def test_host_without_an_updater_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     instance = paths.Layout(tmp_path).instance("default")
     instance.state.mkdir(parents=True)
     there = orders.Orders(instance, clocks=clock.SystemClock())
+    there.obey(None)
+    there.obey(order(agentina.__version__))
+    assert there.report() is None
     there.obey(order())
     assert wishes.take(instance) is None
-    assert there.report() is None
+    report = there.report()
+    assert report is not None
+    assert (report.id, report.state, report.verdict, report.reason) == (
+        "roll_1.1", "refused", "inconclusive", "UPDATER_MISSING",
+    )  # fmt: skip
+    there.obey(order())
+    assert there.report() is report, "once"
+    there.obey(order(name="roll_2.1"))
+    again = there.report()
+    assert again is not None
+    assert again.id == "roll_2.1"
 
 
 def test_damaged_journal_is_no_report(bench: Bench) -> None:

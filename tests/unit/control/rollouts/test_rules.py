@@ -165,11 +165,12 @@ def test_inconclusive_is_tried_again_with_another_order(behaviour: str) -> None:
     assert fleet.state() is model.State.COMPLETED
 
 
-def test_a_version_the_host_skips_is_not_asked_for_again() -> None:
+@pytest.mark.parametrize("reason", ["RELEASE_SKIPPED", "UPDATER_MISSING"])
+def test_what_a_host_refuses_for_good_is_not_asked_for_again(reason: str) -> None:
     fleet = Fleet(hosts(1), plan())
     fleet.turn()
     fleet.hosts[1].acted.append("roll_1.1")
-    fleet.hosts[1].report = wire.UpdateReport(id="roll_1.1", version=NEW, state="refused", reason="RELEASE_SKIPPED")
+    fleet.hosts[1].report = wire.UpdateReport(id="roll_1.1", version=NEW, state="refused", reason=reason)
     fleet.turns(500)
     assert fleet.hosts[1].acted == ["roll_1.1"]
     assert fleet.members[1].skipped
