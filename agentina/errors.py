@@ -480,7 +480,7 @@ NOT_FOUND = _entry(
     "NOT_FOUND", 404, Exit.NOT_FOUND,
     message="There is no {what} {name!r}.",
     cause="The name or id is mistyped, or it was removed.",
-    remedy="List what exists with the noun's `list` command.",
+    remedy="Check how it is written; `agentina agent list`, `organization list` and so on show what there is.",
 )  # fmt: skip
 METHOD_NOT_ALLOWED = _entry(
     "METHOD_NOT_ALLOWED", 405, Exit.USAGE,

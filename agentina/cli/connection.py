@@ -102,7 +102,7 @@ def read_secret(source: str, what: str) -> str:
     """A secret from a file, or from stdin for ``-``: without the newline at its end.
 
     Raises:
-        AgentinaError: ``FILE_UNREADABLE`` or ``INPUT_INVALID``; the content is never repeated.
+        AgentinaError: ``FILE_UNREADABLE``, ``INPUT_INVALID`` or ``INPUT_TOO_LARGE``; the content is never repeated.
 
     """
     import sys
@@ -116,8 +116,10 @@ def read_secret(source: str, what: str) -> str:
         raise errors.FILE_UNREADABLE(where=f"{what} {source}", problem=error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
         raise errors.INPUT_INVALID(where=f"{what} {source}", problem="it is not text in UTF-8") from error
-    if not text or len(content) > _MAX_FILE:
-        raise errors.INPUT_INVALID(where=f"{what} {source}", problem=f"expected 1 to {_MAX_FILE} bytes")
+    if not text:
+        raise errors.INPUT_INVALID(where=f"{what} {source}", problem="it is empty")
+    if len(content) > _MAX_FILE:
+        raise errors.INPUT_TOO_LARGE(where=f"{what} {source}", size=len(content), limit=_MAX_FILE)
     return text
 
 

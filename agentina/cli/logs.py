@@ -151,6 +151,8 @@ def _print_file(path: Path, wanted: Wanted, *, lines: int | None, follow: bool) 
         kept.extend(filter(wanted, file))
         write.writelines(kept)
         write.flush()
+        if not kept and lines != 0:
+            output.say(f"{path} has no such line.")
         while follow:
             time.sleep(_LOOK_AGAIN)
             # Looked at before the rest is read: nothing is written to a file after it was rotated.

@@ -8,12 +8,33 @@ import click
 
 from agentina import errors
 from agentina.cli import connection, lazy, options, output
+from agentina.client import api as api_client
 from agentina.protocol import api, names
 
 
 @click.group(cls=lazy.NounGroup)
 def organization() -> None:
     """See and set a tenant's limits."""
+
+
+@organization.command("list", epilog=options.examples("agentina organization list"))
+@options.root_option
+@options.json_option
+def list_organizations(*, as_json: bool) -> None:
+    """List organizations with their plans and limits."""
+    with connection.open_client() as client:
+        listed = client.list_organizations()
+    if as_json:
+        output.document(listed)
+        return
+    rows = [
+        (
+            one.name, one.plan, f"{one.agents}/{one.max_agents}", one.max_concurrent_tasks_per_agent, one.channel,
+            f"{one.offline_grace_hours:g} h",
+        )
+        for one in listed.organizations
+    ]  # fmt: skip
+    output.table(("NAME", "PLAN", "AGENTS", "TASKS OF EACH", "CHANNEL", "OFFLINE GRACE"), rows)
 
 
 @organization.command(epilog=options.examples("agentina organization show", "agentina organization show acme --json"))
@@ -40,8 +61,23 @@ def set_limits(name: str, *, as_json: bool, **wanted: Any) -> None:
     if all(value is None for value in wanted.values()):
         raise errors.USAGE(problem="Nothing to set: give at least one option.")
     update = api.OrganizationUpdate(**wanted)
+    names.check_organization(name)
     with connection.open_client() as client:
-        _print(client.set_organization(names.check_organization(name), update), as_json=as_json)
+        is_known = _is_known(client, name)
+        view = client.set_organization(name, update)
+    if not is_known:
+        output.say(f"Organization {name} is new.")
+    _print(view, as_json=as_json)
+
+
+def _is_known(client: api_client.Client, name: str) -> bool:
+    try:
+        client.get_organization(name)
+    except errors.AgentinaError as error:
+        if error.entry is errors.NOT_FOUND:
+            return False
+        raise
+    return True
 
 
 def _print(view: api.OrganizationView, *, as_json: bool) -> None:

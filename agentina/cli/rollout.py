@@ -87,7 +87,7 @@ def start(terms: tuple[str, ...], skipped: tuple[str, ...], *, follow: bool, as_
     What was changed is then taken back.
     """
     if (wanted["version"] is None) == (wanted["config"] is None):
-        raise errors.USAGE(problem="expected either a VERSION or --config FILE")
+        raise errors.USAGE(problem="Give either a VERSION or --config FILE.")
     request = api.RolloutStart(
         version=wanted["version"] or "",
         settings=None if wanted["config"] is None else _read(wanted["config"]),

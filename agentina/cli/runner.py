@@ -83,7 +83,7 @@ def list_copies(*, verify: bool, as_json: bool) -> int:
         output.document({"copies": rows})
     else:
         output.table(
-            ["copy", "default", "sha256", "tasks", "program"],
+            ["COPY", "DEFAULT", "SHA-256", "TASKS", "PROGRAM"],
             [
                 [
                     output.clean(row["name"]), "yes" if row.get("is_default") else "", str(row.get("sha256", ""))[:12],

@@ -316,6 +316,10 @@ class Client:
         """A page of audit records."""
         return self._get("/v1/audit", api.AuditList, {"after": after, "limit": limit})
 
+    def list_organizations(self) -> api.OrganizationList:
+        """Tenants and their limits."""
+        return self._get("/v1/organizations", api.OrganizationList)
+
     def get_organization(self, name: str) -> api.OrganizationView:
         """A tenant and its limits."""
         return self._get(f"/v1/organizations/{_quote(name)}", api.OrganizationView)

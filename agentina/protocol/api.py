@@ -511,6 +511,12 @@ class OrganizationView(_Message, frozen=True, kw_only=True):
     agents: int = 0
 
 
+class OrganizationList(_Message, frozen=True, kw_only=True):
+    """``GET /v1/organizations``."""
+
+    organizations: list[OrganizationView]
+
+
 class OrganizationUpdate(_Request, frozen=True, kw_only=True):
     """``PUT /v1/organizations/{name}``: create or change; absent keys keep their value."""
 

@@ -71,6 +71,15 @@ async def verify_audit(call: routing.Call) -> api.AuditVerified:
     return api.AuditVerified(intact=broken is None, first_broken=broken)
 
 
+async def list_organizations(call: routing.Call) -> api.OrganizationList:
+    """List them by name."""
+
+    def read(tx: engine.Transaction) -> list[api.OrganizationView]:
+        return [views.organization(row, agents.count(tx, row["id"])) for row in registry.organizations(tx)]
+
+    return api.OrganizationList(organizations=call.control.store.read(read))
+
+
 async def show_organization(call: routing.Call) -> api.OrganizationView:
     """Show one organization."""
     name = names.check_organization(call.parameters["name"])
@@ -180,6 +189,10 @@ def _record_routes() -> list[routing.Route]:
         routing.Route(
             method="GET", path="/v1/audit/verify", handler=verify_audit, summary="Check the audit's hash chain",
             auth="viewer", answer=api.AuditVerified,
+        ),
+        routing.Route(
+            method="GET", path="/v1/organizations", handler=list_organizations, summary="List organizations",
+            auth="viewer", answer=api.OrganizationList,
         ),
         routing.Route(
             method="GET", path="/v1/organizations/{name}", handler=show_organization, summary="One organization",

@@ -10,12 +10,14 @@ from typing import Any, Self, TypeVar
 import pytest
 import uvloop
 
+from agentina.cli import main
 from agentina.control import app, config, plane
 from agentina.control.services import duties
 from tests.fakes import deadlines
 from tests.integration.control import simulated
 
 T = TypeVar("T")
+CommandLine = Callable[..., tuple[int, str, str]]
 
 
 class SteppedClock:
@@ -93,6 +95,21 @@ def close_clients() -> Iterator[None]:
 def control(tmp_path: Path) -> Iterator[ControlPlane]:
     with ControlPlane(tmp_path / "data") as serving:
         yield serving
+
+
+@pytest.fixture
+def command(control: ControlPlane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """Runs a command line against the control plane: exit code, stdout, stderr."""
+    monkeypatch.setenv("AGENTINA_CONTROL_PLANE", control.url)
+    monkeypatch.setenv("AGENTINA_API_TOKEN", control.token)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main.run(list(arguments))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
 
 
 @pytest.fixture

@@ -5,32 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import pytest
 
 from agentina import errors
-from agentina.cli import main
 from tests.fakes import deadlines
 from tests.integration.control import simulated
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(control: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line against the control plane: exit code, stdout, stderr."""
-    monkeypatch.setenv("AGENTINA_CONTROL_PLANE", control.url)
-    monkeypatch.setenv("AGENTINA_API_TOKEN", control.token)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = main.run(list(arguments))
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+from tests.integration.control.conftest import CommandLine
 
 
 def agent_of(control: Any, hostname: str, instance: str = "default") -> str:
@@ -40,7 +22,7 @@ def agent_of(control: Any, hostname: str, instance: str = "default") -> str:
     return str(agent.call("POST", "/v1/activate", message)["agent_id"])
 
 
-def test_an_agent_is_named_by_its_host_too(control: Any, command: Run) -> None:
+def test_an_agent_is_named_by_its_host_too(control: Any, command: CommandLine) -> None:
     first, second = agent_of(control, "build-3"), agent_of(control, "build-4")
     for name in (first, "build-3/default", "build-3"):
         code, out, _ = command("agent", "show", name, "--json")
@@ -53,7 +35,7 @@ def test_an_agent_is_named_by_its_host_too(control: Any, command: Run) -> None:
     assert command("agent", "remove", "build-3", "--yes")[1] == f"Agent {first} is removed.\n"
 
 
-def test_what_could_be_several_agents_is_refused_with_their_names(control: Any, command: Run) -> None:
+def test_what_could_be_several_agents_is_refused_with_their_names(control: Any, command: CommandLine) -> None:
     one, other = agent_of(control, "build-3"), agent_of(control, "build-3", "second")
     code, _, said = command("agent", "show", "build-3")
     assert code == errors.Exit.USAGE
@@ -65,7 +47,7 @@ def test_what_could_be_several_agents_is_refused_with_their_names(control: Any, 
     assert command("agent", "show", "build-3/second")[0] == errors.Exit.USAGE
 
 
-def test_an_unknown_name_is_refused_with_those_that_are_like_it(control: Any, command: Run) -> None:
+def test_an_unknown_name_is_refused_with_those_that_are_like_it(control: Any, command: CommandLine) -> None:
     known = agent_of(control, "build-3")
     code, _, said = command("agent", "drain", "biuld-3")
     assert code == errors.Exit.NOT_FOUND

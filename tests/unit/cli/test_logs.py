@@ -44,6 +44,11 @@ def test_task_is_matched_whole_and_with_its_traceback(log: Path, tmp_path: Path)
     assert shown(tmp_path, "--task", "j.") == b""
 
 
+def test_a_log_without_such_a_line_says_so(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["logs", "--root", str(tmp_path), "--task", "j.2"]) == 0
+    assert f"{log} has no such line." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("since", ["2026-11-21T09:30", "2026-11-21 09:30:00+00:00", "2026-11-21T11:30+02:00"])
 def test_since_a_time(log: Path, tmp_path: Path, since: str) -> None:
     assert shown(tmp_path, "--since", since) == NEW + LAST
