@@ -41,7 +41,7 @@ def choose(entry: entries.Entry, job: jobs.JobSpec, runners: Mapping[str, contra
     if runner is None:
         # It was there when the task was taken; the daemon was started again since.
         raise errors.TASK_START_FAILED(problem=f"this host does not have the runner {job.runner!r} any more")
-    entry.chosen = runner.choose()
+    entry.chosen, entry.is_chosen = runner.choose(), True
     if entry.chosen is not None:
         files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(entry.chosen), durable=False)
         runner.choose()
@@ -50,8 +50,8 @@ def choose(entry: entries.Entry, job: jobs.JobSpec, runners: Mapping[str, contra
 
 def chosen(entry: entries.Entry, job: jobs.JobSpec, runners: Mapping[str, contract.Runner]) -> contract.Runner | None:
     """The runner of a task that was prepared; None: the host has it no more."""
-    if entry.chosen is None:
-        entry.chosen = _read(entry.directory.path / _NAME)
+    if not entry.is_chosen:
+        entry.chosen, entry.is_chosen = _read(entry.directory.path / _NAME), True
     of_program = None if entry.chosen is None else runners.get(entry.chosen.runner)
     # Where the copy has gone since, another of the same runner still knows how to read what it printed.
     return of_program or runners.get(job.runner) or runners.get(job.runner_name)

@@ -215,7 +215,7 @@ class Door:
         self._budget = budget
         self._clock = clocks
         self._said = read(entry.directory.path)
-        entry.progress, entry.answered = self._said.progress, self._said.answered
+        entry.progress, entry.answered, entry.declared = self._said.progress, self._said.answered, None
         self._bucket = said.Bucket(clocks.boot())
         #: One change after the other, each durable before the next.
         self._changing = asyncio.Lock()

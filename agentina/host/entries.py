@@ -57,11 +57,13 @@ class Entry:
     origin: checkpoints.Manifest | None = None
     #: Which program it starts, where that is not the job's own (agentina/host/choices.py).
     chosen: runner_contract.Chosen | None = None
+    #: The above is so; otherwise it is to be read.
+    is_chosen: bool = False
     #: What it prints, where its runner can read that.
     run: runs.Run | None = None
     #: How far it said it was.
     progress: wire.Progress | None = None
-    #: Paths that it declared as artifacts, read when it has ended; None: not yet.
+    #: Paths that it declared as artifacts, read when it has ended; None: not yet. None are there before its door opens.
     declared: list[str] | None = None
     #: The number of the last answer of an operator that it has.
     answered: int = 0

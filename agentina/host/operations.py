@@ -177,6 +177,8 @@ class Operations:
             return state.Failed(outcomes.from_error(error, State.FAILED, Reason.START_FAILED))
         if entry.deadline is not None and entry.deadline > deadline:
             self._executor.renew(entry.directory.path, entry.deadline)
+        if entry.origin is None:
+            entry.declared = []
         return state.Started(running.pid)
 
     def _launch(self, entry: entries.Entry, deadline: float) -> contract.Launch:
