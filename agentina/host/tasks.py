@@ -235,9 +235,10 @@ class Tasks:
         if found is state.Found.RUNNING:
             # The report may have been lost with the daemon that started it; a second one changes nothing.
             self._outbox.report(entry.task_id, "running", pid=entry.pid)
-            if outcome is None and not entry.directory.job.exists():
-                # The daemon that accepted it ended before it came to that.
-                asyncio.get_running_loop().call_later(_COPY_SECONDS, self._write_copy, entry)
+        is_to_run = outcome is None and found in {state.Found.RUNNING, state.Found.UNSTARTED}
+        if is_to_run and not entry.directory.job.exists():
+            # The daemon that accepted it ended before it came to that.
+            asyncio.get_running_loop().call_later(_COPY_SECONDS, self._write_copy, entry)
         self._account(before.phase, entry)
         self._act(entry, commands)
 

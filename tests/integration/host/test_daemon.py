@@ -575,6 +575,25 @@ async def test_adopted_task_without_a_copy_of_its_record_gets_one(
     await plane.until_ended(task)
 
 
+async def test_accepted_task_without_a_copy_of_its_record_gets_one_when_it_is_started_after_all(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    """The daemon that accepted it ended before the start."""
+    task = plane.submit(f"{until_go(root)}; echo x")
+    await plane.until(lambda: bool(task.pids))
+    await daemon.kill()
+    (root / "go").touch()
+    await plane.until(lambda: have_ended(daemon, task))
+    shutil.rmtree(daemon.instance.tasks / task.id)
+    (daemon.instance.tasks / task.id).mkdir(mode=0o700)
+    (root / "go").unlink()
+    await daemon.start()
+    await plane.until((daemon.instance.tasks / task.id / "job.json").exists)
+    (root / "go").touch()
+    await plane.until_ended(task)
+    assert bytes(task.output) == b"x\n"
+
+
 @pytest.mark.parametrize("days", [-1, 1])
 async def test_clock_of_the_control_plane_a_day_off(root: Path, plane: control.FakeControl, days: int) -> None:
     plane.skew_ms = days * 86_400_000
