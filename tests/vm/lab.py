@@ -59,13 +59,10 @@ class Lab:
 
     def units(self, there: host.Host) -> dict[str, int]:
         """The main process of each task that runs on a host, by the name of its unit."""
-        listed = there.run("systemctl list-units --plain --no-legend --state=active 'agentina-task@*' | cut -d' ' -f1")
-        found = {}
-        for unit in listed.split():
-            pid = int(there.run(f"systemctl show -P MainPID {unit}"))
-            if pid:
-                found[unit] = pid
-        return found
+        said = there.run("systemctl show --property=Id,ActiveState,MainPID 'agentina-task@*'")
+        shown = [dict(line.split("=", 1) for line in block.splitlines()) for block in said.split("\n\n") if block]
+        running = [unit for unit in shown if unit["ActiveState"] == "active" and unit["MainPID"] != "0"]
+        return {unit["Id"]: int(unit["MainPID"]) for unit in running}
 
     def wait_online(self, there: host.Host, instance: str = "default") -> None:
         """Wait until the daemon there has a session."""
