@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import click
 
-from agentina.cli import agent_names, connection, lazy, options, output
+from agentina.cli import acts, agent_names, connection, lazy, options, output
 from agentina.protocol import api, units
 
 
@@ -138,30 +136,21 @@ def _settings(one: api.AgentView) -> str:
     return f"{one.configuration or 'none of the control plane'}{wanted}{became}"
 
 
-def _verb(name: str, summary: str, example: str) -> Callable[..., Any]:
-    """The command for a verb that takes an agent and a reason."""
-
-    @agent.command(name, help=summary, epilog=options.examples(example))
-    @agent_names.argument
-    @click.option("--reason", default="", help="Kept in the audit, and shown to others.")
-    @options.root_option
-    @options.json_option
-    def act(agent_name: str, reason: str, *, as_json: bool) -> None:
-        with connection.open_client() as client:
-            one = client.act_on_agent(agent_names.resolve(client, agent_name), name, reason=reason)
-        if as_json:
-            output.document(one)
-        else:
-            output.answer(
-                f"{one.id} is {output.paint(one.state)}; it holds {units.show_count(len(one.tasks), 'task')}."
-            )
-
-    return act
+def _act(verb: str, name: str, reason: str, *, as_json: bool) -> None:
+    with connection.open_client() as client:
+        one = client.act_on_agent(agent_names.resolve(client, name), verb, reason=reason)
+    if as_json:
+        output.document(one)
+    else:
+        output.answer(f"{one.id} is {output.paint(one.state)}; it holds {units.show_count(len(one.tasks), 'task')}.")
 
 
-_verb("drain", "Give an agent no new work; let its tasks finish.", "agentina agent drain AGENT --reason 'new disk'")
-_verb("resume", "Give an agent work again after a drain or a quarantine.", "agentina agent resume AGENT")
-_verb("quarantine", "Set an agent aside because something is wrong with it.", "agentina agent quarantine AGENT")
+_VERBS = {
+    "drain": ("Give an agent no new work; let its tasks finish.", "agentina agent drain AGENT --reason 'new disk'"),
+    "resume": ("Give an agent work again after a drain or a quarantine.", "agentina agent resume AGENT"),
+    "quarantine": ("Set an agent aside because something is wrong with it.", "agentina agent quarantine AGENT"),
+}
+acts.add(agent, _act, _VERBS, metavar="AGENT", kind=agent_names.AgentName())
 
 
 @agent.command(epilog=options.examples("agentina agent remove AGENT"))

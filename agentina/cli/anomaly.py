@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
-from agentina.cli import agent_names, connection, lazy, options, output
+from agentina.cli import acts, agent_names, connection, lazy, options, output
 from agentina.protocol import anomalies, api, units
 
 #: Reports that are shown with all their evidence.
@@ -84,25 +83,18 @@ def answer(anomaly_id: str, text: str, *, as_json: bool) -> None:
     _acted(view, as_json=as_json)
 
 
-def _act(name: str, summary: str, example: str) -> Callable[..., Any]:
-    """The command for a verb that takes an anomaly and a reason."""
-
-    @anomaly.command(name, help=summary, epilog=options.examples(example))
-    @click.argument("anomaly_id", metavar="ANOMALY")
-    @click.option("--reason", default="", help="Kept in the audit, and shown to others.")
-    @options.root_option
-    @options.json_option
-    def act(anomaly_id: str, reason: str, *, as_json: bool) -> None:
-        with connection.open_client() as client:
-            view = client.act_on_anomaly(anomaly_id, name, reason=reason)
-        _acted(view, as_json=as_json)
-
-    return act
+def _act(verb: str, name: str, reason: str, *, as_json: bool) -> None:
+    with connection.open_client() as client:
+        view = client.act_on_anomaly(name, verb, reason=reason)
+    _acted(view, as_json=as_json)
 
 
-_act("acknowledge", "Say that somebody looks after it.", "agentina anomaly acknowledge ano_1 --reason 'at work on it'")
-_act("close", "Say that it is resolved; should it happen again, it is open again.", "agentina anomaly close ano_1")
-_act("reopen", "Say that it is not resolved after all.", "agentina anomaly reopen ano_1")
+_VERBS = {
+    "acknowledge": ("Say that somebody looks after it.", "agentina anomaly acknowledge ano_1 --reason 'at work on it'"),
+    "close": ("Say that it is resolved; should it happen again, it is open again.", "agentina anomaly close ano_1"),
+    "reopen": ("Say that it is not resolved after all.", "agentina anomaly reopen ano_1"),
+}
+acts.add(anomaly, _act, _VERBS, metavar="ANOMALY")
 
 
 def _acted(view: api.AnomalyView, *, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 import msgspec
 
 from agentina import errors
-from agentina.cli import agent_names, connection, lazy, options, output
+from agentina.cli import acts, agent_names, connection, lazy, options, output
 from agentina.protocol import api, inputs, settings, units
 from agentina.system import files
 
@@ -173,28 +172,24 @@ def _newest(client: clients.Client) -> str:
     return listed.rollouts[0].id
 
 
-def _act(name: str, summary: str, example: str) -> Callable[..., Any]:
-    """The command for a verb that takes a rollout and a reason."""
-
-    @rollout.command(name, help=summary, epilog=options.examples(example))
-    @click.argument("rollout_id", metavar="ROLLOUT")
-    @click.option("--reason", default="", help="Kept in the audit, and shown to others.")
-    @options.root_option
-    @options.json_option
-    def act(rollout_id: str, reason: str, *, as_json: bool) -> None:
-        with connection.open_client() as client:
-            view = client.act_on_rollout(rollout_id, name, reason=reason)
-        if as_json:
-            output.document(view)
-        else:
-            output.answer(f"{view.rollout.id} is {output.paint(view.rollout.state)}: {_counts(view.rollout)}.")
-
-    return act
+def _act(verb: str, name: str, reason: str, *, as_json: bool) -> None:
+    with connection.open_client() as client:
+        view = client.act_on_rollout(name, verb, reason=reason)
+    if as_json:
+        output.document(view)
+    else:
+        output.answer(f"{view.rollout.id} is {output.paint(view.rollout.state)}: {_counts(view.rollout)}.")
 
 
-_act("pause", "Order nothing for a while; what was updated stays, and is watched.", "agentina rollout pause roll_1")
-_act("resume", "Go on after a pause.", "agentina rollout resume roll_1")
-_act("abort", "End a rollout and take everybody it changed back.", "agentina rollout abort roll_1 --reason 'wrong one'")
+_VERBS = {
+    "pause": ("Order nothing for a while; what was updated stays, and is watched.", "agentina rollout pause roll_1"),
+    "resume": ("Go on after a pause.", "agentina rollout resume roll_1"),
+    "abort": (
+        "End a rollout and take everybody it changed back.",
+        "agentina rollout abort roll_1 --reason 'wrong one'",
+    ),
+}
+acts.add(rollout, _act, _VERBS, metavar="ROLLOUT")
 
 
 @rollout.command(epilog=options.examples("agentina rollout skip roll_1 build-3"))

@@ -41,15 +41,11 @@ async def show_agent(call: routing.Call) -> api.AgentView:
     return views.agent_view(call.control, administration.find_agent(call.control, call.parameters["agent"]))
 
 
-def _act(act: str) -> routing.Handler:
-    async def handler(call: routing.Call) -> api.AgentView:
-        reason = call.body.reason if call.body is not None else ""
-        agent = await administration.act_on_agent(
-            call.control, call.parameters["agent"], act, reason=reason, actor=call.actor
-        )
-        return views.agent_view(call.control, agent)
-
-    return handler
+async def _act(call: routing.Call, verb: str, reason: str) -> api.AgentView:
+    agent = await administration.act_on_agent(
+        call.control, call.parameters["agent"], verb, reason=reason, actor=call.actor
+    )
+    return views.agent_view(call.control, agent)
 
 
 async def remove_agent(call: routing.Call) -> None:
@@ -149,15 +145,8 @@ def _token_routes() -> list[routing.Route]:
 
 
 def _agent_routes() -> list[routing.Route]:
-    acts = [
-        routing.Route(
-            method="POST", path=f"/v1/agents/{{agent}}/{act}", handler=_act(act), summary=summary, auth="operator",
-            request=api.AgentAct | None, answer=api.AgentView,
-        )
-        for act, summary in (
-            ("drain", "Give no more work"), ("resume", "Give work again"), ("quarantine", "Set an agent aside"),
-        )
-    ]  # fmt: skip
+    verbs = {"drain": "Give no more work", "resume": "Give work again", "quarantine": "Set an agent aside"}
+    acts = routing.acts("/v1/agents/{agent}", _act, verbs, request=api.AgentAct, answer=api.AgentView)
     return [
         routing.Route(
             method="GET", path="/v1/agents", handler=list_agents, summary="List agents", auth="viewer",

@@ -83,14 +83,10 @@ async def answer(call: routing.Call) -> api.AnomalyView:
     return service.view(call.control, public_id)
 
 
-def _act(verb: str) -> routing.Handler:
-    async def handler(call: routing.Call) -> api.AnomalyView:
-        public_id = call.parameters["anomaly"]
-        reason = call.body.reason if call.body is not None else ""
-        await service.act(call.control, public_id, verb, text=reason, actor=call.actor)
-        return service.view(call.control, public_id)
-
-    return handler
+async def _act(call: routing.Call, verb: str, reason: str) -> api.AnomalyView:
+    public_id = call.parameters["anomaly"]
+    await service.act(call.control, public_id, verb, text=reason, actor=call.actor)
+    return service.view(call.control, public_id)
 
 
 def routes() -> list[routing.Route]:
@@ -103,16 +99,11 @@ def routes() -> list[routing.Route]:
         routing.Query(name="since", kind=int, default=0),
         routing.Query(name="wait", kind=float, default=0.0, maximum=_MAX_WAIT),
     )
-    acts = [
-        routing.Route(
-            method="POST", path=f"/v1/anomalies/{{anomaly}}/{verb}", handler=_act(verb), summary=summary,
-            auth="operator", request=api.AnomalyAct | None, answer=api.AnomalyView,
-        )
-        for verb, summary in (
-            ("acknowledge", "Say that somebody looks after it"), ("close", "It is resolved"),
-            ("reopen", "It is not resolved after all"),
-        )
-    ]  # fmt: skip
+    verbs = {
+        "acknowledge": "Say that somebody looks after it", "close": "It is resolved",
+        "reopen": "It is not resolved after all",
+    }  # fmt: skip
+    acts = routing.acts("/v1/anomalies/{anomaly}", _act, verbs, request=api.AnomalyAct, answer=api.AnomalyView)
     return [
         routing.Route(
             method="GET", path="/v1/anomalies", handler=list_anomalies, summary="List anomalies, or wait for changes",

@@ -34,14 +34,10 @@ async def show_rollout(call: routing.Call) -> api.RolloutView:
     return shown
 
 
-def _act(verb: str) -> routing.Handler:
-    async def handler(call: routing.Call) -> api.RolloutView:
-        reason = call.body.reason if call.body is not None else ""
-        public_id = call.parameters["rollout"]
-        await rollouts.act(call.control, public_id, verb, reason=reason, actor=call.actor)
-        return await rollout_views.view(call.control, public_id, limit=_MAX_AGENTS)
-
-    return handler
+async def _act(call: routing.Call, verb: str, reason: str) -> api.RolloutView:
+    public_id = call.parameters["rollout"]
+    await rollouts.act(call.control, public_id, verb, reason=reason, actor=call.actor)
+    return await rollout_views.view(call.control, public_id, limit=_MAX_AGENTS)
 
 
 async def skip_agent(call: routing.Call) -> api.RolloutView:
@@ -65,16 +61,11 @@ def routes() -> list[routing.Route]:
         routing.Query(name="wait", kind=float, default=0.0, maximum=_MAX_WAIT),
         limit,
     )
-    acts = [
-        routing.Route(
-            method="POST", path=f"/v1/rollouts/{{rollout}}/{verb}", handler=_act(verb), summary=summary,
-            auth="operator", request=api.RolloutAct | None, answer=api.RolloutView,
-        )
-        for verb, summary in (
-            ("pause", "Order nothing for a while"), ("resume", "Go on after a pause"),
-            ("abort", "End it and take back what was changed"),
-        )
-    ]  # fmt: skip
+    verbs = {
+        "pause": "Order nothing for a while", "resume": "Go on after a pause",
+        "abort": "End it and take back what was changed",
+    }  # fmt: skip
+    acts = routing.acts("/v1/rollouts/{rollout}", _act, verbs, request=api.RolloutAct, answer=api.RolloutView)
     return [
         routing.Route(
             method="POST", path="/v1/rollouts", handler=start_rollout, summary="Bring a release to agents, by stages",

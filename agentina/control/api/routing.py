@@ -123,6 +123,29 @@ class Route:
         return re.findall(r"\{(\w+)", self.path)
 
 
+def acts(
+    path: str, act: Callable[[Call, str, str], Awaitable[Any]], verbs: Mapping[str, str], *, request: Any, answer: Any
+) -> list[Route]:
+    """``POST path/verb`` for each of ``verbs``, which have their summaries.
+
+    ``act`` is told the verb, and the reason that is in the body or, without one, empty.
+    """
+
+    def handler_of(verb: str) -> Handler:
+        async def handler(call: Call) -> Any:
+            return await act(call, verb, "" if call.body is None else call.body.reason)
+
+        return handler
+
+    return [
+        Route(
+            method="POST", path=f"{path}/{verb}", handler=handler_of(verb), summary=summary, auth="operator",
+            request=request | None, answer=answer,
+        )
+        for verb, summary in verbs.items()
+    ]  # fmt: skip
+
+
 class Table:
     """Finds the route of a request."""
 
