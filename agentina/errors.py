@@ -765,7 +765,8 @@ UPDATE_ROLLED_BACK = _entry(
     message="Release {version} was rolled back: {reason}.",
     cause="It failed on this host, or what was needed to try it was not there.",
     remedy="This host runs what it ran before. Read /var/lib/agentina/.updates/{instance}/logs/{version}.log for what "
-    "it wrote, where it was tried, and docs/explanation/updates.md for the reason; `agentina upgrade` tries it again.",
+    "it wrote, where it was tried, and docs/how-to/update-hosts.md for what to do about the reason; `agentina upgrade` "
+    "tries it again.",
 )  # fmt: skip
 RELEASE_SKIPPED = _entry(
     "RELEASE_SKIPPED", 409, Exit.CONFLICT,

@@ -308,3 +308,12 @@ def test_explanation_has_the_particulars_on_one_line() -> None:
     update = journal.roll_back(at(State.ON_TRIAL), Reason.CRASHED, NOW, detail="signal\n11").update
     assert update is not None
     assert journal.explain(update) == "it crashed (signal 11)"
+
+
+def test_operators_find_every_reason_and_what_to_do() -> None:
+    page = (Path(__file__).parents[3] / "docs/how-to/update-hosts.md").read_text()
+    for reason, (verdict, words) in journal.REASONS.items():
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{reason.value}` |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1:3] == [words, verdict.value]
+        assert cells[3]
