@@ -68,8 +68,9 @@ def show(name: str, value: float, unit: str, *, goal: float | None = None, bette
 
 
 def floor() -> None:
-    """What the same work costs with no product around it: a process for each job, and what must be durable."""
+    """What this machine takes with no product: a process for each job, what must be durable, and Python itself."""
     count = 500
+    show("floor: a million small steps of this Python", min(_step_ms() for _ in range(5)), "ms")
     with marking() as marks, tempfile.TemporaryFile() as log:
         measure.wait_quiet()
         began, busy = time.monotonic(), measure.machine_busy_seconds()
@@ -85,6 +86,15 @@ def floor() -> None:
         cpu, seconds = measure.machine_busy_seconds() - busy, time.monotonic() - began
         show("floor: 4 KiB made durable", 1000 * seconds / count, "ms")
         show("floor: their CPU", 1000 * cpu / count, "ms")
+
+
+def _step_ms() -> float:
+    """CPU of a loop that does what the product does most: look up, add, format."""
+    began = time.process_time()
+    counts: dict[int, int] = {}
+    for number in range(1_000_000):
+        counts[number % 100] = counts.get(number % 100, 0) + len(str(number))
+    return 1000 * (time.process_time() - began)
 
 
 def dispatch() -> None:
