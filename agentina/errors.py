@@ -648,10 +648,10 @@ CHECKPOINT_FAILED = _entry(
 TASK_START_FAILED = _entry(
     "TASK_START_FAILED", 422, Exit.FAILED,
     message="The task could not be started: {problem}.",
-    cause="The program does not exist on the host or is not executable, the host refused to start a process, or its "
-    "gateway does not serve the task.",
-    remedy="Check what the message names: the program's path in the job's payload (a `script` needs /bin/sh), or the "
-    "host's gateway.yaml, and `agentina doctor` there.",
+    cause="The program does not exist on the host or is not executable, the host refused to start a process, or it has "
+    "no gateway to hold the job's budget.",
+    remedy="Check what the message names: the program's path in the job's payload (a `script` needs /bin/sh), or "
+    "`gateway` in the host's configuration.",
 )  # fmt: skip
 SYSTEMD_UNREACHABLE = _entry(
     "SYSTEMD_UNREACHABLE", 503, Exit.STATE,
@@ -821,6 +821,14 @@ GATEWAY_REQUEST_INVALID = _entry(
     message="The gateway does not take this request: {problem}.",
     cause="A tool in a task speaks something else than plain HTTP/1.1, or so that two readers could differ on it.",
     remedy="Use the gateway as an HTTP proxy (CONNECT, http:// URLs), or at its paths for models.",
+)  # fmt: skip
+GATEWAY_UNUSABLE = _entry(
+    "GATEWAY_UNUSABLE", 503, Exit.STATE,
+    message="The gateway of this host cannot be used: {problem}.",
+    cause="gateway.yaml, or a key of a provider that it names, is missing or damaged, or its process cannot work. Jobs "
+    "with a budget, and AI agents, go to other hosts meanwhile.",
+    remedy="Mend what the message names; `agentina doctor` says whether it can be read. The daemon sees it within a "
+    "minute, or at once with `systemctl reload`.",
 )  # fmt: skip
 GATEWAY_TOKEN_REFUSED = _entry(
     "GATEWAY_TOKEN_REFUSED", 403, Exit.REFUSED,

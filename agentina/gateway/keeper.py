@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -19,7 +17,7 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.gateway import channel
+from agentina.gateway import channel, launching
 from agentina.system import tasks
 
 #: Seconds a process may take until it serves a task.
@@ -76,7 +74,7 @@ class Keeper:
         """Have a task served; returns when it is.
 
         Raises:
-            AgentinaError: ``TASK_START_FAILED``.
+            AgentinaError: ``GATEWAY_UNUSABLE``.
 
         """
         if order.task_id in self._orders:
@@ -96,7 +94,7 @@ class Keeper:
             self._answers.pop(order.task_id, None)
         if problem:
             self.close(order.task_id)
-            raise errors.TASK_START_FAILED(problem=f"the gateway does not serve it: {problem.rstrip('.')}")
+            raise errors.GATEWAY_UNUSABLE(problem=problem.rstrip("."))
 
     def listen(self, task_id: str, door: channel.Door) -> None:
         """Have a task served at a place that is there by now."""
@@ -151,8 +149,7 @@ class Keeper:
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "agentina.gateway.process", str(self._settings),
-                stdin=theirs.fileno(), env=_environment(),
+                *launching.command(self._settings), stdin=theirs.fileno(), env=launching.environment()
             )  # fmt: skip
         except OSError as error:
             ours.close()
@@ -217,9 +214,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """What the process needs to find this very code, and its keys."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "CREDENTIALS_DIRECTORY") if name in os.environ}
-    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.gateway import account, channel, days, egress, listener, models, rules, settings
+from agentina.gateway import account, channel, days, egress, launching, listener, models, rules, settings
 from agentina.system import clock, tasks
 
 _PR_SET_DUMPABLE: Final = 4
@@ -189,8 +189,7 @@ def make_room() -> None:
 async def _serve(path: Path) -> None:
     control = socket.socket(fileno=os.dup(0))
     reader, writer = await asyncio.open_unix_connection(sock=control, limit=channel.MAX_LINE)
-    handed = os.environ.get("CREDENTIALS_DIRECTORY")
-    gateway = Gateway(path, writer, credentials=None if not handed else Path(handed))
+    gateway = Gateway(path, writer, credentials=_credentials())
     await gateway.run(reader)
     writer.close()
 
@@ -203,9 +202,26 @@ async def _next_line(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
+def _credentials() -> Path | None:
+    """Where systemd hands keys over, if it does."""
+    handed = os.environ.get("CREDENTIALS_DIRECTORY")
+    return None if not handed else Path(handed)
+
+
+def _check(path: Path) -> None:
+    """Say what is wrong with settings and keys, if anything is."""
+    try:
+        settings.load(path, credentials=_credentials())
+    except errors.AgentinaError as error:
+        sys.stdout.write(error.message)
+
+
 def main() -> None:
-    """``python -m agentina.gateway.process SETTINGS``, with the socket to the daemon as stdin."""
+    """``python -m agentina.gateway.process [--check] SETTINGS``, with the socket to the daemon as stdin."""
     protect()
+    if sys.argv[1] == launching.CHECK:
+        _check(Path(sys.argv[2]))
+        return
     make_room()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the daemon's end is ours
     logging.basicConfig(level=logging.INFO, format="gateway: %(message)s", stream=sys.stderr)

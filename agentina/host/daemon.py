@@ -28,6 +28,7 @@ from agentina.host import (
     doors,
     fingerprint,
     follow,
+    gatecheck,
     gates,
     grace,
     healthwatch,
@@ -147,6 +148,7 @@ class Daemon:
         )
         signer = link.Signer(key=who.key, agent_id=who.agent_id, audience=who.control_plane_id)
         self._link = link.Link(settings.control_plane, signer=signer, ca_file=settings.ca_file, clocks=self._clock)
+        self._gate_check = gatecheck.GateCheck(settings.gateway)
         self._runners = self._load_runners()
         self._lock = asyncio.Lock()
         self._departure = departure.Departure()
@@ -199,16 +201,28 @@ class Daemon:
         """Read the policy again, and look which runners there are."""
         self._standing.load_policy()
         self._gates.reload()
+        self._gate_check.look()
         _log.info("the policy was read again", extra={"action": "policy-loaded"})
-        before = self._programs
+        self._look_for_runners()
+        self._reconsider()
+
+    def _look_for_runners(self) -> None:
+        before = sorted(self._runners), self._programs
         self._work.runners = self._runners = self._load_runners()
-        if self._programs != before:
+        if (sorted(self._runners), self._programs) != before:
             self._session.renew()
+
+    def _on_gateway(self) -> None:
+        self._standing.gateway = self._gate_check.problem
+        self._look_for_runners()
         self._reconsider()
 
     def _load_runners(self) -> Mapping[str, runner_contract.Runner]:
         layout = self._instance.layout
         found = runners.load(layout.runners_directory, layout.copies_directory)
+        if self._gate_check.problem is not None:
+            # AI agents would have no way to their models: they go to other hosts.
+            found = {name: runner for name, runner in found.items() if not runner.stream}
         #: Which programs they start, for people.
         self._programs = runners.programs(found)
         return found
@@ -235,6 +249,8 @@ class Daemon:
             make_shares=self._make_shares,
         )
         self._work.gates = self._gates
+        self._gates.on_unusable = self._gate_check.look
+        self._gate_check.on_changed = self._on_gateway
         self._parts.append(self._gates.stop)
         self._work.search_path = shim.search_path(self._instance.state)
         self._tasks = tasks.Tasks(
@@ -386,6 +402,7 @@ class Daemon:
             ("clean-up", self._janitor.run),
             ("grace", self._keep_grace),
             ("updates", lambda: self._orders.watch(self._on_update)),
+            ("gateway", self._gate_check.run),
             ("settings", lambda: self._remote.watch(self._on_settings_left)),
             ("watchdog", lambda: watchdog.feed(self._outbox)),
             *self._departure_loops(),

@@ -112,6 +112,8 @@ class Gates:
         #: What the gateway wanted last.
         self._wanted: channel.Wanted | None = None
         self._open: dict[str, entries.Entry] = {}
+        #: Called when the gateway did not serve a task.
+        self.on_unusable: Callable[[], None] = lambda: None
 
     def dress(self, entry: entries.Entry) -> jobs.JobSpec:
         """The task's job, with the variables that tell its tools of the way out, unless it has them itself.
@@ -139,7 +141,7 @@ class Gates:
         """The launch as it is to be started: with the way out that :meth:`dress` told of, if it did.
 
         Raises:
-            AgentinaError: ``TASK_START_FAILED``: the gateway does not serve it.
+            AgentinaError: ``GATEWAY_UNUSABLE``: the gateway does not serve it.
 
         """
         job = entry.job
@@ -160,7 +162,11 @@ class Gates:
             limits=_limits(limits),
         )
         files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(order), durable=False)
-        await self._serve(entry, order)
+        try:
+            await self._serve(entry, order)
+        except errors.AgentinaError:
+            self.on_unusable()
+            raise
         place = [str(door.inside / variables.socket_name(entry.task_id)), variables.address(entry.task_id)]
         command = [sys.executable, "-I", "-S", forwarder.__file__, *place, "--"]
         return msgspec.structs.replace(

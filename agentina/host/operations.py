@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 #: Errors of this host, not of the job: another host may do better.
 _HOST_FAULTS: Final = {
-    errors.DISK_FULL.code, errors.RUNNER_MISSING.code, errors.STATE_UNWRITABLE.code, errors.SYSTEMD_UNREACHABLE.code,
+    errors.DISK_FULL.code, errors.GATEWAY_UNUSABLE.code, errors.RUNNER_MISSING.code, errors.STATE_UNWRITABLE.code,
+    errors.SYSTEMD_UNREACHABLE.code,
 }  # fmt: skip
 
 #: Ends of tasks that go on elsewhere where they can.

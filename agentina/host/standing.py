@@ -61,6 +61,8 @@ class Standing:
         self.policy_error: errors.AgentinaError | None = None
         #: Damage found at start.
         self.damage: list[errors.AgentinaError] = []
+        #: Why the gateway cannot be used; None: it can, or there is none.
+        self.gateway: errors.AgentinaError | None = None
         self._limits = self._read_limits()
         self.load_license()
         self.load_policy()
@@ -218,6 +220,8 @@ class Standing:
             found.append(_problem(failure, severe=True))
         if self._session.trouble is not None:
             found.append(_problem(self._session.trouble, severe=True))
+        if self.gateway is not None:
+            found.append(_problem(self.gateway, severe=True))
         rolled_back = self._updates.problem()
         if rolled_back is not None:
             found.append(_problem(rolled_back, severe=False))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from pathlib import Path
 
 from agentina.gateway import variables
-from agentina.protocol.states import Reason, State
+from agentina.protocol.states import State
 from tests.integration.gateway import beds, gates
 
 WAY = "echo $AGENTINA_GATEWAY $HTTPS_PROXY"
@@ -94,10 +96,29 @@ async def test_a_task_keeps_its_way_out_over_a_kill_of_the_daemon(bed: beds.Bed)
     assert not (directory / variables.socket_name(task.id)).exists()
 
 
-async def test_a_budget_nobody_can_hold_is_no_budget(bed: beds.Bed) -> None:
-    (bed.root / "gateway.yaml").unlink()
-    task = bed.plane.submit("true", budget={"tokens": 10})
-    await bed.plane.until_ended(task)
-    assert task.outcome is not None
-    assert (task.outcome.state, task.outcome.reason) == (State.FAILED, Reason.START_FAILED)
-    assert "gateway.yaml" in task.outcome.detail
+async def test_a_host_whose_gateway_is_unusable_gives_jobs_back_and_offers_no_agents() -> None:
+    """Elsewhere they run; here they would fail, one after the other."""
+    missing = "there is no such key in the credential store"
+
+    def damage(root: Path) -> None:
+        beds.install_agents(root)
+        (root / "credentials/key-0").unlink()
+
+    async with beds.made(prepare=damage) as bed:
+        await bed.plane.until(lambda: bool(bed.plane.sessions) and bed.plane.sessions[-1].runners == ["command"])
+        await bed.plane.until(
+            lambda: bool(bed.plane.heartbeats) and "GATEWAY_UNUSABLE" in bed.plane.heartbeats[-1].host.attention
+        )
+        assert missing in bed.log
+        task = bed.plane.submit("true", budget={"tokens": 10})
+        await bed.plane.until(lambda: "returned" in task.kinds)
+        (given_back,) = [report for report in bed.plane.reports if report.kind == "returned"]
+        assert missing in given_back.detail
+        gates.load(bed.root, bed.provider.url)
+        assert bed.process is not None
+        bed.process.send_signal(signal.SIGHUP)
+        await bed.plane.until(lambda: "claude-code" in bed.plane.sessions[-1].runners)
+        after = bed.plane.submit("true", budget={"tokens": 10})
+        await bed.plane.until_ended(after)
+        assert after.outcome is not None
+        assert after.outcome.state is State.SUCCEEDED

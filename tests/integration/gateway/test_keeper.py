@@ -250,7 +250,7 @@ async def test_settings_that_cannot_be_read_fail_the_task_with_the_reason(host: 
     (host.root / "gateway.yaml").write_text('{"provider": []}')
     with pytest.raises(errors.AgentinaError) as caught:
         await host.open(TASK_A)
-    assert caught.value.code == "TASK_START_FAILED"
+    assert caught.value.code == "GATEWAY_UNUSABLE"
     assert "did you mean 'providers'" in caught.value.message
     gates.load(host.root, host.provider.url)
     await host.open(TASK_B)

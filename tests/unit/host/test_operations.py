@@ -67,7 +67,13 @@ def start(tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    "error", [errors.DISK_FULL(path="/x"), errors.SYSTEMD_UNREACHABLE(problem="the bus is away")], ids=lambda e: e.code
+    "error",
+    [
+        errors.DISK_FULL(path="/x"),
+        errors.SYSTEMD_UNREACHABLE(problem="the bus is away"),
+        errors.GATEWAY_UNUSABLE(problem="no key"),
+    ],
+    ids=lambda e: e.code,
 )
 async def test_fault_of_the_host_gives_the_task_back(start: Callable[..., Any], error: errors.AgentinaError) -> None:
     assert isinstance(await start(error), state.Unable)

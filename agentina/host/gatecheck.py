@@ -1,0 +1,87 @@
+"""Whether this host's gateway can be used, known before a job needs it.
+
+Jobs that need the gateway are given back by a host that has none to use (``GATEWAY_UNUSABLE``), and so that they do not
+come again the host offers no runners of AI agents meanwhile. The gateway's own code looks at its settings and keys, in
+a process of its own: the keys are none of the daemon's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from agentina import errors
+
+#: Seconds until settings that were unusable are looked at again: somebody may have mended them without telling.
+_AGAIN_SECONDS: Final = 60.0
+#: Seconds a look may take on a busy host; one that takes longer tells nothing.
+_LOOK_SECONDS: Final = 60.0
+_MAX_PROBLEM: Final = 1000
+
+_log = logging.getLogger(__name__)
+
+
+class GateCheck:
+    """Looks at the gateway's settings at the start, when told to, and now and then while they cannot be used."""
+
+    def __init__(self, settings: str) -> None:
+        """Settings are a path; empty: this host has no gateway, and nothing is ever wrong with it."""
+        self._settings = settings
+        #: What is wrong; None: nothing that is known.
+        self.problem: errors.AgentinaError | None = None
+        #: Called when that has changed.
+        self.on_changed: Callable[[], None] = lambda: None
+        self._wanted = asyncio.Event()
+
+    def look(self) -> None:
+        """Look again soon."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Look, until canceled."""
+        while True:
+            self._wanted.clear()
+            await self._look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if self.problem is None else _AGAIN_SECONDS):
+                    await self._wanted.wait()
+
+    async def _look(self) -> None:
+        text = await _ask(Path(self._settings)) if self._settings else ""
+        before = None if self.problem is None else self.problem.message
+        self.problem = errors.GATEWAY_UNUSABLE(problem=text.rstrip(".")) if text else None
+        if (None if self.problem is None else self.problem.message) == before:
+            return
+        if self.problem is None:
+            _log.info("the gateway can be used again", extra={"action": "gateway-usable"})
+        else:
+            fields = {"action": "gateway-unusable", "code": self.problem.code}
+            _log.error("no AI agents are run here: %s", self.problem.message, extra=fields)
+        self.on_changed()
+
+
+async def _ask(settings: Path) -> str:
+    """What the gateway says of its settings; nothing when they can be used, or nobody can tell."""
+    from agentina.gateway import launching  # noqa: PLC0415 - other hosts load nothing of the gateway
+
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *launching.command(settings, launching.CHECK), env=launching.environment(),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except OSError as error:
+        return f"its process cannot be started ({error.strerror})"
+    try:
+        async with asyncio.timeout(_LOOK_SECONDS):
+            told, _ = await process.communicate()
+    except TimeoutError:
+        return ""
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await asyncio.shield(process.wait())
+    return told[:_MAX_PROBLEM].decode("utf-8", "replace").strip()
