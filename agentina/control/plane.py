@@ -88,6 +88,7 @@ class Plane:
             if row["id"] in ledgers:
                 agent.ledger = msgspec.json.decode(ledgers[row["id"]], type=figures.Ledger)
             self.fleet.add(agent)
+        wished = tasks.wished_checkpoints(tx)
         for task in tasks.held(tx):
             owner = self.fleet.agents.get(task.agent_id)
             if owner is None:
@@ -98,6 +99,8 @@ class Plane:
             )  # fmt: skip
             if task.stop_reason is not None:
                 held.stop = wire.StopTask(task_id=held.task_id, reason=Reason(task.stop_reason))
+            if task.id in wished:
+                held.checkpoint_poll = 0
             self.fleet.hold(held)
         for answer in anomalies.answers(tx):
             self.fleet.answer(answer)

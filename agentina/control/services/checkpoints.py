@@ -13,6 +13,11 @@ from agentina.protocol.states import State
 
 #: How many of a job are kept: a task may be bringing the one before the newest just now.
 KEPT: Final = 2
+#: Seconds for which those of a job that was lost are kept: somebody may retry it, and it goes on then.
+KEEP_LOST_SECONDS: Final = 7 * 86400
+_REMOVE_SECONDS: Final = 60.0
+#: Rows in one operation; requests come in between.
+_CHUNK: Final = 200
 #: Ends after which a job goes on where it was. After any other it begins anew: what went wrong may be in there.
 _GOES_ON: Final = frozenset({State.LOST, State.CHECKPOINTED})
 
@@ -32,7 +37,7 @@ def origin(tx: engine.Transaction, job: int, public_id: str, number: int) -> wir
 async def ask(control: plane.Plane, public_id: str, *, actor: str) -> str:
     """Have a checkpoint taken of the task that an agent runs for a job; the job's id is returned.
 
-    The wish is kept in memory until its agent has heard it: after a restart here it has to be said again.
+    The wish is durable, and forgotten when its agent has heard it or the task has ended.
 
     Raises:
         AgentinaError: ``JOB_UNKNOWN``; ``STATE_CONFLICT`` when it does not run.
@@ -47,7 +52,10 @@ async def ask(control: plane.Plane, public_id: str, *, actor: str) -> str:
         job.tell(f"a checkpoint is asked for by {actor}", task=job.tasks, now_ms=work.now_ms)
         jobs.save(work.tx, job)
         work.effects.jobs.add(public_id)
-        return f"{public_id}.{job.tasks}"
+        task = tasks.find(work.tx, public_id, job.tasks)
+        assert task is not None, public_id
+        tasks.wish_checkpoint(work.tx, task.id)
+        return task.public_id
 
     await control.write(operation, committed=control.fleet.want_checkpoint)
     return public_id
@@ -75,3 +83,47 @@ def complete(work: changes.Work, task: tasks.Task, name: str, sha256: str) -> li
     for old in dropped:
         tasks.drop_artifact(work.tx, old["task_id"], old["name"])
     return [(f"{task.job.public_id}.{old['number']}", old["name"]) for old in dropped]
+
+
+class Removal:
+    """The duty that deletes checkpoints which no task goes on from any more."""
+
+    def __init__(self, control: plane.Plane) -> None:
+        self._control = control
+        #: Boot time of the next removal.
+        self.due = control.clock.boot()
+
+    async def remove_if_due(self) -> None:
+        """Remove those of jobs that have ended.
+
+        Files first: what a crash leaves is a row without its file, which the next time removes. A job that somebody
+        retries in between begins anew, as it would have a moment later.
+        """
+        control = self._control
+        now = control.clock.boot()
+        if now < self.due:
+            return
+        self.due = now + _REMOVE_SECONDS
+        before_ms = control.clock.wall_ms() - KEEP_LOST_SECONDS * 1000
+        while True:
+            found, wishes = control.store.read(
+                lambda tx: (
+                    tasks.useless_checkpoints(tx, before_ms=before_ms, limit=_CHUNK), tasks.wished_checkpoints(tx)
+                ),
+                snapshot=False,
+            )  # fmt: skip
+            if not (found or wishes):
+                return
+            for row in found:
+                task_id = f"{row['job']}.{row['number']}"
+                await control.blobs.remove_artifact(task_id, row["name"])
+                await control.blobs.restart_artifact(task_id, row["name"])
+
+            def forget(tx: engine.Transaction, found: list[engine.Row] = found) -> None:
+                for row in found:
+                    tasks.drop_artifact(tx, row["task_id"], row["name"])
+                tasks.forget_vain_wishes(tx)
+
+            await control.store.write(forget)
+            if len(found) < _CHUNK:
+                return

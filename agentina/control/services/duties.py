@@ -12,7 +12,7 @@ import msgspec
 
 from agentina import errors
 from agentina.control import fleet, plane
-from agentina.control.services import anomalies, changes, outcomes, releases, rollout_duty, usage
+from agentina.control.services import anomalies, changes, checkpoints, outcomes, releases, rollout_duty, usage
 from agentina.control.store import agents, engine, jobs, tasks
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
@@ -36,13 +36,14 @@ class Duties:
         self._releases = releases.Releases(control)
         self._rollouts = rollout_duty.Rollouts(control)
         self._anomalies = anomalies.Removal(control)
+        self._checkpoints = checkpoints.Removal(control)
 
     async def run(self) -> None:
         """Do what is due, for ever; a duty that fails is tried again."""
         while True:
             for duty in (
                 self.sweep_leases, self.end_backoffs, self._flush_if_due, self._releases.keep_current,
-                self._rollouts.keep_going, self._anomalies.remove_if_due,
+                self._rollouts.keep_going, self._anomalies.remove_if_due, self._checkpoints.remove_if_due,
             ):  # fmt: skip
                 try:
                     await duty()
@@ -57,7 +58,8 @@ class Duties:
 
     def _pause(self) -> float:
         now = self._control.clock.boot()
-        due = [now + _LONGEST_SLEEP, self._next_flush, self._releases.due, self._rollouts.due, self._anomalies.due]
+        due = [now + _LONGEST_SLEEP, self._next_flush, self._releases.due, self._rollouts.due]
+        due += [self._anomalies.due, self._checkpoints.due]
         deadline = self._control.fleet.next_deadline()
         if deadline is not None:
             due.append(deadline)

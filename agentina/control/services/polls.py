@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from agentina import errors
 from agentina.control import fleet, plane
 from agentina.control.services import changes, checkpoints, claims, sessions
-from agentina.control.store import jobs
+from agentina.control.store import engine, jobs, tasks
 from agentina.protocol import signing, wire
 
 #: What a held request does when its connection breaks: the callback it registers is called.
@@ -41,9 +42,11 @@ async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_
         # A copy of an earlier request that was under way for long; the present one must not suffer from it.
         return wire.PollAnswer(number=message.number, server_time_ms=control.clock.wall_ms())
     agent.poll, agent.poll_slots, agent.poll_memory = message.number, message.slots, message.memory_bytes
-    _acknowledge(agent, message.acknowledged)
+    heard = _acknowledge(agent, message.acknowledged)
     # One poll at a time: an older one still held gets its (empty) answer.
     agent.wake()
+    if heard:
+        await _forget_wishes(control, heard)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + message.wait_seconds
     while True:
@@ -59,12 +62,28 @@ async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_
             return _empty(control, agent, message)
 
 
-def _acknowledge(agent: fleet.Agent, number: int) -> None:
+def _acknowledge(agent: fleet.Agent, number: int) -> list[fleet.Held]:
+    """The agent has all answers up to ``number``; the tasks are returned of which it has heard that one is wanted."""
+    heard = []
     for held in agent.held.values():
         if held.poll <= number:
             held.is_taken, held.spec = True, None
         if held.checkpoint_poll and held.checkpoint_poll <= number:
             held.checkpoint_poll = None
+            heard.append(held)
+    return heard
+
+
+async def _forget_wishes(control: plane.Plane, heard: list[fleet.Held]) -> None:
+    def operation(tx: engine.Transaction) -> None:
+        for held in heard:
+            # Somebody may have wished again since.
+            if held.checkpoint_poll is None:
+                tasks.forget_wish(tx, held.task)
+
+    # One that is not forgotten is said again after a restart, and does no harm.
+    with contextlib.suppress(errors.AgentinaError):
+        await control.store.write(operation)
 
 
 def _is_work_waiting(control: plane.Plane, agent: fleet.Agent) -> bool:

@@ -197,6 +197,41 @@ def drop_artifact(tx: engine.Transaction, task: int, name: str) -> None:
     tx.execute("DELETE FROM artifacts WHERE task_id = :task AND name = :name", task=task, name=name)
 
 
+def useless_checkpoints(tx: engine.Transaction, *, before_ms: int, limit: int) -> list[engine.Row]:
+    """Checkpoints of jobs that have ended, and do not go on; what may still be wanted is among them when it is old.
+
+    That is what came in part, for its host may be sending the rest, and what belongs to a job that was lost, which
+    somebody may retry.
+    """
+    return tx.all(
+        "SELECT a.task_id, a.name, t.number, j.public_id AS job FROM artifacts a"
+        " JOIN tasks t ON t.id = a.task_id JOIN jobs j ON j.id = t.job_id"
+        " WHERE a.kind = 'checkpoint' AND j.ended_ms IS NOT NULL"
+        " AND (j.ended_ms < :before OR (a.complete AND j.state != :lost)) LIMIT :limit",
+        before=before_ms, lost=State.LOST.value, limit=limit,
+    )  # fmt: skip
+
+
+def wish_checkpoint(tx: engine.Transaction, task: int) -> None:
+    """Remember that somebody wants a checkpoint of a task."""
+    tx.execute("INSERT OR IGNORE INTO checkpoint_wishes (task_id) VALUES (:task)", task=task)
+
+
+def wished_checkpoints(tx: engine.Transaction) -> set[int]:
+    """Row ids of the tasks of which somebody wants a checkpoint."""
+    return {int(row[0]) for row in tx.all("SELECT task_id FROM checkpoint_wishes")}
+
+
+def forget_wish(tx: engine.Transaction, task: int) -> None:
+    """The agent has heard it."""
+    tx.execute("DELETE FROM checkpoint_wishes WHERE task_id = :task", task=task)
+
+
+def forget_vain_wishes(tx: engine.Transaction) -> None:
+    """Their tasks have ended, and their agents never heard of them."""
+    tx.execute("DELETE FROM checkpoint_wishes WHERE task_id IN (SELECT id FROM tasks WHERE ended_ms IS NOT NULL)")
+
+
 def state_before(tx: engine.Transaction, job: int, number: int) -> State | None:
     """How the last task before ``number`` ended that was started; None: there was none."""
     row = tx.one(

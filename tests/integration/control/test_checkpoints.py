@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentina import errors
+from agentina.control.services import checkpoints
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
-from tests.integration.control import simulated
+from tests.integration.control import conftest, simulated
 
 
 def store(agent: simulated.Agent, task: str, number: int, content: bytes) -> wire.ArtifactInfo:
@@ -160,3 +162,62 @@ def test_it_is_for_the_tasks_of_its_job_only(control: Any, operator: simulated.O
             "POST", f"/v1/agent/tasks/{first.task_id}/artifacts",
             wire.ArtifactBegin(session=agent.session, artifact=huge),
         )  # fmt: skip
+
+
+def remove(control: Any) -> list[str]:
+    """Names of the files that are left when what nobody needs is gone."""
+    control.run(checkpoints.Removal(control.plane).remove_if_due)
+    stored = (control.settings.data / "blobs/artifacts").rglob("*")
+    return [path.parent.name for path in stored if path.is_file()]
+
+
+def test_those_of_ended_jobs_are_deleted(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    operator.submit(retry={"max_attempts": 1, "backoff": 0})
+    first = start(agent)
+    store(agent, first.task_id, 1, b"moved")
+    end(agent, first.task_id, State.CHECKPOINTED, Reason.CHECKPOINT)
+    second = start(agent)
+    # It goes on: the one that it came from is still there.
+    assert remove(control) == [first.task_id]
+    store(agent, second.task_id, 1, b"1")
+    store(agent, second.task_id, 2, b"2")
+    end(agent, second.task_id, State.SUCCEEDED, Reason.EXIT_ZERO)
+    assert remove(control) == []
+
+
+def test_those_of_a_lost_job_are_there_for_who_retries_it(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    lost, forgotten = [operator.submit(retry={"max_attempts": 1}) for _ in "ab"]
+    for assignment in agent.assignments(agent.poll()):
+        task = assignment.task_id
+        agent.report(agent.fact(task, "accepted"), agent.fact(task, "running", pid=1))
+        store(agent, task, 1, b"content")
+        end(agent, task, State.LOST, Reason.HOST_RESTARTED)
+    assert sorted(remove(control)) == sorted([f"{lost}.1", f"{forgotten}.1"])
+    operator.call("POST", f"/v1/jobs/{lost}/retry")
+    control.clock.wall_offset_ms += checkpoints.KEEP_LOST_SECONDS * 1000 + 1000
+    assert remove(control) == [f"{lost}.1"]
+    control.clock.wall_offset_ms = 0  # its license is not what this is about
+    again = start(agent)
+    assert again.origin is not None
+    assert again.origin.task_id == f"{lost}.1"
+
+
+def test_a_wish_outlives_the_control_plane(tmp_path: Path) -> None:
+    with conftest.ControlPlane(tmp_path) as control:
+        job = control.operator.submit()
+        agent = control.agent()
+        task = start(agent).task_id
+        control.operator.call("POST", f"/v1/jobs/{job}/checkpoint")
+        agent.close()
+    again = {"listen": control.url.removeprefix("http://")}
+    with conftest.ControlPlane(tmp_path, **again):
+        agent.open((task, State.RUNNING))
+        assert agent.poll(acknowledge=False).checkpoint == [task]
+        assert agent.poll().checkpoint == [task]
+        assert agent.poll().checkpoint == []
+        agent.close()
+    with conftest.ControlPlane(tmp_path, **again):
+        agent.open((task, State.RUNNING))
+        assert agent.poll().checkpoint == []
