@@ -32,7 +32,7 @@ _STATES = {
 
 @click.command(
     epilog=options.examples(
-        "agentina upgrade --check", "sudo agentina upgrade", "sudo agentina upgrade 0.5.0 --yes --instance coder-2"
+        "sudo agentina upgrade --check", "sudo agentina upgrade", "sudo agentina upgrade 0.5.0 --yes --instance coder-2"
     )
 )
 @click.argument("version", required=False)
