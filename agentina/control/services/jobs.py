@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,9 @@ async def submit(control: plane.Plane, submissions: Sequence[Submission]) -> lis
         return await control.write(operation, committed=committed)
     finally:
         attempt.reservations.wake()
+        if attempt.given:
+            # Their polls are answered in this turn of the loop, the submission in the next: a host has more to do.
+            await asyncio.sleep(0)
 
 
 class _Attempt:
