@@ -3,7 +3,7 @@
 It authenticates (an assertion, renewed in time and corrected by the control plane's clock), keeps connections alive,
 bounds every answer, and turns whatever goes wrong into an error of the catalogue. It retries nothing but a request
 that met a connection the other side had just closed; how often to try again is the caller's matter
-(:mod:`agentina.client.backoff`). h11 does the parsing; an HTTP library with everything would cost 15 MB of memory.
+(:mod:`agentina.client.backoff`). :mod:`agentina.client.http1` is the grammar (docs/adr/0002).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import os
 import re
 import ssl
 from collections.abc import AsyncIterator
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
-import h11
 import msgspec
 
 from agentina import errors
 from agentina.client import address as addresses
+from agentina.client import http1
 from agentina.protocol import signing
 from agentina.system import clock
 
@@ -66,16 +66,6 @@ class Signer:
         self._expires_ms = 0
 
 
-class _Answer(NamedTuple):
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-    def header(self, name: bytes) -> str | None:
-        """The value of a header (lower-case ``name``), or None."""
-        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
-
-
 class _Stale(Exception):  # noqa: N818 - never leaves this module
     """The kept connection was closed by the other side before it answered a byte."""
 
@@ -86,64 +76,45 @@ class _Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._http = h11.Connection(our_role=h11.CLIENT)
+        self._is_spent = False
         self.used = False
 
     @property
     def reusable(self) -> bool:
         """Whether another request may be sent."""
-        return self._http.our_state is h11.IDLE and not self._reader.at_eof() and not self._writer.is_closing()
+        return self.used and not (self._is_spent or self._reader.at_eof() or self._writer.is_closing())
 
     def close(self) -> None:
         """Give it up at once."""
         self._writer.close()
 
-    async def exchange(self, request: h11.Request, body: bytes, *, limit: int) -> _Answer:
+    async def exchange(self, request: bytes, *, limit: int) -> http1.Answer:
         """Send one request and read its answer."""
-        head = self._http.send(request) or b""
-        data = self._http.send(h11.Data(data=body)) if body else b""
-        self._http.send(h11.EndOfMessage())
         try:
             # Small messages leave in one segment: two writes would be two system calls and, with TLS, two records.
-            self._writer.write(head + (data or b""))
+            self._writer.write(request)
             await self._writer.drain()
         except ConnectionError:
             # The other side may have refused early and said why: what it sent is read below.
             pass
         answer = await self._read(limit)
-        self.used = True
-        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
+        self.used, self._is_spent = True, answer.is_last
         return answer
 
-    async def _read(self, limit: int) -> _Answer:
-        response: h11.Response | None = None
-        pieces: list[bytes] = []
-        size = 0
+    async def _read(self, limit: int) -> http1.Answer:
+        answers = http1.Reader(limit=limit)
+        answer: http1.Answer | None = None
         got_bytes = False
-        while True:
-            event = self._http.next_event()
-            if event is h11.NEED_DATA:
-                try:
-                    data = await self._reader.read(_READ_SIZE)
-                except ConnectionError:
-                    data = b""
-                if not data and not got_bytes:
-                    raise _Stale
-                got_bytes = True
-                self._http.receive_data(data)
-            elif isinstance(event, h11.Response):
-                response = event
-            elif isinstance(event, h11.Data):
-                size += len(event.data)
-                if size > limit:
-                    raise errors.ANSWER_UNREADABLE(what=f"more than {limit} bytes")
-                pieces.append(bytes(event.data))
-            elif isinstance(event, h11.EndOfMessage):
-                assert response is not None
-                return _Answer(response.status_code, list(response.headers), b"".join(pieces))
-            elif isinstance(event, h11.ConnectionClosed):
-                raise errors.ANSWER_UNREADABLE(what="the connection was closed before an answer")
+        while answer is None:
+            try:
+                data = await self._reader.read(_READ_SIZE)
+            except ConnectionError:
+                data = b""
+            if not data and not got_bytes:
+                raise _Stale
+            got_bytes = True
+            answer = answers.feed(data)
+        return answer
 
 
 class Link:
@@ -231,30 +202,29 @@ class Link:
         headers = [
             ("Host", self.address.authority),
             ("Content-Type", media),
-            ("Content-Length", str(len(body))),
             ("Accept", "application/json"),
         ]
         if self._signer is not None:
             headers.append(("Authorization", self._signer.header(self.now_ms())))
-        request = h11.Request(method=method, target=self.address.prefix + path, headers=headers)
+        request = http1.request(method, self.address.prefix + path, headers, body)
         try:
             async with asyncio.timeout(seconds):
-                answer = await self._exchange(request, body, limit=limit)
+                answer = await self._exchange(request, limit=limit)
         except TimeoutError as error:
             raise self._unreachable(f"no answer within {seconds:.0f} s") from error
-        except h11.RemoteProtocolError as error:
-            raise errors.ANSWER_UNREADABLE(what=f"not HTTP as expected ({error})") from error
+        except http1.UnreadableError as error:
+            raise errors.ANSWER_UNREADABLE(what=str(error)) from error
         except _Stale as error:
             raise self._unreachable("it closed the connection without an answer") from error
         except OSError as error:
             raise self._unreachable(_words(error)) from error
         return self._interpret(answer, kind)
 
-    async def _exchange(self, request: h11.Request, body: bytes, *, limit: int) -> _Answer:
+    async def _exchange(self, request: bytes, *, limit: int) -> http1.Answer:
         while True:
             async with self._connection() as connection:
                 try:
-                    return await connection.exchange(request, body, limit=limit)
+                    return await connection.exchange(request, limit=limit)
                 except _Stale:
                     # A kept connection that the other side closed at the same moment: every request of the protocol
                     # may be repeated, so it is sent again on another one. A fresh connection gets no second chance.
@@ -335,7 +305,7 @@ class Link:
             self._context = context
         return self._context
 
-    def _interpret(self, answer: _Answer, kind: type[T]) -> T:
+    def _interpret(self, answer: http1.Answer, kind: type[T]) -> T:
         told = answer.header(b"agentina-time")
         if told is not None and told.isdecimal():
             self._learn(int(told))
