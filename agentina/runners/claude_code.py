@@ -62,7 +62,11 @@ def invoke(wish: agents.Wish) -> agents.Invocation:
 
 def servers(payload: jobs.Payload) -> str:
     """The file that describes the tool servers."""
-    return agents.to_json({"mcpServers": {name: _server(server) for name, server in payload.mcp_servers.items()}})
+    described = {name: _server(server) for name, server in payload.mcp_servers.items()}
+    if agents.SERVER in described:
+        # Those of others it names only, until it looks for one; an agent in trouble should not have to think of that.
+        described[agents.SERVER]["alwaysLoad"] = True
+    return agents.to_json({"mcpServers": described})
 
 
 def _server(server: jobs.McpServer) -> dict[str, Any]:

@@ -76,6 +76,18 @@ def test_claude_code_with_everything() -> None:
     assert made.verify == ["/bin/sh", "-ec", "make test"]
 
 
+def test_claude_code_is_told_of_the_verbs_at_once() -> None:
+    """Tools of other servers it has to look for."""
+    place = contract.Place(workspace=PLACE.workspace, home=PLACE.home, door="/t/door")
+    runner = registry.make("claude-code", described.Description())
+    made = runner.plan(job("claude-code", FULL), place=place)
+    servers = json.loads(made.files[".agentina/mcp.json"])["mcpServers"]
+    assert {name: server.get("alwaysLoad") for name, server in servers.items()} == {
+        "files": None, "web": None, "agentina": True,
+    }  # fmt: skip
+    assert servers["agentina"]["args"][-1] == "/t/door"
+
+
 def test_claude_code_without_any_tool() -> None:
     assert "--tools=" in arguments(plan("claude-code", {"prompt": "x", "allowed_tools": []}))
 
