@@ -34,7 +34,7 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.host import outbox, output
+from agentina.host import buckets, outbox, output
 from agentina.protocol import anomalies as rules
 from agentina.protocol import wire
 from agentina.system import clock
@@ -67,8 +67,7 @@ class Limiter:
 
     def __init__(self) -> None:
         self._known: collections.OrderedDict[_Key, _Known] = collections.OrderedDict()
-        self._tokens = float(BURST)
-        self._filled_at = 0.0
+        self._bucket = buckets.Bucket(burst=BURST, refill_seconds=REFILL_SECONDS)
 
     def take(self, key: _Key, found: wire.Anomaly, now: float) -> None:
         """Note that ``found`` happened."""
@@ -84,16 +83,14 @@ class Limiter:
 
     def due(self, now: float) -> list[tuple[str, wire.Anomaly]]:
         """What is to be reported now, each with its task."""
-        self._tokens = min(float(BURST), self._tokens + (now - self._filled_at) / REFILL_SECONDS)
-        self._filled_at = now
         chosen = []
         for key, known in self._known.items():
-            if self._tokens < 1:
+            if known.kept is None or known.not_before > now:
+                continue
+            if not self._bucket.take(now):
                 break
-            if known.kept is not None and known.not_before <= now:
-                self._tokens -= 1
-                chosen.append((key[0], _counted(known)))
-                known.kept, known.count, known.not_before = None, 0, now + AGAIN_SECONDS
+            chosen.append((key[0], _counted(known)))
+            known.kept, known.count, known.not_before = None, 0, now + AGAIN_SECONDS
         return chosen
 
     def rest(self) -> list[tuple[str, wire.Anomaly]]:
@@ -105,8 +102,7 @@ class Limiter:
         times = [known.not_before for known in self._known.values() if known.kept is not None]
         if not times:
             return None
-        refill = 0.0 if self._tokens >= 1 else (1 - self._tokens) * REFILL_SECONDS
-        return max(min(times) - now, refill, 0.0)
+        return max(min(times) - now, self._bucket.wait(now), 0.0)
 
     def _make_room(self, now: float) -> bool:
         """Forget what was reported longest ago and has nothing kept; False: there is none."""

@@ -216,7 +216,7 @@ class Door:
         self._clock = clocks
         self._said = read(entry.directory.path)
         entry.progress, entry.answered, entry.declared = self._said.progress, self._said.answered, None
-        self._bucket = said.Bucket(clocks.boot())
+        self._pace = said.bucket(clocks.boot())
         #: One change after the other, each durable before the next.
         self._changing = asyncio.Lock()
         #: Set, and replaced, with each change.
@@ -266,7 +266,7 @@ class Door:
         try:
             # A union of structs is a type as well, which mypy does not know.
             request: verbs.Request = inputs.decode(line, verbs.Request, "request", limit=verbs.MAX_REQUEST)  # type: ignore[arg-type]
-            self._bucket.check(self._clock.boot())
+            said.check_pace(self._pace, self._clock.boot())
             return await self._hear(self._masked(request), reader)
         except errors.AgentinaError as error:
             return verbs.Answer(error=errors.to_wire(error)["error"])

@@ -27,6 +27,7 @@ from typing import Final
 import msgspec
 
 from agentina import errors
+from agentina.host import buckets
 from agentina.protocol import verbs, wire
 
 FILE: Final = "said.json"
@@ -95,33 +96,21 @@ class Finding:
     name: str
 
 
-class Bucket:
-    """Lets :data:`BURST` requests in at once, and then one in :data:`REFILL_SECONDS`."""
+def bucket(now: float) -> buckets.Bucket:
+    """What a task's requests are counted with."""
+    return buckets.Bucket(burst=BURST, refill_seconds=REFILL_SECONDS, now=now)
 
-    def __init__(self, now: float) -> None:
-        """``now`` is of any clock that only goes forward, in seconds, as with :meth:`take`."""
-        self._room = float(BURST)
-        self._since = now
 
-    def take(self, now: float) -> bool:
-        """Whether one more is let in."""
-        self._room = min(float(BURST), self._room + max(0.0, now - self._since) / REFILL_SECONDS)
-        self._since = now
-        if self._room < 1:
-            return False
-        self._room -= 1
-        return True
+def check_pace(requests: buckets.Bucket, now: float) -> None:
+    """Let one more request in.
 
-    def check(self, now: float) -> None:
-        """Let one more in.
+    Raises:
+        AgentinaError: ``TASK_SAYS_TOO_MUCH``.
 
-        Raises:
-            AgentinaError: ``TASK_SAYS_TOO_MUCH``.
-
-        """
-        if not self.take(now):
-            pace = f"{BURST} requests at once, and then one every {REFILL_SECONDS:.0f} s"
-            raise errors.TASK_SAYS_TOO_MUCH(problem=f"a task may make {pace}")
+    """
+    if not requests.take(now):
+        pace = f"{BURST} requests at once, and then one every {REFILL_SECONDS:.0f} s"
+        raise errors.TASK_SAYS_TOO_MUCH(problem=f"a task may make {pace}")
 
 
 def hear(said: Said, request: Told, *, workspace: str, now_ms: int) -> Step:
