@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -87,7 +88,17 @@ def budget(*, as_json: bool) -> None:
     elif left is None:
         output.answer("This task has no budget.")
     else:
-        output.pairs([(key.replace("_", " "), value) for key, value in left.items() if value is not None])
+        output.pairs(list(_flat(left)))
+
+
+def _flat(left: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What there is to say, by name; budgets of the day have several."""
+    for key, value in left.items():
+        name = key.replace("_", " ")
+        if isinstance(value, dict):
+            yield from ((f"left {name}: {kind}", rest) for kind, rest in _flat(value))
+        elif value is not None:
+            yield name, value
 
 
 def _tell(request: dict[str, Any], *, as_json: bool) -> None:

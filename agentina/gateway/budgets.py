@@ -9,11 +9,12 @@ one longest answer, could not be used. The one estimate is the size of the input
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
 from agentina.gateway import prices, usage
+from agentina.protocol import jobs
 from agentina.protocol.budgets import DOLLAR, Bounds, Units, bounds_of
 
 #: Share of a limit from which a warning is given, as a fraction of ten.
@@ -26,19 +27,8 @@ LEAST_OUTPUT: Final = 256
 _BYTES_PER_TOKEN: Final = 3
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A task's budget. None: no limit of that kind."""
-
-    #: Tokens, without those read from the provider's cache.
-    tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    #: US dollars.
-    cost: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] | None = None
-    #: Tools the models may ask for.
-    tool_calls: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    #: Seconds since the task's first start.
-    duration: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    #: At the limit: ``stop`` refuses further calls, ``park`` holds a streamed call until the budget is raised.
-    on_exhausted: Literal["stop", "park"] = "stop"
+#: A task's budget, as people write it.
+Limits = jobs.Budget
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -231,16 +231,6 @@ class Daemon:
 
     def _make_workers(self) -> None:
         transfers = uploads.Uploads(self._session)
-        self._work = operations.Operations(
-            executor=self._executor,
-            runners=self._runners,
-            cache_directory=self._instance.layout.cache_directory,
-            transfers=transfers,
-            clocks=self._clock,
-            boot_id=self._boot_id,
-            agent_linger=self._settings.agent_linger,
-        )
-        self._work.note = self._note
         self._gates = gates.Gates(
             self._settings.gateway,
             executor=self._executor,
@@ -248,9 +238,19 @@ class Daemon:
             note=self._note,
             make_shares=self._make_shares,
         )
-        self._work.gates = self._gates
         self._gates.on_unusable = self._gate_check.look
         self._gate_check.on_changed = self._on_gateway
+        self._work = operations.Operations(
+            executor=self._executor,
+            runners=self._runners,
+            cache_directory=self._instance.layout.cache_directory,
+            transfers=transfers,
+            way_out=self._gates,
+            clocks=self._clock,
+            boot_id=self._boot_id,
+            agent_linger=self._settings.agent_linger,
+        )
+        self._work.note = self._note
         self._parts.append(self._gates.stop)
         self._work.search_path = shim.search_path(self._instance.state)
         self._tasks = tasks.Tasks(
@@ -268,7 +268,7 @@ class Daemon:
             executor=self._executor,
             reports=self._outbox,
             findings=self.anomalies,
-            budget=gates.budget_left,
+            budget=self._gates.budget_left,
             checkpoint=self._work.checkpoint,
             clocks=self._clock,
         )

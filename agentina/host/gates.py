@@ -23,7 +23,6 @@ from agentina.protocol import budgets, jobs, units, verbs
 from agentina.system import files, tasks
 
 if TYPE_CHECKING:
-    from agentina.gateway import budgets as gateway_budgets
     from agentina.gateway import channel, keeper
     from agentina.host import anomalies, shares
 
@@ -49,29 +48,6 @@ _log = logging.getLogger(__name__)
 def asks(job: jobs.JobSpec) -> bool:
     """Whether a job needs the gateway. Pure."""
     return job.budget is not None or bool(job.scope.hosts)
-
-
-async def budget_left(entry: entries.Entry) -> verbs.Budget | None:
-    """What the task may use and has used, as its record at the gateway has it; None: no limits, nothing used."""
-    from agentina.gateway import record  # noqa: PLC0415 - only tasks that ask pay for it
-
-    # A task of many calls has a long one.
-    story = await asyncio.to_thread(record.read, entry.directory.path)
-    limits = None if entry.job is None else entry.job.budget
-    if story is None and limits is None:
-        return None
-    held = limits if story is None or story.limits is None else story.limits
-    used = None if story is None else story.totals
-    return verbs.Budget(
-        tokens=None if held is None else held.tokens,
-        tokens_used=0 if used is None else used.used.counted,
-        cost_usd=None if held is None else held.cost,
-        cost_usd_used=0.0 if used is None else used.cost_nano / budgets.DOLLAR,
-        tool_calls=None if held is None else held.tool_calls,
-        tool_calls_used=0 if used is None else used.tool_calls,
-        duration_seconds=None if held is None else held.duration,
-        calls=0 if used is None else used.calls,
-    )
 
 
 class Gates:
@@ -150,7 +126,6 @@ class Gates:
         from agentina.gateway import channel, forwarder, tokens, variables  # noqa: PLC0415 - see the class
 
         rules = self._rules()
-        limits = jobs.Budget() if job.budget is None else job.budget
         door = self._executor.door(entry.directory.path)
         order = channel.Open(
             task_id=entry.task_id,
@@ -159,7 +134,7 @@ class Gates:
             digest=tokens.digest(entry.token),
             scope=job.scope.hosts,
             policy=[] if rules is None else rules.hosts,
-            limits=_limits(limits),
+            limits=jobs.Budget() if job.budget is None else job.budget,
         )
         files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(order), durable=False)
         try:
@@ -191,6 +166,34 @@ class Gates:
         elif operation is state.Do.UPLOAD and not entry.models:
             await self._conclude(entry)  # one whose end the daemon found out from what is on disk
 
+    async def budget_left(self, entry: entries.Entry) -> verbs.Budget | None:
+        """What the task may use and has used, and what is left of the budgets it shares; None: there are no limits.
+
+        Its own is as its record at the gateway has it, those of the day as far as the control plane has told.
+        """
+        from agentina.gateway import record  # noqa: PLC0415 - only tasks that ask pay for it
+
+        # A task of many calls has a long one.
+        story = await asyncio.to_thread(record.read, entry.directory.path)
+        limits = None if entry.job is None else entry.job.budget
+        of_day = {} if self._kept is None else self._kept.left()
+        if story is None and limits is None and not of_day:
+            return None
+        held = limits if story is None or story.limits is None else story.limits
+        used = None if story is None else story.totals
+        return verbs.Budget(
+            tokens=None if held is None else held.tokens,
+            tokens_used=0 if used is None else used.used.counted,
+            cost_usd=None if held is None else held.cost,
+            cost_usd_used=0.0 if used is None else used.cost_nano / budgets.DOLLAR,
+            tool_calls=None if held is None else held.tool_calls,
+            tool_calls_used=0 if used is None else used.tool_calls,
+            duration_seconds=None if held is None else held.duration,
+            calls=0 if used is None else used.calls,
+            agent_today=_left_today(of_day.get("agent")),
+            organization_today=_left_today(of_day.get("organization")),
+        )
+
     async def stop(self) -> None:
         """Let the gateway end; tasks go on, and the next daemon opens it again."""
         await tasks.cancel(self._asking)
@@ -206,7 +209,7 @@ class Gates:
         if self._keeper is None:
             from agentina.gateway import keeper as made  # noqa: PLC0415 - see the class
 
-            self._keeper = made.Keeper(Path(self._settings), hear=self._hear, prologue=self._shares.prologue)
+            self._keeper = made.Keeper(Path(self._settings), hear=self._hear, prologue=self.shares.prologue)
         await self._keeper.open(order)
         self._open[entry.task_id] = entry
 
@@ -233,7 +236,8 @@ class Gates:
             )  # fmt: skip
 
     @property
-    def _shares(self) -> shares.Shares:
+    def shares(self) -> shares.Shares:
+        """The budgets of the day, read from disk with the first task that needs them."""
         if self._kept is None:
             self._kept = self._make_shares()
             self._kept.on_changed = self._raise
@@ -247,7 +251,7 @@ class Gates:
         from agentina.gateway import channel  # noqa: PLC0415 - loaded already: the gateway runs
 
         entry.budget = budget
-        self._keeper.tell(channel.Raise(task_id=task_id, limits=_limits(budget)))
+        self._keeper.tell(channel.Raise(task_id=task_id, limits=budget))
 
     def close(self, entry: entries.Entry) -> None:
         """Let go of a task that has ended, or was never started."""
@@ -278,7 +282,7 @@ class Gates:
             story.conclude()
             entry.models, entry.hosts = story.usage(), story.reached
             if entry.models:
-                await self._shares.end(entry.task_id, entry.models)
+                await self.shares.end(entry.task_id, entry.models)
 
     def _hear(self, word: channel.Word) -> None:
         """Put what the gateway says of a task into its timeline, and into the log; its record has it as well."""
@@ -311,7 +315,7 @@ class Gates:
     async def _exchange(self, word: channel.Wanted) -> None:
         """Pass the gateway's wish for a share of budgets on, and the answer back."""
         self._wanted = word
-        learned = await self._shares.exchange(word.want)
+        learned = await self.shares.exchange(word.want)
         # A newer process of the gateway has promised less since: an answer to the old one may say more.
         if self._keeper is not None and self._wanted is word:
             self._keeper.tell(learned)
@@ -329,7 +333,8 @@ def _door(door: contract.Door) -> channel.Door | None:
     return None if door.outside is None else said.Door(directory=str(door.outside), is_shared=door.is_shared)
 
 
-def _limits(budget: jobs.Budget) -> gateway_budgets.Limits:
-    from agentina.gateway import budgets as made  # noqa: PLC0415 - see the class
-
-    return msgspec.convert(msgspec.to_builtins(budget), made.Limits)
+def _left_today(rest: budgets.Bounds | None) -> verbs.LeftToday | None:
+    if rest is None:
+        return None
+    cost = None if rest.cost_nano is None else rest.cost_nano / budgets.DOLLAR
+    return verbs.LeftToday(tokens=rest.tokens, cost_usd=cost, tool_calls=rest.tool_calls)

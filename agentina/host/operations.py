@@ -45,6 +45,7 @@ class Operations:
         runners: Mapping[str, runner_contract.Runner],
         cache_directory: Path,
         transfers: uploads.Uploads,
+        way_out: gates.Gates,
         clocks: clock.Clock,
         boot_id: str,
         agent_linger: float,
@@ -53,14 +54,14 @@ class Operations:
         self.on_host_shutdown: Callable[[], None] = lambda: None
         #: Says something for the timeline of a task's job.
         self.note: Callable[[str, str], None] = lambda *_: None
-        #: The gateway for tasks whose job asks for it.
-        self.gates: gates.Gates | None = None
         #: Where tasks say what they have to say.
         self.doors: doors.Doors | None = None
         #: The watch over how runs go.
         self.health: healthwatch.HealthWatch | None = None
         #: Where programs are looked for by tasks.
         self.search_path = runner_contract.SEARCH_PATH
+        #: The gateway for tasks whose job asks for it.
+        self._gates = way_out
         self._executor = executor
         #: What this host has; changed when copies of programs come or go.
         self.runners = runners
@@ -78,8 +79,7 @@ class Operations:
 
     async def perform(self, entry: entries.Entry, operation: state.Do) -> state.Event:
         """Perform one operation; its end as an event."""
-        if self.gates is not None:
-            await self.gates.before(entry, operation)
+        await self._gates.before(entry, operation)
         if operation is state.Do.PREPARE:
             return await self._prepare(entry)
         if operation is state.Do.START:
@@ -104,8 +104,7 @@ class Operations:
         job = entry.job
         assert job is not None
         try:
-            if self.gates is not None:
-                job = self.gates.dress(entry)
+            job = self._gates.dress(entry)
             runner = choices.choose(entry, job, self.runners)
             if not await self._go_on(entry, job, runner):
                 await self._furnish(entry, job, runner)
@@ -160,8 +159,7 @@ class Operations:
             return state.Unable("its lease ran out before it could start")
         try:
             launch = self._launch(entry, deadline)
-            if self.gates is not None:
-                launch = await self.gates.admit(entry, launch)
+            launch = await self._gates.admit(entry, launch)
             running = await self._executor.start(launch)
         except errors.AgentinaError as error:
             if error.code == errors.STATE_CONFLICT.code:
@@ -171,8 +169,7 @@ class Operations:
                 # What went wrong came after the start. Given back, it would run here and elsewhere.
                 _log.warning("%s has started all the same: %s", entry.task_id, error, extra={"code": error.code})
                 return state.StartedBefore()
-            if self.gates is not None:
-                self.gates.close(entry)
+            self._gates.close(entry)
             if error.code in _HOST_FAULTS:
                 return state.Unable(str(error))
             return state.Failed(outcomes.from_error(error, State.FAILED, Reason.START_FAILED))
@@ -185,8 +182,7 @@ class Operations:
     def _launch(self, entry: entries.Entry, deadline: float) -> contract.Launch:
         job = entry.job
         assert job is not None
-        if self.gates is not None:
-            job = self.gates.dress(entry)
+        job = self._gates.dress(entry)
         if entry.origin is not None:
             from agentina.host import moving  # noqa: PLC0415 - loaded already: it furnished the place
 

@@ -93,6 +93,32 @@ class Shares:
             orders.append(self._learn(is_away=False))
         return orders
 
+    def left(self) -> dict[str, budgets.Bounds]:
+        """What is left today of the budgets of agent and organization, where there are any.
+
+        Of the organization's as the control plane said last; nobody but this host uses the agent's.
+        """
+        day, known = budgets.day_of(self._now_ms()), self._file.known
+        found: dict[str, budgets.Bounds] = {}
+        if known.day != day:
+            return found
+        if known.organization is not None:
+            found["organization"] = known.organization.left
+        if known.agent is not None:
+            spent = self._spent(day)
+            rest = {kind: getattr(known.agent.limit, kind) for kind in budgets.KINDS}
+            found["agent"] = budgets.Bounds(
+                **{kind: None if most is None else max(0, most - getattr(spent, kind)) for kind, most in rest.items()}
+            )
+        return found
+
+    def _spent(self, day: str) -> budgets.Units:
+        """What tasks of this host used on a day."""
+        ended = self._file.ended.get(day, {})
+        going_on = [entry.models for entry in self._held() if entry.task_id not in ended]
+        of_tasks = [days.by_day(models).get(day, budgets.Units()) for models in going_on]
+        return sum([*ended.values(), *of_tasks], budgets.Units())
+
     async def end(self, task_id: str, models: list[budgets.ModelUsage]) -> None:
         """Keep what a task that has ended used; saying it again changes nothing."""
         oldest = budgets.day_of(self._now_ms() - _KEPT_DAYS * 86_400_000)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 from collections.abc import Iterable
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -152,24 +152,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return all(getattr(self, kind) is None for kind in KINDS)
 
 
-class Limits(Protocol):
-    """A budget of a task, as jobs and the gateway have it. None: no limit of that kind."""
-
-    @property
-    def tokens(self) -> int | None:
-        """Tokens, without those read from the provider's cache."""
-
-    @property
-    def cost(self) -> float | None:
-        """US dollars."""
-
-    @property
-    def tool_calls(self) -> int | None:
-        """Tools the models may ask for."""
-
-
-def bounds_of(limits: Limits) -> Bounds:
-    """The limits of amounts, money in nano-dollars."""
+def bounds_of(limits: jobs.Budget) -> Bounds:
+    """The limits of amounts in a task's budget, money in nano-dollars."""
     cost = None if limits.cost is None else round(limits.cost * DOLLAR)
     return Bounds(tokens=limits.tokens, cost_nano=cost, tool_calls=limits.tool_calls)
 

@@ -80,6 +80,14 @@ class TakeCheckpoint(_Request, frozen=True, kw_only=True, tag="checkpoint"):
 Request = TellProgress | Complain | Ask | Hear | DeclareArtifact | AskBudget | TakeCheckpoint
 
 
+class LeftToday(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is left of a budget for each day, which other tasks use as well; None: no limit of that kind."""
+
+    tokens: int | None = None
+    cost_usd: float | None = None
+    tool_calls: int | None = None
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """What the task may use of models, has used, and has left; None: no limit of that kind."""
 
@@ -93,6 +101,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     duration_seconds: float | None = None
     #: Calls of models.
     calls: int = 0
+    #: Of the agent's and the organization's budgets of the day, as of half a minute ago; None: there is none.
+    agent_today: LeftToday | None = None
+    organization_today: LeftToday | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -3,15 +3,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
+import msgspec
 import pytest
 
 from agentina import errors
-from agentina.host import entries, gates, records, state
-from agentina.protocol import jobs, wire
+from agentina.gateway import days
+from agentina.host import entries, gates, records, session, shares, state
+from agentina.protocol import budgets, jobs, verbs, wire
+from agentina.system import clock
 from tests.fakes import executor
 
+NOON_MS: Final = 1_795_262_400_000
 TOLD = {
     "AGENTINA_GATEWAY",
     "GEMINI_API_KEY",
@@ -87,3 +91,31 @@ def test_a_daemon_without_such_jobs_loads_nothing_of_it() -> None:
     )
     found = subprocess.run([sys.executable, "-c", look], stdout=subprocess.PIPE, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+async def test_what_is_left_today_of_shared_budgets_is_told_beside_the_tasks_own(tmp_path: Path) -> None:
+    day = budgets.day_of(NOON_MS)
+    entry = entry_of(tmp_path, budget={"tokens": 100})
+    entry.models = [budgets.ModelUsage(model="m", day=day, calls=1, input=30)]
+    organization = budgets.Share(limit=budgets.Bounds(tokens=900), left=budgets.Bounds(tokens=500))
+    agent = budgets.Whole(limit=budgets.Bounds(tokens=200, cost_nano=5 * budgets.DOLLAR))
+    known = days.Known(day=day, organization=organization, agent=agent)
+    (tmp_path / shares.NAME).write_bytes(msgspec.json.encode({"known": known}))
+    now = [NOON_MS]
+    kept = shares.Shares(
+        tmp_path, sessions=cast("session.Session", None), held=lambda: [entry], now_ms=lambda: now[0],
+        clocks=clock.SystemClock(),
+    )  # fmt: skip
+    ours = gates.Gates(
+        "", executor=executor.FakeExecutor(executor.FakeKernel({})), rules=lambda: None, note=lambda *_: None,
+        make_shares=lambda: kept,
+    )  # fmt: skip
+    assert ours.shares is kept
+    told = await ours.budget_left(entry)
+    assert told is not None
+    assert (told.tokens, told.organization_today) == (100, verbs.LeftToday(tokens=500))
+    assert told.agent_today == verbs.LeftToday(tokens=170, cost_usd=5.0)
+    now[0] += 86_400_000
+    told = await ours.budget_left(entry)
+    assert told is not None
+    assert told.agent_today is None, "yesterday's is nobody's"

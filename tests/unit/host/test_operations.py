@@ -10,7 +10,7 @@ import pytest
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host import entries, operations, records, state, uploads
+from agentina.host import entries, gates, operations, records, shares, state, uploads
 from agentina.protocol import jobs, wire
 from agentina.runners import command
 from agentina.system import clock
@@ -46,6 +46,13 @@ def start(tmp_path: Path) -> Callable[..., Any]:
             runners={runner.name: runner},
             cache_directory=tmp_path / "cache",
             transfers=cast("uploads.Uploads", None),  # not for a start
+            way_out=gates.Gates(
+                "",
+                executor=executor,
+                rules=lambda: None,
+                note=lambda *_: None,
+                make_shares=lambda: cast("shares.Shares", None),
+            ),
             clocks=clock.SystemClock(),
             boot_id="b",
             agent_linger=1.0,
