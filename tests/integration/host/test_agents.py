@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +15,17 @@ from agentina.executors import process
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import agent_cli, control
-from tests.integration.host.test_daemon import DaemonProcess
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    """A short path: the daemon's socket lives below it."""
-    path = Path(tempfile.mkdtemp(prefix="ag-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-async def plane(root: Path) -> AsyncIterator[control.FakeControl]:
-    async with control.FakeControl() as running:
-        running.install(root, agent_linger=0.3)
-        yield running
+from tests.integration.host import daemons
+from tests.integration.host.daemons import DaemonProcess
 
 
 @pytest.fixture
 async def daemon(root: Path, plane: control.FakeControl) -> AsyncIterator[DaemonProcess]:
     """Not started: the command lines are described first."""
+    plane.install(root, agent_linger=0.3)
     process = DaemonProcess(root)
     yield process
-    if process.process is not None and process.process.returncode is None:
-        for task in plane.tasks.values():
-            if task.outcome is None:
-                plane.cancel(task)
-        with contextlib.suppress(TimeoutError):
-            await plane.until(lambda: all(task.outcome is not None for task in plane.tasks.values()))
-        await process.kill(signal.SIGTERM)
-    assert "agentina/host/" not in process.log.read_text(), process.log.read_text()
+    await daemons.end(process, plane)
 
 
 def submit(plane: control.FakeControl, runner: str, **fields: Any) -> control.Task:

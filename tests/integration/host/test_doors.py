@@ -16,9 +16,7 @@ from agentina.host import doors, said
 from agentina.inside import door
 from agentina.protocol.states import Reason, State
 from tests.fakes import control
-from tests.integration.host.test_daemon import DaemonProcess, daemon, plane, root
-
-__all__ = ["daemon", "plane", "root"]
+from tests.integration.host.daemons import DaemonProcess
 
 #: Says what stands in its argument, as JSON, many times over if there is a list; prints each answer.
 TOOL = """\

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import shutil
-import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,40 +12,9 @@ from agentina.host import archives
 from agentina.protocol import wire
 from agentina.protocol.states import State
 from tests.fakes import control
-from tests.integration.host.test_daemon import DaemonProcess
+from tests.integration.host.daemons import DaemonProcess
 
 SCRIPT = "echo begun >> log; head -c 3000000 /dev/urandom > data; echo ready; sleep 1000"
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    """A short path: the daemon's socket lives below it."""
-    path = Path(tempfile.mkdtemp(prefix="ag-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-async def plane(root: Path) -> AsyncIterator[control.FakeControl]:
-    async with control.FakeControl() as running:
-        running.install(root)
-        yield running
-
-
-@pytest.fixture
-async def daemon(root: Path, plane: control.FakeControl) -> AsyncIterator[DaemonProcess]:
-    process = DaemonProcess(root)
-    await process.start()
-    yield process
-    for task in plane.tasks.values():
-        if task.outcome is None:
-            plane.cancel(task)
-    with contextlib.suppress(TimeoutError):
-        await plane.until(lambda: all(task.outcome is not None for task in plane.tasks.values()))
-    await process.kill(signal.SIGTERM)
-    log = process.log.read_text()
-    assert "agentina/host/" not in log, log
-    assert "never retrieved" not in log, log
 
 
 async def run_and_drain(daemon: DaemonProcess, plane: control.FakeControl) -> control.Task:

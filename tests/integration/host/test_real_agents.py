@@ -24,7 +24,7 @@ from agentina.gateway import record
 from agentina.protocol.states import Reason, State
 from tests.fakes import coding_model, control, model_provider, real_clis
 from tests.integration.gateway import gates
-from tests.integration.host.test_daemon import DaemonProcess
+from tests.integration.host.daemons import DaemonProcess
 
 BUG = "def add(a, b):\n    return a - b\n"
 TEST = "import calc; assert calc.add(2, 3) == 5\n"
