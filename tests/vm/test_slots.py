@@ -199,6 +199,53 @@ def test_daemon_killed_at_any_moment_starts_nothing_twice(there: container.Conta
     assert counted[0][0] == "unstarted", "the moments span the start"
 
 
+def test_companions_come_and_go(there: container.Container) -> None:
+    """Each is ended by the next, by its time, by the order's end, and with the task; the task notices nothing of it."""
+    done = slots.python(
+        there,
+        """
+        async def main():
+            executor = await opened()
+            launched = shell("job_oooooooooooooooo.1", "until test -e end; do sleep 0.1; done", has_companions=True)
+            await executor.start(launched)
+            def companion(name, rest, seconds=60.0):
+                script = f"cd /var/lib/agentina/task/workspace; sleep 1000 & id -u > {name}; {rest}"
+                wanted = contract.Companion(argv=["/bin/sh", "-c", script], seconds=seconds)
+                executor.accompany(launched.directory, wanted)
+            def sleepers():
+                group = Path("/sys/fs/cgroup/agentina.slice/agentina-tasks.slice") / unit_of(launched) / "cgroup.procs"
+                found = 0
+                for pid in group.read_text().split():
+                    try:
+                        found += b"sleep\\x001000" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                    except OSError:
+                        pass
+                return found
+            async def until(count):
+                for _ in range(300):
+                    if sleepers() == count:
+                        return True
+                    await asyncio.sleep(0.1)
+                return sleepers()
+            said = []
+            companion("one", "sleep 1000"); said.append(await until(2))
+            executor.accompany(launched.directory, None); said.append(await until(0))
+            companion("two", "sleep 1000", seconds=1.0); said.append(await until(2)); said.append(await until(0))
+            companion("three", "sleep 1000"); said.append(await until(2))
+            companion("four", "sleep 1000; sleep 1000"); await asyncio.sleep(1.5); said.append(await until(2))
+            companion("five", "touch end; sleep 1000")
+            await executor.wait(launched.directory)
+            names = sorted(path.name for path in (launched.directory / "workspace").iterdir())
+            print(json.dumps([said, names, show(executor, launched.directory)]))
+        asyncio.run(main())
+        """,
+    )
+    said, names, shown = done
+    assert said == [True] * 6
+    assert names == ["end", "five", "four", "one", "three", "two"]
+    assert (shown["result"]["exit_code"], shown["result"]["stopped"]) == (0, "none"), shown
+
+
 def test_result_lost_and_slot_used_again(there: container.Container) -> None:
     """Root's helper was kept from finishing: unknown, never success; the slot's next task gives the files back."""
     found = slots.python(
