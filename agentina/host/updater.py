@@ -72,7 +72,13 @@ def _finish(file: journal.File, host: update_host.SystemdHost) -> None:
 
 def running(instance: paths.InstancePaths, store: releases.Store) -> str | None:
     """The version that the instance is bound to: its own, or else the package's. None: that is not known."""
-    return store.linked(instance.name) or packaged(instance.layout)
+    return _bound(instance, store) or packaged(instance.layout)
+
+
+def _bound(instance: paths.InstancePaths, store: releases.Store) -> str | None:
+    """The release that the instance runs by its link. None: the package's, also where the link leads nowhere."""
+    linked = store.linked(instance.name)
+    return linked if linked is not None and store.path(linked).is_dir() else None
 
 
 def packaged(layout: paths.Layout) -> str | None:
@@ -144,7 +150,7 @@ def want(
     """
     if version == running(instance, store) and (file.content.update is None or file.content.update.is_over):
         return
-    linked = store.linked(instance.name)
+    linked = _bound(instance, store)
     fresh = journal.request(
         file.content, id=id or _own_id(), version=version, linked=linked, now=file.now, force=force
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,15 @@ def test_release_that_is_gone_is_not_gone_back_to(bench: Bench) -> None:
     with pytest.raises(errors.AgentinaError) as caught:
         updater.go_back(bench.instance, bench.store, bench.file, version=None, reason=Reason.OPERATOR)
     assert caught.value.entry is errors.RELEASE_UNKNOWN
+
+
+def test_release_that_was_deleted_by_hand_is_nothing_to_go_back_to(bench: Bench) -> None:
+    """The launcher runs the package's own then: that is what comes back."""
+    shutil.rmtree(bench.store.path(OLD))
+    assert updater.running(bench.instance, bench.store) == PACKAGED
+    update = bench.heed().update
+    assert update is not None
+    assert update.before is None
 
 
 def test_what_runs_already_is_no_wish(bench: Bench) -> None:
