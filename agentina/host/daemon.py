@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 import platform
@@ -110,6 +111,8 @@ async def _run(instance: paths.InstancePaths, settings: config.HostConfig, who: 
     try:
         await daemon.start()
         notify.send("READY=1", f"STATUS=agent {who.agent_id}")
+        # What is here now stays: no collection looks at it again, least of all the last, for which a successor waits.
+        gc.freeze()
         await ending.wait()
         _log.info("the daemon ends; tasks go on", extra={"action": "daemon-ending"})
         notify.send("STOPPING=1")
