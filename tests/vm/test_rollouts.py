@@ -104,7 +104,7 @@ class Site:
         """Settings by the operator's command, to the rollout's end."""
         file = self.lab.fleet.root / "settings.yaml"
         file.write_text(json.dumps(wanted))  # which is YAML
-        options = ["--soak", "5s", "--batch", "100%", "--watch", "5s"]
+        options = ["--soak", "1s", "--batch", "100%", "--watch", "1s"]
         started = self.lab.fleet.document("rollout", "start", "--config", str(file), *options)
         return self.follow(started["rollout"]["id"])
 
