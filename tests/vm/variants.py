@@ -76,8 +76,8 @@ FAULTS: Final = {
     # Tasks get sixteen times what they may, from the kernel's point of view.
     "generous": (
         "executors/systemd.py",
-        "systemd.limits(memory_bytes=launch.memory_bytes,",
-        "systemd.limits(memory_bytes=launch.memory_bytes << 4,",
+        "systemd.limits(memory_bytes=memory,",
+        "systemd.limits(memory_bytes=memory << 4,",
     ),
     # No fault, but whoever records a state waits, before or after, where it is listed, until it is let go.
     "held": (
@@ -147,10 +147,11 @@ def build(package: Path, directory: Path, version: str, fault: str = "") -> Path
     shutil.copytree(origin, tree, copy_function=os.link)
     own = tree / "lib/agentina"
     was = (tree / "version").read_text().strip()
-    _replace(own / "__init__.py", f'__version__ = "{was}"', f'__version__ = "{version}"')
+    first = own / "__init__.py"
+    _rewrite(first, _replaced(first.read_text(), f'__version__ = "{was}"', f'__version__ = "{version}"'))
     if fault and fault not in _FILES:
-        name, old, new = FAULTS[fault]
-        _replace(own / name, old, new, added=_ADDED.get(fault, ""))
+        faulty = own / FAULTS[fault][0]
+        _rewrite(faulty, with_fault(faulty.read_text(), fault))
     for path, text in _FILES.get(fault, {}).items():
         (tree / path).parent.mkdir(parents=True)
         (tree / path).write_text(text)
@@ -187,9 +188,18 @@ def _describe(tree: Path, version: str) -> None:
         (tree / name).write_text(text)
 
 
-def _replace(path: Path, old: str, new: str, *, added: str = "") -> None:
+def with_fault(text: str, fault: str) -> str:
+    """The text of a fault's file with the fault built in."""
+    _, old, new = FAULTS[fault]
+    return _replaced(text, old, new) + _ADDED.get(fault, "")
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, f"the code is not what it was: {old!r}"
+    return text.replace(old, new)
+
+
+def _rewrite(path: Path, text: str) -> None:
     """Change a file that is a hard link to the original's."""
-    text = path.read_text()
-    assert text.count(old) == 1, (path, old)
     path.unlink()
-    path.write_text(text.replace(old, new) + added)
+    path.write_text(text)
