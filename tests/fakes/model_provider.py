@@ -33,6 +33,13 @@ class Asked:
         self.method, self.path, self.headers, self.body = method, path, headers, body
 
     @property
+    def api(self) -> str:
+        """Whose API it is."""
+        if "/v1beta/" in self.path:
+            return "gemini"
+        return "anthropic" if "/messages" in self.path else "openai"
+
+    @property
     def document(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(self.body) if self.body else {}
         return content
@@ -55,6 +62,8 @@ class ModelProvider:
         #: Set by a test to let ``held`` answers go on; set by it when one is held.
         self.go_on = asyncio.Event()
         self.holding = asyncio.Event()
+        #: What it could not answer, and why.
+        self.faults: list[str] = []
         #: Bytes that were written of the present answer.
         self.written = 0
         self.port = 0
@@ -77,9 +86,13 @@ class ModelProvider:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        try:
             while await self._one(reader, writer):
                 pass
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        except (AssertionError, KeyError, StopIteration) as error:
+            self.faults.append(repr(error))
         writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

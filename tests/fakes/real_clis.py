@@ -1,4 +1,4 @@
-"""Where the real command lines of AI agents are, if they can be had: PyPI has packages that bundle them."""
+"""Where the real command lines of AI agents are, if they can be had: packages of pip's and npm's bring them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,27 +20,34 @@ class Cli(NamedTuple):
     variable: str
     #: Its name in PATH.
     name: str
-    #: What brings it: the module, the path in it, and the distribution that was tried.
+    #: What brings it: the module or directory, the path in it, and the distribution that was tried.
     package: str
     path: str
     distribution: str
+
+    @property
+    def is_of_npm(self) -> bool:
+        """Whether npm brings it."""
+        return "==" not in self.distribution
 
 
 #: By runner.
 CLIS: Final = {
     "claude-code": Cli("REAL_CLAUDE", "claude", "claude_agent_sdk", "_bundled/claude", "claude-agent-sdk==0.2.187"),
     "codex": Cli("REAL_CODEX", "codex", "codex_cli_bin", "bin/codex", "openai-codex-cli-bin==0.163.0"),
+    "gemini": Cli("REAL_GEMINI", "gemini", "package", "bundle/gemini.js", "@google/gemini-cli@0.61.0"),
+    "opencode": Cli("REAL_OPENCODE", "opencode", "package", "bin/opencode", "opencode-linux-x64@1.18.33"),
 }
 
 
 def installed(cli: Cli) -> Path | None:
     """The program, where it is installed."""
-    bundled = importlib.util.find_spec(cli.package)
     places = [os.environ.get(cli.variable), shutil.which(cli.name)]
+    bundled = None if cli.is_of_npm else importlib.util.find_spec(cli.package)
     if bundled is not None and bundled.origin is not None:
         places.append(str(Path(bundled.origin).parent / cli.path))
     found = next((place for place in places if place and os.access(place, os.X_OK)), None)
-    return None if found is None else Path(found)
+    return None if found is None else Path(found).resolve()
 
 
 def fetch(cli: Cli, directory: Path) -> Path:
@@ -49,19 +57,27 @@ def fetch(cli: Cli, directory: Path) -> Path:
         OSError: It cannot be had; the text says why.
 
     """
-    # The environment of this interpreter may have no pip; the one it was made from has.
-    python = f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
-    command = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--retries=1", f"--dest={directory}", cli.distribution]
+    if cli.is_of_npm:
+        command = ["npm", "pack", "--silent", f"--pack-destination={directory}", cli.distribution]
+    else:
+        # The environment of this interpreter may have no pip; the one it was made from has.
+        python = f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+        command = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--retries=1", f"--dest={directory}", cli.distribution]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(directory.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        last = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1]
+    archives = [*directory.glob("*.whl"), *directory.glob("*.tgz")]
+    if done.returncode != 0 or len(archives) != 1:
+        last = (done.stderr.strip().splitlines() or [f"{command[0]} says nothing"])[-1]
         raise OSError(f"{cli.distribution} cannot be downloaded: {last}")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        wheel.extractall(directory)
-    wheels[0].unlink()
+    if cli.is_of_npm:
+        with tarfile.open(archives[0]) as archive:
+            archive.extractall(directory)
+    else:
+        with zipfile.ZipFile(archives[0]) as wheel:
+            wheel.extractall(directory)
+    archives[0].unlink()
     program = directory / cli.package / cli.path
     for path in program.parent.iterdir():  # a wheel's own modes are lost; programs beside it are started by it
-        path.chmod(0o755)
+        if path.is_file():
+            path.chmod(0o755)
     return program

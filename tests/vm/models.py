@@ -15,10 +15,14 @@ from tests.vm import container, lab
 
 #: The keys that hosts have, by the way they have them: a file of the daemon's, and what systemd hands over, the last
 #: one encrypted on the disk.
-KEYS: Final = {"anthropic": "sk-file-0123456789", "openai": "sk-handed-0123456789", "spare": "sk-sealed-0123456789"}
+KEYS: Final = {
+    "anthropic": "sk-file-0123456789", "gemini": "sk-second-0123456789", "openai": "sk-handed-0123456789",
+    "spare": "sk-sealed-0123456789",
+}  # fmt: skip
 #: Where each key is on a host, and may be.
 STORES: Final = {
     "anthropic": "/etc/agentina/credentials/anthropic",
+    "gemini": "/etc/agentina/credentials/gemini",
     "openai": "/etc/keys/openai",
 }
 _CREDENTIALS: Final = f"""
@@ -61,12 +65,14 @@ def give(there: container.Container, port: int) -> None:
     providers = [
         {"name": "spare", "api": "anthropic", "credentials": ["spare"], "models": ["spare-*"], **url},
         {"name": "anthropic", "api": "anthropic", "credentials": ["anthropic"], **url},
+        {"name": "gemini", "api": "gemini", "credentials": ["gemini"], **url},
         {"name": "openai", "api": "openai", "credentials": ["openai"], **url},
     ]
     settings = {"providers": providers, "prices": {"gpt-*": {"input": 1, "output": 2}}}
     there.put(json.dumps(settings).encode(), "/etc/agentina/gateway.yaml")
     there.run("install -d -o agentina -m 700 /etc/agentina/credentials; install -d -m 700 /etc/keys")
-    there.run(f"install -o agentina -m 600 /dev/stdin {STORES['anthropic']}", text=KEYS["anthropic"])
+    for name in ("anthropic", "gemini"):
+        there.run(f"install -o agentina -m 600 /dev/stdin {STORES[name]}", text=KEYS[name])
     there.run(f"install -m 600 /dev/stdin {STORES['openai']}", text=KEYS["openai"])
     drop_ins = "/etc/systemd/system/agentina@.service.d"
     there.run(f"mkdir -p {drop_ins}")

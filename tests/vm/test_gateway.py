@@ -1,7 +1,6 @@
-"""Jobs in slots with a gateway: no network but by it, which has the keys; over restarts; real command lines.
+"""Jobs in slots with a gateway: no network but by it, which has the keys; over restarts.
 
-The model is ours, beside the host. Stand-ins for the command lines of AI agents always run; the real ones where PyPI
-has them, or somebody named them (tests/fakes/real_clis.py).
+The model is ours, beside the host, and so are the stand-ins for the command lines of AI agents.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import base64
 import contextlib
 import dataclasses
 import json
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,36 +16,26 @@ from typing import Any, Final
 import pytest
 
 from agentina import errors
-from agentina.gateway import forwarder, record, variables
+from agentina.gateway import forwarder, variables
 from agentina.host import doors
 from agentina.inside import toolserver
-from agentina.protocol import api
 from agentina.protocol.states import Reason, State
-from tests.fakes import coding_model, model_provider, real_clis
-from tests.vm import attacks, container, host, images, lab, models
+from tests.fakes import coding_model, model_provider
+from tests.vm import attacks, coding, container, host, lab, models
 
 RUNNERS: Final = {"claude-code": "claude", "codex": "codex"}
-REPOSITORY: Final = """
-mkdir -p /srv/repository && cd /srv/repository && git init -q -b main
-printf 'def add(a, b):\\n    return a - b\\n' > calc.py
-printf 'import calc; assert calc.add(2, 3) == 5\\n' > test_calc.py
-git add . && git -c user.name=a -c user.email=a@example.com commit -qm first && chown -R agentina .
-"""
-FIX: Final = (
-    "sed -i 's/a - b/a + b/' calc.py && id -u && env && ls -A /var/lib/agentina/task && grep -o '[^ ]*:' /proc/net/dev"
-)
 
 
 @pytest.fixture(scope="module")
 def provider(run_lab: lab.Lab) -> Iterator[coding_model.CodingModel]:
-    made = coding_model.CodingModel(FIX)
+    made = coding_model.CodingModel(coding.FIX)
     with models.running(made, run_lab):
         yield made
 
 
 @pytest.fixture(autouse=True)
 def as_new(provider: coding_model.CodingModel) -> None:
-    provider.command, provider.scenario, provider.billed = FIX, "text", [0, 0, 0]
+    provider.command, provider.scenario, provider.billed = coding.FIX, "text", [0, 0, 0]
     provider.asked.clear()
 
 
@@ -58,7 +45,7 @@ def there(
 ) -> container.Container:
     made = new_container("gateway")
     run_lab.activate(made, "default", "--max-concurrent-tasks 20")
-    made.run(REPOSITORY)
+    made.run(coding.REPOSITORY)
     for name in RUNNERS.values():
         made.put(Path(model_provider.__file__).with_name("stand_in_cli.py"), f"/usr/local/bin/{name}", mode=0o755)
     # Its disk is small; what failed is to be kept whole all the same.
@@ -68,116 +55,24 @@ def there(
     return made
 
 
-def submit(run_lab: lab.Lab, runner: str = "claude-code", **fields: Any) -> str:
-    job = {
-        "name": "fix", "runner": runner, "payload": {"prompt": "test_calc.py fails. Fix calc.py."},
-        "workspace": {"git": "/srv/repository"}, "resources": {"memory": "1GiB", "cpu": 0.1},
-        "budget": {"tokens": 1_000_000}, **fields,
-    }  # fmt: skip
-    return run_lab.fleet.client.submit_job(job).id
-
-
-def fix(run_lab: lab.Lab, provider: coding_model.CodingModel, runner: str, tmp_path: Path, **fields: Any) -> str:
-    """Have an agent fix the bug; everything of it is as it has to be. Returns its output."""
-    job = submit(run_lab, runner, verify={"argv": ["python3", "test_calc.py"]}, **fields)
-    view = run_lab.fleet.wait_final(job)
-    output = run_lab.fleet.output(job).decode()
-    assert (view.job.state, view.job.reason) == (State.SUCCEEDED, Reason.AGENT_FINISHED), (view.job, output)
-    patch: list[bytes] = []
-    run_lab.fleet.client.read_artifact(job, "changes.patch", patch.append)
-    (tmp_path / "calc.py").write_text("def add(a, b):\n    return a - b\n")
-    (tmp_path / "test_calc.py").write_text("import calc; assert calc.add(2, 3) == 5\n")
-    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=b"".join(patch), check=True)
-    subprocess.run(["python3", "test_calc.py"], cwd=tmp_path, check=True)
-    # What the gateway counted, and what the command line says, is what the provider billed.
-    fresh, cached, used = provider.billed
-    assert f"{fresh + cached + used} tokens, {cached} of them cached" in notes(view)
-    outcome = view.tasks[0].outcome
-    assert outcome is not None
-    assert outcome.agent is not None
-    assert outcome.agent.tokens is not None
-    tokens = outcome.agent.tokens
-    assert [tokens.input, tokens.cached_input, tokens.output] == provider.billed
-    for asked in provider.asked:
-        key = models.KEYS["anthropic" if runner == "claude-code" else "openai"]
-        assert key in asked.headers.get("x-api-key", asked.headers.get("authorization", ""))
-    assert not [key for key in models.KEYS.values() if key in output]
-    return output
-
-
-def notes(view: api.JobView) -> str:
-    return "\n".join(event.text for event in view.events)
-
-
 @pytest.mark.usefixtures("there")
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_stand_in_fixes_a_bug(
     run_lab: lab.Lab, provider: coding_model.CodingModel, tmp_path: Path, runner: str
 ) -> None:
-    output = fix(run_lab, provider, runner, tmp_path)
+    _, output = coding.fix(run_lab, provider, runner, tmp_path)
     # It is a user of its own, and has loopback, its own files, orders, and nothing else.
     assert "_default-S" in output
     assert '\\nhome\\nmirror\\norders\\nworkspace\\nlo:\\n"' in output
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_real_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
-    there: container.Container,
-    run_lab: lab.Lab,
-    provider: coding_model.CodingModel,
-    tmp_path: Path,
-    measured: Callable[[str], None],
-    runner: str,
-) -> None:
-    with real_agent(there, run_lab, runner):
-        output = fix(run_lab, provider, runner, tmp_path, resources={"memory": "2GiB"})
-    assert "AGENTINA_JOB_ID=" in output
-    measured(f"a real {RUNNERS[runner]} in a slot: {provider.billed} tokens billed, and as many counted")
-
-
-@contextlib.contextmanager
-def real_agent(there: container.Container, run_lab: lab.Lab, runner: str) -> Iterator[None]:
-    """The real command line in the place of its stand-in."""
-    program = real_program(runner)
-    place = f"/opt/agents/{runner}"
-    for path in sorted(program.parent.iterdir()):
-        there.put(path, f"{place}/{path.name}", mode=0o755)
-    there.run("mkdir -p /etc/agentina/runners.d")
-    there.put(f"program: {place}/{program.name}\n".encode(), f"/etc/agentina/runners.d/{runner}.yaml")
-    try:
-        there.run("systemctl restart agentina@default")
-        run_lab.wait_online(there)
-        yield
-    finally:
-        there.run(f"rm -r {place} /etc/agentina/runners.d; systemctl restart agentina@default")
-        run_lab.wait_online(there)
-
-
-def real_program(runner: str) -> Path:
-    """The real command line."""
-    cli = real_clis.CLIS[runner]
-    found = real_clis.installed(cli)
-    if found is not None:
-        return found
-    final = images.cache() / cli.distribution
-    with images.locked(images.cache() / f"{cli.package}.lock"):
-        if not final.exists():
-            try:
-                with images.staged(final) as directory:
-                    real_clis.fetch(cli, directory)
-            except OSError as error:
-                pytest.skip(f"{error}; {cli.variable} can name the program")
-    return final / cli.package / cli.path
-
-
 # --- while things are restarted --------------------------------------------------------------------------------------
 
 #: Unit and process of what is ended in the middle of an answer.
-GATEWAY: Final = "pgrep -u agentina -f agentina.gateway.process"
 ENDS: Final = {
     "a restart of the daemon": "systemctl restart agentina@default",
     "a kill of the daemon": "systemctl kill --kill-whom=main -s KILL agentina@default",
-    "a kill of the gateway": f"kill -KILL $({GATEWAY})",
+    "a kill of the gateway": f"kill -KILL $({coding.GATEWAY})",
 }
 
 
@@ -190,18 +85,18 @@ def test_task_goes_on_over(
     provider.holding.clear()
     provider.scenario = "held"
     # What failed is kept, and so its record can be read.
-    job = submit(run_lab, verify={"argv": ["false"]})
+    job = coding.submit(run_lab, verify={"argv": ["false"]})
     host.wait_for(provider.holding.is_set, "the model answers")
     provider.scenario = "text"
-    gateway = there.run(GATEWAY).strip()
+    gateway = there.run(coding.GATEWAY).strip()
     there.run(ENDS[end])
     there.wait(f"! test -d /proc/{gateway}", "the gateway has ended")
     provider.let_go()
     view = run_lab.fleet.wait_final(job)
     assert view.job.reason is Reason.VERIFY_FAILED, (view.job, run_lab.fleet.output(job))
-    assert "used 3 calls of models" in notes(view)
+    assert "used 3 calls of models" in coding.notes(view)
     # The first call broke off; the same was asked again, and then the model was told what its command said.
-    broken, *completed = [entry for entry in recorded(there, view.tasks[0].id) if entry["kind"] == "end"]
+    broken, *completed = [entry for entry in coding.recorded(there, view.tasks[0].id) if entry["kind"] == "end"]
     assert broken["end"] in {"abandoned", "interrupted"}
     assert broken["charge"]["estimated"]
     sizes = [len(asked.body) // 4 for asked in provider.asked[1:]]
@@ -211,10 +106,6 @@ def test_task_goes_on_over(
     ]
 
 
-#: Agents at once: real ones where the variable says so, which take some 300 MB each.
-REAL_AGENTS: Final = int(os.environ.get("AGENTINA_VM_AGENTS", "0"))
-
-
 def test_twenty_agents_at_once(
     there: container.Container,
     run_lab: lab.Lab,
@@ -222,41 +113,9 @@ def test_twenty_agents_at_once(
     measured: Callable[[str], None],
 ) -> None:
     """All of them wait for the model at the same time; each is counted to the token, and the gateway stays small."""
-    with real_agent(there, run_lab, "claude-code") if REAL_AGENTS else contextlib.nullcontext():
-        count = REAL_AGENTS or 20
-        provider.go_on.clear()
-        provider.scenario = "held"
-        jobs = [submit(run_lab, resources={"memory": "256MiB", "cpu": 0.1}) for _ in range(count)]
-        host.wait_for(lambda: len(provider.asked) >= count, "all of them ask the model")
-        assert len(run_lab.units(there)) == count
-        gateway = int(there.run(GATEWAY))
-        resident = int(there.run(f"ps -o rss= -p {gateway}")) / 1024
-        provider.scenario = "text"
-        provider.let_go()
-        views = [run_lab.fleet.wait_final(job) for job in jobs]
-    assert {view.job.reason for view in views} == {Reason.AGENT_FINISHED}
-    outcomes = [view.tasks[0].outcome for view in views]
-    counted = [used for outcome in outcomes if outcome is not None for used in outcome.models]
-    fresh, cached, output = provider.billed
-    assert sum(used.calls for used in counted) == len(provider.asked)
-    assert sum(used.input for used in counted) == fresh
-    assert sum(used.cached for used in counted) == cached
-    assert sum(used.output for used in counted) == output
-    measured(f"the gateway with {count} agents in the middle of an answer: {resident:.0f} MiB")
-    assert resident < 100
-
-
-def recorded(there: container.Container, task: str) -> list[dict[str, Any]]:
-    """What a task's record says."""
-    log = there.get(f"{kept(there, task)}/{record.NAME}").decode()
-    return [json.loads(line[9:]) for line in log.splitlines()]
-
-
-def kept(there: container.Container, task: str) -> str:
-    """Where everything of a failed task is kept; the daemon puts it there some time after the end."""
-    place = f"/var/lib/agentina/default/tasks-kept/{task}"
-    there.wait(f"test -d {place}", "what the task left is put away")
-    return place
+    jobs = [{"runner": "claude-code", "resources": {"memory": "256MiB", "cpu": 0.1}}] * 20
+    resident = coding.at_once(there, run_lab, provider, jobs).gateway
+    measured(f"the gateway with 20 agents in the middle of an answer: {resident:.0f} MiB")
 
 
 # --- what a task says ------------------------------------------------------------------------------------------------
@@ -400,7 +259,7 @@ def begin(run_lab: lab.Lab, provider: coding_model.CodingModel, program: str, **
     """Have an agent begin with a Python program; its job."""
     packed = base64.b64encode(program.encode()).decode()
     provider.command = f"echo {packed} | base64 -d > ../home/program; python3 ../home/program && echo complete"
-    return submit(run_lab, **fields)
+    return coding.submit(run_lab, **fields)
 
 
 def printed(run_lab: lab.Lab, job: str) -> tuple[str, list[str]]:
@@ -420,14 +279,14 @@ def test_no_key_is_in_a_task(there: container.Container, run_lab: lab.Lab, provi
     seek = attacks.seek(*models.KEYS.values(), is_deep=True)
     there.put(seek.encode(), "/root/seek.py")
     to_root = there.run("python3 /root/seek.py").split()
-    gateway = int(there.run(GATEWAY))
+    gateway = int(there.run(coding.GATEWAY))
     handed = {f"/run/credentials/agentina@default.service/{name}" for name in ("openai", "spare")}
     assert {*models.STORES.values(), *handed, f"/proc/{gateway}/mem"} == set(to_root)
     # All three are in use: the task has asked models of each provider.
     task, found = attack(run_lab, provider, seek, verify={"argv": ["false"]})
     assert found == []
     # What its command line and we wrote of it is kept, and has none either: nor have the journal and what we print.
-    assert there.run(f"ls -A {kept(there, task)}/home").split() == [".agentina", ".claude.log", "program"]
+    assert there.run(f"ls -A {coding.kept(there, task)}/home").split() == [".agentina", ".claude.log", "program"]
     keys = " ".join(f"-e {key}" for key in models.KEYS.values())
     assert there.run(f"grep -rlF {keys} /var/lib/agentina /var/cache /run/agentina /tmp || true") == ""
     assert there.run(f"journalctl -a | grep -F {keys} || true") == ""
