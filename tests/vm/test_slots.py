@@ -469,6 +469,28 @@ def test_with_continue_only_the_process_ends(limited: machine.Machine) -> None:
     assert (alone["result"]["oom"], alone["result"]["stopped"]) == ("full", "memory-limit")
 
 
+def test_companion_has_room_beyond_the_limit_of_its_task(limited: machine.Machine) -> None:
+    """A task with 50 of its 64 MiB in use, and a companion that takes 60 more: neither is ended for the other."""
+    done = slots.python(
+        limited,
+        """
+        async def main():
+            executor = await opened()
+            task = "x = b'x' * (50 << 20); import os, time\\nwhile not os.path.exists('had'): time.sleep(0.1)"
+            launched = launch("job_dddddddddddddddd.1", "python3", "-c", task, has_companions=True)
+            await executor.start(launched)
+            hog = "python3 -c 'x = b\\"x\\" * (60 << 20)'"
+            script = f"cd /var/lib/agentina/task/workspace; {hog} && touch had"
+            executor.accompany(launched.directory, contract.Companion(argv=["/bin/sh", "-c", script], seconds=60))
+            await executor.wait(launched.directory)
+            print(json.dumps(show(executor, launched.directory)))
+        asyncio.run(main())
+        """,
+    )
+    assert (done["result"]["exit_code"], done["result"]["oom"]) == (0, "none"), done
+    assert done["result"]["usage"]["memory_peak_bytes"] > 110 << 20
+
+
 def test_files_in_memory_do_not_keep_the_result_from_being_written(limited: machine.Machine) -> None:
     """What the task left in /dev/shm and a full limit: root's helper makes room first."""
     done = slots.run_one(limited, "head -c 300M /dev/zero > /dev/shm/x; echo never")
