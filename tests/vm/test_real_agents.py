@@ -15,6 +15,7 @@ from typing import Any, Final
 import pytest
 
 from agentina.protocol import states
+from agentina.protocol.states import Reason, State
 from tests.fakes import coding_model, real_clis
 from tests.vm import coding, container, host, images, lab, models
 
@@ -50,7 +51,7 @@ def there(
     made = new_container("agents")
     run_lab.activate(made, "default", "--max-concurrent-tasks 20")
     made.run(coding.REPOSITORY)
-    made.run("echo 'disk_reserve: 1000000\nagent_linger: 5' >> /etc/agentina/default.yaml")
+    made.run("echo 'disk_reserve: 1000000\nagent_linger: 1' >> /etc/agentina/default.yaml")
     models.give(made, provider.port)
     run_lab.wait_online(made)
     return made
@@ -129,34 +130,101 @@ def test_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
     measured(f"a real {name} in a slot: {provider.billed} tokens billed, and as many counted")
 
 
-def test_agent_complains_and_asks_by_its_tools(
-    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, copies: Callable[[str], str]
+@pytest.mark.parametrize("runner", FIRST)
+def test_agent_uses_its_tools(  # noqa: PLR0917 - fixtures
+    there: container.Container,
+    run_lab: lab.Lab,
+    provider: coding_model.CodingModel,
+    copies: Callable[[str], str],
+    runner: str,
 ) -> None:
-    """The model has our server's tools used; what the agent says reaches the operators."""
+    """The model has our server's tools used; what the agent says reaches the operators, and their answer the model."""
     provider.command = ""
     provider.verbs = [
         ("progress", {"text": "half way", "percent": 50}),
-        ("complain", {"kind": "missing-secret", "text": "nobody gave me one", "about": "token of the forge"}),
+        ("complain", {"kind": "missing-secret", "text": "nobody gave me one", "about": f"{runner} token"}),
         ("ask", {"text": "which branch?", "wait": 50}),
     ]
-    assert copies("claude-code")
+    assert copies(runner)
     assert there.is_on
-    job = coding.submit(run_lab, "claude-code", **fields("claude-code"))
+    job = coding.submit(run_lab, runner, **fields(runner))
 
     def asked() -> dict[str, Any] | None:
         view = run_lab.fleet.job(job)
         assert view.job.state not in states.FINAL, (view.job, run_lab.fleet.output(job), provider.faults)
         return reported(run_lab, job, "TASK_QUESTION")
 
-    assert host.wait_for(asked, "the question is here")
-    assert reported(run_lab, job, "COMPLAINT_MISSING_SECRET") is not None
-    run_lab.fleet.client.cancel_job(job)
-    run_lab.fleet.wait_final(job)
+    question = host.wait_for(asked, "the question is here")
+    complaint = reported(run_lab, job, "COMPLAINT_MISSING_SECRET")
+    assert complaint is not None
+    assert f"{runner} token" in str(complaint)
+    assert run_lab.fleet.job(job).job.state is State.RUNNING
+    run_lab.fleet.answer("anomaly", "answer", question["id"], "the second branch")
+    view = run_lab.fleet.wait_final(job)
+    output = run_lab.fleet.output(job).decode()
+    assert (view.job.state, view.job.reason) == (State.SUCCEEDED, Reason.AGENT_FINISHED), (view.job, output)
+    assert b"the second branch" in provider.asked[-1].body
+    task = view.tasks[0]
+    assert task.progress is not None
+    assert (task.progress.text, task.progress.percent) == ("half way", 50)
+    assert task.outcome is not None
+    assert task.outcome.agent is not None
+    assert task.outcome.agent.tool_calls == len(provider.verbs)
 
 
 def reported(run_lab: lab.Lab, job: str, code: str) -> dict[str, Any] | None:
     listed = run_lab.fleet.document("anomaly", "list", "--job", job)["anomalies"]
     return next((one for one in listed if one["code"] == code), None)
+
+
+@pytest.mark.parametrize("runner", FIRST)
+def test_agent_is_killed_in_the_middle_of_an_answer(  # noqa: PLR0917 - fixtures
+    there: container.Container,
+    run_lab: lab.Lab,
+    provider: coding_model.CodingModel,
+    copies: Callable[[str], str],
+    runner: str,
+) -> None:
+    """What was completed is counted exactly, what broke off by an upper estimate."""
+    copies(runner)
+    provider.go_on.clear()
+    provider.holding.clear()
+    provider.held_from = 2
+    job = coding.submit(run_lab, runner, **fields(runner))
+    host.wait_for(provider.holding.is_set, "the model answers for the second time")
+    exact = list(provider.billed)
+    there.run(f"pkill -KILL -f '^/opt/agentina/runners/{runner}/'")
+    view = run_lab.fleet.wait_final(job)
+    provider.let_go()
+    assert view.job.reason is Reason.KILLED_BY_SIGNAL, (view.job, run_lab.fleet.output(job))
+    ends = [entry for entry in coding.recorded(there, view.tasks[0].id) if entry["kind"] == "end"]
+    assert [end["end"] for end in ends] == ["completed", "abandoned"]
+    assert list(ends[0]["charge"]["used"].values()) == exact
+    assert ends[1]["charge"]["estimated"]
+    outcome = view.tasks[0].outcome
+    assert outcome is not None
+    (counted,) = outcome.models
+    assert counted.calls == 2
+    assert counted.input + counted.cached + counted.output >= sum(exact) + len(provider.asked[1].body) // 4
+
+
+@pytest.mark.parametrize("runner", FIRST)
+def test_agent_that_stays_after_its_result_keeps_it(  # noqa: PLR0917 - fixtures
+    there: container.Container,
+    run_lab: lab.Lab,
+    provider: coding_model.CodingModel,
+    copies: Callable[[str], str],
+    tmp_path: Path,
+    runner: str,
+) -> None:
+    """It is ended; patch and verification are as if it had ended by itself."""
+    name = copies(runner)
+    real = there.run("agentina runner list --json").split(f'"name": "{name}"')[1].split('"program": "')[1].split('"')[0]
+    stays = f'#!/bin/sh\nif [ "$1" = --version ]; then echo 99.1; exit; fi\n{real} "$@"\nexec sleep 100000\n'
+    there.put(stays.encode(), "/root/stays")
+    there.run(f"agentina runner install {runner} --from /root/stays --no-default")
+    view, _ = coding.fix(run_lab, provider, f"{runner}@99.1", tmp_path, **fields(runner))
+    assert reported(run_lab, view.job.id, "RUN_HUNG") is not None
 
 
 @pytest.mark.skipif(not AT_ONCE, reason="AGENTINA_VM_AGENTS says how many")
