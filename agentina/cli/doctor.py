@@ -23,7 +23,7 @@ def doctor(instance: str, url: str, ca_file: str, *, as_json: bool) -> int:
 
     Ends with 0 when nothing failed; warnings mean that an agent works here with something missing.
     """
-    from agentina.host import doctor as host_doctor
+    from agentina.host.instance import doctor as host_doctor
 
     checks = []
     for check in host_doctor.examine(options.layout().instance(instance), control_plane=url, ca_file=ca_file):

@@ -8,7 +8,9 @@ import msgspec
 
 import agentina
 from agentina import errors
-from agentina.host import config, identity, install, orders, service
+from agentina.host import install
+from agentina.host.instance import config, identity, service
+from agentina.host.updating import orders
 from agentina.protocol import local, units, wire
 from agentina.system import paths, services
 from agentina.updates import journal

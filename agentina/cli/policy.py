@@ -20,7 +20,7 @@ def policy() -> None:
 def check(source: str, *, as_json: bool) -> int:
     """Say whether this host would run a job, and by which rules not. Ends with 0 or 3."""
     from agentina.cli import job_files
-    from agentina.host import policy as host_policy
+    from agentina.host.instance import policy as host_policy
 
     _, spec = job_files.read(source)
     rules = host_policy.load(options.layout().policy_file)
@@ -43,7 +43,7 @@ def show(*, as_json: bool) -> None:
     """Show the policy in force, defaults included."""
     import msgspec
 
-    from agentina.host import policy as host_policy
+    from agentina.host.instance import policy as host_policy
 
     path = options.layout().policy_file
     rules = msgspec.to_builtins(host_policy.load(path))

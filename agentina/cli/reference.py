@@ -22,7 +22,7 @@ import msgspec
 
 from agentina import errors
 from agentina.cli import main
-from agentina.host import config, policy
+from agentina.host.instance import config, policy
 from agentina.protocol import api, jobs, states
 from agentina.runners import described
 
@@ -79,7 +79,7 @@ def configuration_page() -> str:
     """The keys of an instance's configuration and of the host's policy."""
     parts = [
         "# Configuration of an instance\n",
-        _NOTE.format(source="agentina/host/config.py"),
+        _NOTE.format(source="agentina/host/instance/config.py"),
         _CONFIGURATION_INTRODUCTION,
         *_fields(config, config.HostConfig),
         "# Policy of a host\n",

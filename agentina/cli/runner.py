@@ -63,7 +63,8 @@ def install(  # noqa: PLR0917 - click's parameters
 @options.json_option
 def list_copies(*, verify: bool, as_json: bool) -> int:
     """List the copies that this host keeps, and which tasks have them."""
-    from agentina.host import choices, provision
+    from agentina.host import provision
+    from agentina.host.work import choices
     from agentina.runners import copies
 
     layout = options.layout()

@@ -17,7 +17,8 @@ def smoke_check(instance: str, *, as_json: bool) -> int:
 
     Changes nothing. The updater has each new release do this before its trial. Ends with 0 when it can, else with 1.
     """
-    from agentina.host import doctor, smoke
+    from agentina.host.instance import doctor
+    from agentina.host.updating import smoke
 
     checks = list(smoke.examine(options.layout().instance(instance)))
     document = doctor.to_document(checks)

@@ -23,8 +23,8 @@ def updater(instance: str, *, soak: float, patience: float) -> None:
     import logging
     import sys
 
-    from agentina.host import trials
-    from agentina.host import updater as host_updater
+    from agentina.host.updating import trials
+    from agentina.host.updating import updater as host_updater
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("tuf").setLevel(logging.WARNING)

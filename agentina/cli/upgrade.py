@@ -11,7 +11,7 @@ from agentina import errors
 from agentina.cli import options, output
 
 if TYPE_CHECKING:
-    from agentina.host import upgrading
+    from agentina.host.updating import upgrading
     from agentina.system import paths
     from agentina.updates import journal
 
@@ -50,7 +50,7 @@ def upgrade(version: str | None, *, instance: str, check: bool, yes: bool, retry
     when the agent runs it (with --check: when there is nothing newer), 1 when it was rolled back (with --check: when
     there is something newer).
     """
-    from agentina.host import upgrading
+    from agentina.host.updating import upgrading
 
     where = options.layout().instance(instance)
     found = upgrading.look(where, version)
@@ -83,7 +83,7 @@ def rollback(*, instance: str, only_identity: bool, yes: bool, as_json: bool) ->
 
     One that is under way is ended; after one that was promoted the release before it runs again. Tasks go on.
     """
-    from agentina.host import upgrading
+    from agentina.host.updating import upgrading
 
     where = options.layout().instance(instance)
     upgrading.require(where)
@@ -98,7 +98,7 @@ def rollback(*, instance: str, only_identity: bool, yes: bool, as_json: bool) ->
 
 
 def _restore_identity(where: paths.InstancePaths, *, yes: bool, as_json: bool) -> int:
-    from agentina.host import upgrading
+    from agentina.host.updating import upgrading
     from agentina.system import clock
 
     copy = upgrading.identity_copy(where)
@@ -119,7 +119,7 @@ def _restore_identity(where: paths.InstancePaths, *, yes: bool, as_json: bool) -
 
 
 def _follow(where: paths.InstancePaths, *, as_json: bool) -> int:
-    from agentina.host import upgrading
+    from agentina.host.updating import upgrading
     from agentina.updates import journal
 
     update = upgrading.follow(where, say=_say)

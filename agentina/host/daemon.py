@@ -22,40 +22,22 @@ from agentina import __version__, errors
 from agentina.client import backoff, link
 from agentina.executors import contract
 from agentina.executors import registry as executors
-from agentina.host import (
+from agentina.host import follow, heartbeat, janitor, localapi, poll, remote, reports, standing, status, watchdog
+from agentina.host.instance import config, fingerprint, grace, identity, logs, outbox, session
+from agentina.host.leaving import departure, preemption, shutdown
+from agentina.host.updating import orders, probe
+from agentina.host.work import (
     anomalies,
-    config,
-    departure,
     doors,
-    fingerprint,
-    follow,
     gatecheck,
     gates,
-    grace,
     healthwatch,
-    heartbeat,
-    identity,
     intake,
     inventory,
-    janitor,
-    localapi,
-    logs,
     operations,
-    orders,
-    outbox,
-    poll,
-    preemption,
-    probe,
-    remote,
-    reports,
-    session,
     shim,
-    shutdown,
-    standing,
-    status,
     tasks,
     uploads,
-    watchdog,
 )
 from agentina.protocol import local, units, versions, wire
 from agentina.runners import registry as runners
@@ -63,7 +45,7 @@ from agentina.system import clock, files, notify, paths, services
 from agentina.system import tasks as background
 
 if TYPE_CHECKING:
-    from agentina.host import shares
+    from agentina.host.work import shares
     from agentina.runners import contract as runner_contract
 
 #: Seconds the orderly end may take; tasks and reports are safe without it.
@@ -306,7 +288,7 @@ class Daemon:
         )
 
     def _make_shares(self) -> shares.Shares:
-        from agentina.host import shares as made  # noqa: PLC0415 - only tasks with a gateway need it
+        from agentina.host.work import shares as made  # noqa: PLC0415 - only tasks with a gateway need it
 
         return made.Shares(
             self._instance.state,

@@ -11,7 +11,8 @@ from typing import Final
 
 from agentina import errors
 from agentina.client import backoff, link
-from agentina.host import entries, output, session, state, tasks, uploads
+from agentina.host.instance import session
+from agentina.host.work import entries, output, state, tasks, uploads
 from agentina.protocol import wire
 from agentina.system import tasks as background
 

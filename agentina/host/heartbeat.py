@@ -9,7 +9,9 @@ from typing import Final
 
 from agentina import errors
 from agentina.client import backoff, link
-from agentina.host import remote, session, tasks
+from agentina.host import remote
+from agentina.host.instance import session
+from agentina.host.work import tasks
 from agentina.protocol import wire
 from agentina.system import clock
 

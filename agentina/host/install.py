@@ -2,13 +2,13 @@
 
 Install goes through these steps; each is skipped when what it makes is there already:
 
-1. the host is checked (:mod:`agentina.host.doctor`),
+1. the host is checked (:mod:`agentina.host.instance.doctor`),
 2. a key is made here and stored, durably, together with the token's hash: *before* the token is shown to anybody,
 3. the token is redeemed with that key; an answer lost on the way is fetched by running install again, for redeeming is
    idempotent for the same key and token,
 4. license and configuration are stored, and last the identity with its agent id: that write is the commit point,
 5. the service is enabled and started and the first heartbeat awaited, where there is a service manager
-   (:mod:`agentina.host.service`).
+   (:mod:`agentina.host.instance.service`).
 
 The token itself is never stored.
 """
@@ -31,7 +31,8 @@ import msgspec
 import agentina
 from agentina import errors
 from agentina.client import address, api, local
-from agentina.host import backups, config, doctor, identity, service
+from agentina.host.instance import config, doctor, identity, service
+from agentina.host.updating import backups
 from agentina.protocol import inputs, names, signing, units, versions, wire
 from agentina.system import files, paths, services, users
 
@@ -249,7 +250,7 @@ def _pending_identity(
 
 
 def _activation(instance: paths.InstancePaths, request: Request, key: signing.SigningKey) -> wire.Activate:
-    from agentina.host import fingerprint  # noqa: PLC0415 - only activation needs it
+    from agentina.host.instance import fingerprint  # noqa: PLC0415 - only activation needs it
 
     return wire.Activate(
         token=request.token,
@@ -325,7 +326,7 @@ def _trust_releases(instance: paths.InstancePaths, say: Say) -> None:
     """Have the host trust the control plane's releases (docs/adr/0012). An agent works without."""
     if instance.layout.release_root.exists():
         return
-    from agentina.host import offers  # noqa: PLC0415 - loads all of TUF
+    from agentina.host.updating import offers  # noqa: PLC0415 - loads all of TUF
 
     try:
         if offers.pin_root(instance):

@@ -14,7 +14,9 @@ from typing import Final
 
 from agentina import errors
 from agentina.client import backoff, link
-from agentina.host import admission, heartbeat, intake, session, tasks
+from agentina.host import admission, heartbeat
+from agentina.host.instance import session
+from agentina.host.work import intake, tasks
 from agentina.protocol import jobs, wire
 from agentina.system import clock
 from agentina.system import tasks as background
@@ -56,7 +58,7 @@ class Poll:
             held: Takes what is accepted.
             offer: How much to ask for now.
             situation: What assignments are judged by, given session, poll number and the highest acknowledged one.
-            lock: Held while assignments are taken over; see :meth:`agentina.host.session.Session.keep_open`.
+            lock: Held while assignments are taken over; see :meth:`agentina.host.instance.session.Session.keep_open`.
             clocks: Where leases are measured.
 
         """

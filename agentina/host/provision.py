@@ -36,7 +36,7 @@ from typing import IO, Any, Final, NamedTuple
 import msgspec
 
 from agentina import errors
-from agentina.host import choices
+from agentina.host.work import choices
 from agentina.protocol import names
 from agentina.runners import contract, copies, registry
 from agentina.system import clock, files, paths, users
@@ -210,7 +210,7 @@ class Store:
         files.sync_directory(link.parent)
 
     def _take(self, path: Path) -> list[str]:
-        """Take a copy away unless live tasks have it, which are returned (agentina/host/choices.py has the order)."""
+        """Take a copy away unless live tasks have it, which are returned; see agentina/host/work/choices.py."""
         description, aside = path / copies.DESCRIPTION, path / f".{copies.DESCRIPTION}"
         is_described = description.exists()
         if is_described:

@@ -38,7 +38,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from agentina import errors
-from agentina.host import anomalies, config
+from agentina.host.instance import config
+from agentina.host.work import anomalies
 from agentina.protocol import inputs, settings, signing, wire
 from agentina.system import clock, files
 

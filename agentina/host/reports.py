@@ -10,7 +10,8 @@ import msgspec
 
 from agentina import errors
 from agentina.client import backoff, link
-from agentina.host import outbox, session, tasks
+from agentina.host.instance import outbox, session
+from agentina.host.work import tasks
 from agentina.protocol import wire
 
 _PATH: Final = "/v1/agent/reports"

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from typing import Final
 
 from agentina import errors
-from agentina.host import admission, config, departure, grace, identity, orders, outbox, policy, session, tasks
+from agentina.host import admission
+from agentina.host.instance import config, grace, identity, outbox, policy, session
+from agentina.host.leaving import departure
+from agentina.host.updating import orders
+from agentina.host.work import tasks
 from agentina.protocol import local, signing, units, wire
 from agentina.protocol.jobs import JobSpec
 from agentina.system import clock, files, paths, pressure

@@ -8,20 +8,10 @@ from typing import Literal
 
 from agentina import __version__
 from agentina.executors import contract
-from agentina.host import (
-    config,
-    entries,
-    heartbeat,
-    identity,
-    orders,
-    outbox,
-    probe,
-    remote,
-    session,
-    standing,
-    state,
-    tasks,
-)
+from agentina.host import heartbeat, remote, standing
+from agentina.host.instance import config, identity, outbox, session
+from agentina.host.updating import orders, probe
+from agentina.host.work import entries, state, tasks
 from agentina.protocol import budgets, local, wire
 from agentina.protocol.states import Reason, State
 from agentina.system import clock, paths

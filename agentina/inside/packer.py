@@ -4,8 +4,8 @@
 
 The supervisor starts it beside the task's command (ADR 0020): as the task's user, in the task's control group and
 namespaces. It can do nothing that the task could not do itself, so nothing that it sends is worth more than the task's
-own word; the daemon makes the archive of it (:mod:`agentina.host.packing`). The daemon says what it wants in one line
-of JSON (:class:`Request`); then come records: a letter, the length in four bytes (big endian), and as many bytes.
+own word; the daemon makes the archive of it (:mod:`agentina.host.trees.packing`). The daemon says what it wants in one
+line of JSON (:class:`Request`); then come records: a letter, the length in four bytes (big endian), and as many bytes.
 
 | letter | bytes |
 | --- | --- |
@@ -158,7 +158,7 @@ class Packer:
         self._request = request
 
     def run(self) -> None:
-        """Send everything, each part before those that it speaks of (:mod:`agentina.host.checkpoints`).
+        """Send everything, each part before those that it speaks of (:mod:`agentina.host.trees.checkpoints`).
 
         Raises:
             PackError: It cannot be done.

@@ -64,7 +64,10 @@ class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a task of the daemon's own that was to take more memory than it may (agentina/host/probe.py)."""
+    """What became of a task of the daemon's own that was to take more memory than it may.
+
+    agentina/host/updating/probe.py runs it.
+    """
 
     #: It is under way.
     running: bool = False

@@ -1,7 +1,8 @@
 """Takes out of free text what looks like a credential, for texts nobody looked through: evidence, complaints, logs.
 
-It knows forms, not values: what a job marked as secret is masked by its value, before (:mod:`agentina.host.output`).
-A form that is not listed here passes, so this is a second net and no permission to put secrets into texts.
+It knows forms, not values: what a job marked as secret is masked by its value, before
+(:mod:`agentina.host.work.output`). A form that is not listed here passes, so this is a second net and no permission to
+put secrets into texts.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import h11
 import msgspec
 
 from agentina import errors
-from agentina.host import config, identity
+from agentina.host.instance import config, identity
 from agentina.protocol import budgets, jobs, signing, states, wire
 from agentina.protocol.states import FINAL, Reason, State
 from agentina.system import paths

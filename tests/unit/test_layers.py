@@ -26,6 +26,14 @@ MAY_IMPORT = {
     "control": SIDE | {"updates", "__init__"},
     "cli": SIDE | {"client", "inside", "updates", "runners", "host", "control", "__init__"},
 }
+#: Packages below ``host``; what is in none of them (the daemon's loops, install) is above them all.
+HOST_MAY_IMPORT = {
+    "trees": set(),
+    "instance": set(),
+    "leaving": set(),
+    "work": {"trees", "instance"},
+    "updating": {"work", "instance"},
+}
 
 
 def imported_modules(path: Path) -> Iterator[str]:
@@ -60,6 +68,19 @@ def test_imports_point_down(package: str) -> None:
     for path in sources(package):
         extra = {package_of(name) for name in imported_modules(path)} - MAY_IMPORT[package] - {package}
         assert not extra, f"{path} imports {sorted(extra)}; {package} may import {sorted(MAY_IMPORT[package])}"
+
+
+def test_every_package_of_the_host_has_a_rule() -> None:
+    assert {path.parent.name for path in ROOT.glob("host/*/__init__.py")} == set(HOST_MAY_IMPORT)
+
+
+@pytest.mark.parametrize("package", HOST_MAY_IMPORT)
+def test_imports_of_the_host_point_down(package: str) -> None:
+    allowed = HOST_MAY_IMPORT[package] | {package}
+    for path in ROOT.glob(f"host/{package}/**/*.py"):
+        inside = {name.split(".")[2] for name in imported_modules(path) if name.startswith("agentina.host.")}
+        extra = inside - allowed
+        assert not extra, f"{path} imports {sorted(extra)} of host; {package} may import {sorted(allowed)}"
 
 
 def top_level_imports(path: Path) -> set[Path]:

@@ -17,7 +17,7 @@ import pytest
 
 from agentina import errors
 from agentina.gateway import forwarder, variables
-from agentina.host import doors
+from agentina.host.work import doors
 from agentina.inside import toolserver
 from agentina.protocol.states import Reason, State
 from tests.fakes import coding_model, model_provider

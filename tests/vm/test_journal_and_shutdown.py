@@ -45,7 +45,7 @@ def test_journal_has_sentences_and_fields(there: container.Container, run_lab: l
     assert entry["MESSAGE"].startswith(f"task {task} ended: failed")
     assert (entry["AGENTINA_JOB"], entry["AGENTINA_INSTANCE"], entry["PRIORITY"]) == (job, "default", "6")
     assert (entry["_SYSTEMD_UNIT"], entry["SYSLOG_IDENTIFIER"]) == ("agentina@default.service", "agentina")
-    assert entry["CODE_FILE"].endswith("agentina/host/tasks.py")
+    assert entry["CODE_FILE"].endswith("agentina/host/work/tasks.py")
     assert int(entry["_UID"]) != 0
     (ready,) = entries(there, "AGENTINA_ACTION=daemon-started")
     agent = json.loads(there.run("agentina status --json"))

@@ -1,6 +1,6 @@
 """Anomalies: reports added up to findings, and what operators do with them.
 
-Bounded against a fleet that reports without end: a host limits itself (:mod:`agentina.host.anomalies`), an anomaly
+Bounded against a fleet that reports without end: a host limits itself (:mod:`agentina.host.work.anomalies`), an anomaly
 keeps its newest reports, an organization :data:`MAX_UNRESOLVED` different ones (further ones are added up by kind and
 code alone), and closed ones go after :data:`KEEP_SECONDS`.
 """

@@ -1,8 +1,8 @@
 """Put back who a host is, its key and agent id and its license, as they were before the last update.
 
 Standard library only, from the package: it has to work when no release does. The updater leaves the copy
-(agentina/host/backups.py) in a directory of root's before a release is let near the originals; systemd-tmpfiles
-deletes it after seven days.
+(agentina/host/updating/backups.py) in a directory of root's before a release is let near the originals;
+systemd-tmpfiles deletes it after seven days.
 
 =============================================  =====================================================================
 what it finds                                  what it does

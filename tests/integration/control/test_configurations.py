@@ -12,7 +12,8 @@ import pytest
 from agentina import errors
 from agentina.cli import main
 from agentina.control.services import rollout_duty
-from agentina.host import config, remote
+from agentina.host import remote
+from agentina.host.instance import config
 from agentina.protocol import wire
 from agentina.system import clock
 from tests.integration.control import conftest, simulated, test_rollouts

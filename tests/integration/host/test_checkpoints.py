@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.host import checkpoints, packing, workspaces
+from agentina.host.trees import checkpoints, packing, workspaces
 from agentina.protocol import jobs
 from tests.integration.host.test_workspaces import Repository
 

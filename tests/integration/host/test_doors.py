@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agentina.host import doors, said
+from agentina.host.work import doors, said
 from agentina.inside import door
 from agentina.protocol.states import Reason, State
 from tests.fakes import control

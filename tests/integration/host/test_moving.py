@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentina.client import local
-from agentina.host import archives
+from agentina.host.trees import archives
 from agentina.protocol import wire
 from agentina.protocol.states import State
 from tests.fakes import control

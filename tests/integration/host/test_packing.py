@@ -17,7 +17,7 @@ import pytest
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host import checkpoints, packing, workspaces
+from agentina.host.trees import checkpoints, packing, workspaces
 from agentina.system import tasks
 from tests.fakes import executor
 from tests.integration.host import test_checkpoints

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from agentina import errors
-from agentina.host import mirrors, workspaces
+from agentina.host.trees import mirrors, workspaces
 from agentina.protocol import jobs
 
 

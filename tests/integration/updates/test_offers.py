@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.host import config, offers
+from agentina.host.instance import config
+from agentina.host.updating import offers
 from agentina.system import paths
 from tests.fakes import release_publisher
 

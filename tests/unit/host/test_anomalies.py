@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from agentina import errors
-from agentina.host import anomalies, outbox
+from agentina.host.instance import outbox
+from agentina.host.work import anomalies
 from agentina.protocol import wire
 from agentina.system import clock
 

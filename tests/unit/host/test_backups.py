@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from agentina import errors
-from agentina.host import backups, identity
+from agentina.host.instance import identity
+from agentina.host.updating import backups
 from agentina.protocol import signing
 from agentina.system import files, paths
 

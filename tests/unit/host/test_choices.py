@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agentina.host import choices, entries, records, state
+from agentina.host.work import choices, entries, records, state
 from agentina.protocol import jobs
 from agentina.runners import command, contract
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentina.client import metadata
-from agentina.host import clouds
+from agentina.host.leaving import clouds
 from tests.fakes import cloud_metadata, deadlines
 
 PREEMPT = {

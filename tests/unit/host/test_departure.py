@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from agentina.host import departure
+from agentina.host.leaving import departure
 
 SHUTDOWN = departure.Notice(reason="is shutting down", key="shutdown")
 ADVICE = departure.Notice(reason="is at risk", key="rebalance 1", near=False)

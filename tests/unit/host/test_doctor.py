@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.host import doctor, identity, service
+from agentina.host.instance import doctor, identity, service
 from agentina.system import clock, paths, services
 from tests.fakes import scripted_server, systemctl
 

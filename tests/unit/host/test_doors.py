@@ -9,7 +9,8 @@ from typing import cast
 
 import pytest
 
-from agentina.host import anomalies, doors, entries, outbox, records, state
+from agentina.host.instance import outbox
+from agentina.host.work import anomalies, doors, entries, records, state
 from agentina.protocol import jobs, wire
 from agentina.system import clock
 from tests.fakes import deadlines

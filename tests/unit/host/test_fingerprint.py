@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentina.host import fingerprint
+from agentina.host.instance import fingerprint
 from agentina.protocol import wire
 
 

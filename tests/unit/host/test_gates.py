@@ -10,7 +10,8 @@ import pytest
 
 from agentina import errors
 from agentina.gateway import days
-from agentina.host import entries, gates, records, session, shares, state
+from agentina.host.instance import session
+from agentina.host.work import entries, gates, records, shares, state
 from agentina.protocol import budgets, jobs, verbs, wire
 from agentina.system import clock
 from tests.fakes import executor

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentina.host import grace
+from agentina.host.instance import grace
 
 HOUR = 3_600.0
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentina.host import health
+from agentina.host.work import health
 from agentina.protocol import jobs
 from agentina.runners.streams import events, formats, reading
 

@@ -8,7 +8,8 @@ import pytest
 
 from agentina import errors
 from agentina.client import api
-from agentina.host import config, identity, install
+from agentina.host import install
+from agentina.host.instance import config, identity
 from agentina.system import clock, files, paths
 from tests.fakes import activating, deadlines, scripted_server
 

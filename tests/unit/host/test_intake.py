@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentina.host import intake
+from agentina.host.work import intake
 from agentina.protocol import jobs, signing, wire
 from agentina.protocol.states import Reason, State
 

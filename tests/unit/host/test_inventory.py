@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentina.executors.contract import Condition
-from agentina.host import inventory
-from agentina.host.state import Found
+from agentina.host.work import inventory
+from agentina.host.work.state import Found
 from agentina.protocol.states import Reason
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentina.host import logs
+from agentina.host.instance import logs
 from agentina.system import journal
 from tests.fakes import journald
 

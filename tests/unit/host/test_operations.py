@@ -10,7 +10,7 @@ import pytest
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host import entries, gates, operations, records, shares, state, uploads
+from agentina.host.work import entries, gates, operations, records, shares, state, uploads
 from agentina.protocol import jobs, wire
 from agentina.runners import command
 from agentina.system import clock

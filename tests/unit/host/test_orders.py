@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 import agentina
-from agentina.host import anomalies, orders, outbox
+from agentina.host.instance import outbox
+from agentina.host.updating import orders
+from agentina.host.work import anomalies
 from agentina.protocol import wire
 from agentina.system import clock, paths
 from agentina.updates import journal

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agentina import errors
-from agentina.host import outbox, outbox_file
+from agentina.host.instance import outbox, outbox_file
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import deadlines

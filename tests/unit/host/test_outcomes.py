@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentina import errors
 from agentina.executors.contract import Result, StopReason
-from agentina.host import outcomes
+from agentina.host.work import outcomes
 from agentina.protocol import jobs, wire
 from agentina.protocol.states import FINAL, Reason, State
 

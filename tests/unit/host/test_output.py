@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentina.host import output
+from agentina.host.work import output
 
 SECRETS = [b"sesame-open", b"open-the-door", b"aaaaaa"]
 TEXT = st.lists(st.sampled_from([b"sesame-", b"open", b"-the-", b"door", b"a", b"\xff\n", b"sesame-open"]), max_size=30)

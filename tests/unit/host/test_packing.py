@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from agentina.host import archives, packing
+from agentina.host.trees import archives, packing
 from agentina.inside import packer
 
 _LETTERS = st.sampled_from([b"F", b"X", b"D", b"L", b"O", b"G", b"!", b".", b"?"])

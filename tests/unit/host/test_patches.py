@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from agentina.host import patches
+from agentina.host.trees import patches
 
 NAMES = [
     "plain",

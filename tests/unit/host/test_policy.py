@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agentina import errors
-from agentina.host import policy
+from agentina.host.instance import policy
 from agentina.protocol import jobs
 
 

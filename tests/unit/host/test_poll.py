@@ -7,7 +7,9 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
-from agentina.host import admission, poll, session, tasks
+from agentina.host import admission, poll
+from agentina.host.instance import session
+from agentina.host.work import tasks
 from agentina.protocol import wire
 from agentina.system import clock
 from agentina.system import tasks as background

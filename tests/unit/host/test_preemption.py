@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from agentina.client import metadata
-from agentina.host import clouds, departure, preemption
+from agentina.host.leaving import clouds, departure, preemption
 from agentina.system import tasks
 from tests.fakes import cloud_metadata, deadlines
 

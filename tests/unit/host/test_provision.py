@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from agentina import errors
-from agentina.host import choices, provision
+from agentina.host import provision
+from agentina.host.work import choices
 from agentina.runners import copies
 from agentina.system import files, paths
 from tests.fakes import agent_packages

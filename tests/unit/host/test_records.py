@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from agentina import errors
-from agentina.host import records
+from agentina.host.work import records
 from agentina.protocol import jobs, signing, wire
 from agentina.protocol.states import Reason, State
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentina import errors
-from agentina.host import config, remote
+from agentina.host import remote
+from agentina.host.instance import config
 from agentina.protocol import settings, signing, wire
 from agentina.system import clock, files
 from agentina.system import tasks as background

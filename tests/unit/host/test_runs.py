@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agentina.host import runs
+from agentina.host.work import runs
 from agentina.system import tasks
 from tests.fakes import agent_cli, deadlines
 

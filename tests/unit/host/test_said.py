@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentina import errors
-from agentina.host import said
+from agentina.host.work import said
 from agentina.protocol import redaction, verbs, wire
 
 WORKSPACE = "/t/workspace"

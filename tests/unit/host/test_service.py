@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.host import service
+from agentina.host.instance import service
 from agentina.system import paths, users
 from tests.fakes import systemctl
 

@@ -10,7 +10,7 @@ import pytest
 
 from agentina import errors
 from agentina.client import backoff
-from agentina.host import session
+from agentina.host.instance import session
 from agentina.protocol import wire
 from agentina.system import clock, tasks
 from tests.fakes import deadlines

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentina.client import backoff
-from agentina.host import departure, shutdown
+from agentina.host.leaving import departure, shutdown
 from agentina.system import tasks
 from tests.fakes import deadlines
 from tests.fakes import logind as fake

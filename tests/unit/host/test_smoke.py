@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from agentina.host import outbox, smoke
-from agentina.host.doctor import Verdict
+from agentina.host.instance import outbox
+from agentina.host.instance.doctor import Verdict
+from agentina.host.updating import smoke
 from agentina.system import paths
 from tests.fakes import control
 
@@ -64,7 +65,7 @@ def test_module_that_cannot_be_imported(instance: paths.InstancePaths, monkeypat
         if name == "agentina.host.follow":
             raise ImportError("no module named libfoo")
 
-    monkeypatch.setattr("agentina.host.smoke.importlib.import_module", broken)
+    monkeypatch.setattr("agentina.host.updating.smoke.importlib.import_module", broken)
     assert failed(instance) == ["modules"]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentina import errors
-from agentina.host import snapshots
+from agentina.host.trees import snapshots
 from agentina.protocol import names
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentina.host import state
-from agentina.host.state import Do, Found, Phase, Say
+from agentina.host.work import state
+from agentina.host.work.state import Do, Found, Phase, Say
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from agentina.host import trials
-from agentina.host.trials import Verdict
+from agentina.host.updating import trials
+from agentina.host.updating.trials import Verdict
 from agentina.system import unit_states
 from agentina.updates.journal import Reason
 

@@ -11,7 +11,8 @@ import pytest
 
 import agentina
 from agentina import errors
-from agentina.host import config, orders, updater, wishes
+from agentina.host.instance import config
+from agentina.host.updating import orders, updater, wishes
 from agentina.protocol import wire
 from agentina.system import clock, paths
 from agentina.system import tasks as background

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentina.host import wishes
+from agentina.host.updating import wishes
 from agentina.system import paths
 
 WISH = wishes.Wish(id="rollout_1/2", action="upgrade", version="1.2.3")

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agentina.host import backups, identity
+from agentina.host.instance import identity
+from agentina.host.updating import backups
 from agentina.protocol import signing
 from agentina.system import paths
 from agentina_base import restoring

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from agentina.host import trials
+from agentina.host.updating import trials
 from agentina.protocol import units
 
 UNITS = Path(__file__).parents[3] / "packaging/systemd"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentina import errors
-from agentina.host import config
+from agentina.host.instance import config
 from agentina.protocol import inputs, settings
 from agentina.system import paths
 

@@ -1,0 +1,1 @@
+"""A host's other releases: offers, orders, trials, and the updater, which is root's."""
