@@ -149,7 +149,7 @@ def test_package_runs_when_the_new_and_the_previous_release_are_broken(site: upd
     site.set_times()
     for fault in ("second-start", "later"):
         site.there.run(
-            f"test -d /opt/agentina/releases/{BAD[fault]}; touch /var/lib/agentina/default/was-here-{BAD[fault]}"
+            f"test -d /opt/agentina/releases/{BAD[fault]} && touch /var/lib/agentina/default/was-here-{BAD[fault]}"
         )
     site.there.run(
         f"ln -sfn ../releases/{BAD['second-start']} /opt/agentina/instances/default; "

@@ -34,6 +34,8 @@ _CANNOT_USE: Final = """
             os._exit(70)
         self._heartbeat._version = "longer than it may be" * 20 if settings.log_level == "error" else __version__
 """
+_LOSES: Final = "instance.identity.write_bytes(b'{')"
+_FORGETS_LATER: Final = _DIES_LATER.replace("            loop", f"            {_LOSES}\n            loop")
 #: By fault: file of the release, what is in it, and what takes its place.
 FAULTS: Final = {
     "smoke": ("host/follow.py", "import asyncio\n", "import asyncio\nimport a_library_that_is_missing\n"),
@@ -97,6 +99,13 @@ FAULTS: Final = {
     "second-start": ("host/daemon.py", _LOADS, f"{_MARK}{_DIES}{_LOADS}"),
     # The same, but it says that it is ready before it crashes.
     "later": ("host/daemon.py", _ENDS, f"    {_MARK}{_DIES_LATER}{_ENDS}"),
+    # Damages who the host is: at once, or when it has the daemon's place.
+    "amnesia": (
+        "host/daemon.py",
+        _LOADS,
+        f"{_LOADS}    {_LOSES}\n    instance.license.unlink()\n    raise SystemExit(3)\n",
+    ),
+    "amnesia-later": ("host/daemon.py", _ENDS, f"    {_MARK}{_FORGETS_LATER}{_ENDS}"),
 }
 
 
