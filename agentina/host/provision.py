@@ -159,7 +159,7 @@ class Store:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         try:
-            self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _make_public(self._root)
             with files.exclusive_lock(self._root / ".lock"):
                 yield
         except BlockingIOError as error:
@@ -194,7 +194,7 @@ class Store:
             raise _unsuitable_for(made.runner, made.source, problem)
         files.write_atomic(fresh / copies.DESCRIPTION, msgspec.json.encode(made), mode=0o444)
         _make_durable(fresh)
-        target.parent.mkdir(mode=0o755, exist_ok=True)
+        _make_public(target.parent)
         if target.exists():  # its description is gone: somebody was interrupted as he took it away
             target.replace(self._root / f".old-{secrets.token_hex(4)}")
         fresh.replace(target)
@@ -352,6 +352,13 @@ def _write(wish: Wish, items: Iterator[Item], target: Path) -> None:
     except FileExistsError as error:
         raise _unsuitable(wish, f"{error.filename} is in it twice") from error
     for directory in [target, *(path for path in target.rglob("*") if path.is_dir())]:
+        directory.chmod(0o755)
+
+
+def _make_public(directory: Path) -> None:
+    """Make a directory that tasks may look into, whatever the operator's umask."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o755)
 
 

@@ -39,7 +39,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool
     Args:
         path: Target; its directory must exist.
         content: The whole new content.
-        mode: Permissions of the new file.
+        mode: Permissions of the new file, whatever the caller's umask.
         durable: Survive a power cut too (fsync of file and directory). Without it: survive a killed process.
 
     Raises:
@@ -50,6 +50,8 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
+            if mode & 0o077:
+                os.fchmod(descriptor, mode)
             _write_all(descriptor, content)
             if durable:
                 os.fsync(descriptor)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def sources(tmp_path: Path) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(params=[0o022, 0o077], ids=["umask-022", "umask-077"])
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize("kind", ["wheel", "tarball", "directory", "program"])
 def test_copy_is_made_of(kind: str, store: provision.Store, tmp_path: Path) -> None:
     source = sources(tmp_path)[kind]
@@ -63,8 +72,9 @@ def test_copy_is_made_of(kind: str, store: provision.Store, tmp_path: Path) -> N
     expected = "" if source.is_dir() else hashlib.sha256(source.read_bytes()).hexdigest()
     assert found.copy.source_sha256 == expected
     # Nobody changes it any more.
-    modes = {path.stat().st_mode & 0o777 for path in found.path.rglob("*")}
-    assert modes <= {0o444, 0o555, 0o755}
+    places = [found.path.parents[1], found.path.parent, found.path, *found.path.rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in places if path.is_dir()} == {0o755}
+    assert {path.stat().st_mode & 0o777 for path in places if path.is_file()} <= {0o444, 0o555}
     assert found.program.stat().st_mode & 0o777 == 0o555
     assert copies.read(found.path.parents[1]) == [found]
 
