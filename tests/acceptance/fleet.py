@@ -25,7 +25,7 @@ from agentina.client import api, local
 from agentina.protocol import api as messages
 from agentina.protocol import states
 from agentina.system import paths
-from tests.fakes import deadlines
+from tests.fakes import deadlines, procfs
 
 AGENTINA = [sys.executable, "-m", "agentina"]
 #: Seconds any single thing may take on a slow, shared machine.
@@ -319,12 +319,10 @@ def free_port() -> int:
 def end_tasks_below(root: Path) -> None:
     """Kill what a killed daemon left running: it all has the root in its environment or command line."""
     marker = os.fsencode(str(root))
-    for process in Path("/proc").glob("[0-9]*"):
-        pid = int(process.name)
-        if pid == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            if marker in (process / "environ").read_bytes() + (process / "cmdline").read_bytes():
+    commands = procfs.command_lines()
+    for pid, environment in procfs.environments().items():
+        if pid != os.getpid() and marker in environment + commands.get(pid, b""):
+            with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from agentina.cli import demo_job
 from tests.acceptance import fleet as fleets
-from tests.fakes import deadlines
+from tests.fakes import deadlines, procfs
 
 
 def demo(root: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -25,15 +25,10 @@ def demo(root: Path, *options: str, **environment: str) -> subprocess.CompletedP
 
 
 def processes_of(root: Path) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            environment, command = (path / "environ").read_bytes(), (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"AGENTINA_ROOT={root}".encode() in environment.split(b"\0") and int(path.name) != os.getpid():
-            found.append(command.replace(b"\0", b" ").decode())
-    return found
+    ours = f"AGENTINA_ROOT={root}".encode()
+    pids = {pid for pid, variables in procfs.environments().items() if ours in variables.split(b"\0")} - {os.getpid()}
+    commands = procfs.command_lines()
+    return [commands[pid].replace(b"\0", b" ").decode() for pid in pids if pid in commands]
 
 
 def test_demo_runs_and_leaves_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from agentina.protocol.states import Reason, State
 from tests.acceptance import fleet as fleets
+from tests.fakes import procfs
 
 SECRET = "s3cret-Of-The-Acceptance-Test"
 
@@ -132,7 +133,7 @@ echo "named $DB_PASSWORD"; echo on > {marks}; until [ -e {gate} ]; do sleep 0.02
     environment = {"TOKEN_OF_MINE": {"secret": SECRET}, "DB_PASSWORD": SECRET + "2"}
     job = fleet.submit_script(script, environment=environment)
     wait_lines(marks)
-    arguments = b"\n".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    arguments = b"\n".join(procfs.command_lines().values())
     shown = [fleet.answer("status", "--json"), fleet.answer("job", "show", job)]
     gate.touch()
     fleet.wait_final(job)

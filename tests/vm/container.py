@@ -23,6 +23,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Final
 
+from tests.fakes import procfs
 from tests.vm import host, images
 
 #: Bytes that a container may write.
@@ -276,10 +277,10 @@ def _wake_entered(leader: int) -> None:
     a PID 1 is gone only when all its processes have been collected.
     """
     beginning = f"nsenter\0-t\0{leader}\0".encode()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if path.read_bytes().startswith(beginning):
-                os.kill(int(path.parent.name), signal.SIGCONT)
+    for pid, command in procfs.command_lines().items():
+        if command.startswith(beginning):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _cgroup() -> Path:

@@ -11,7 +11,7 @@ import pytest
 
 from agentina.gateway import record
 from agentina.protocol.states import Reason, State
-from tests.fakes import coding_model, control
+from tests.fakes import coding_model, control, procfs
 from tests.integration.gateway import beds
 
 #: The stand-in asks so often before it gives up.
@@ -109,11 +109,7 @@ async def test_a_killed_agent_is_charged_for_what_it_had_begun(bed: beds.Bed) ->
 
 def pid_of(program: Path) -> int:
     """The process that runs a script."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if os.fsencode(program) in words[:2]:
-            return int(path.parent.name)
+    for pid, command in procfs.command_lines().items():
+        if os.fsencode(program) in command.split(b"\0")[:2]:
+            return pid
     raise AssertionError(f"{program} does not run")

@@ -22,7 +22,7 @@ from agentina.client import local
 from agentina.executors import process
 from agentina.gateway import record
 from agentina.protocol.states import Reason, State
-from tests.fakes import coding_model, control, model_provider, real_clis
+from tests.fakes import coding_model, control, model_provider, procfs, real_clis
 from tests.integration.gateway import gates
 from tests.integration.host.daemons import DaemonProcess
 
@@ -213,9 +213,5 @@ async def test_session_goes_on_in_another_place(  # noqa: PLR0917 - fixtures
 
 def running(mark: str) -> list[str]:
     """Processes with ``mark`` in their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            text = path.read_bytes().decode("utf-8", "replace")
-            found += [text] if f"sleep({mark})" in text and "sh" not in text.split("\0")[0] else []
-    return found
+    texts = [command.decode("utf-8", "replace") for command in procfs.command_lines().values()]
+    return [text for text in texts if f"sleep({mark})" in text and "sh" not in text.split("\0")[0]]

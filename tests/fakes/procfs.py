@@ -1,0 +1,28 @@
+"""What runs on this machine, proc(5), while processes come and go beside the test.
+
+Not by ``Path("/proc").glob()``: that, and ``Path.exists()``, fail when a process ends while they look (ESRCH).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def command_lines() -> dict[int, bytes]:
+    """The words of each process's command, each followed by a NUL, by PID; empty for the kernel's own and zombies."""
+    return _each("cmdline")
+
+
+def environments() -> dict[int, bytes]:
+    """The variables each process began with, each followed by a NUL, by PID; without those nobody may ask for."""
+    return _each("environ")
+
+
+def _each(name: str) -> dict[int, bytes]:
+    found = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - names are wanted, not paths
+        with contextlib.suppress(OSError):
+            found[int(pid)] = Path("/proc", pid, name).read_bytes()
+    return found
