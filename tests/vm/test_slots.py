@@ -477,7 +477,7 @@ def test_companion_has_room_beyond_the_limit_of_its_task(limited: machine.Machin
         async def main():
             executor = await opened()
             task = "x = b'x' * (50 << 20); import os, time\\nwhile not os.path.exists('had'): time.sleep(0.1)"
-            launched = launch("job_dddddddddddddddd.1", "python3", "-c", task, has_companions=True)
+            launched = launch("job_pppppppppppppppp.1", "python3", "-c", task, has_companions=True)
             await executor.start(launched)
             hog = "python3 -c 'x = b\\"x\\" * (60 << 20)'"
             script = f"cd /var/lib/agentina/task/workspace; {hog} && touch had"
