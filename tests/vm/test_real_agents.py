@@ -143,7 +143,8 @@ def test_agent_uses_its_tools(  # noqa: PLR0917 - fixtures
     provider.verbs = [
         ("progress", {"text": "half way", "percent": 50}),
         ("complain", {"kind": "missing-secret", "text": "nobody gave me one", "about": f"{runner} token"}),
-        ("ask", {"text": "which branch?", "wait": 50}),
+        # A question of its own: one that was answered already would be answered at once.
+        ("ask", {"text": f"which branch does {runner} take?", "wait": 50}),
     ]
     assert copies(runner)
     assert there.is_on
