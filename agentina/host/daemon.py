@@ -28,6 +28,7 @@ from agentina.host.leaving import departure, preemption, shutdown
 from agentina.host.updating import orders, probe
 from agentina.host.work import (
     anomalies,
+    choices,
     doors,
     gatecheck,
     gates,
@@ -134,7 +135,7 @@ class Daemon:
         signer = link.Signer(key=who.key, agent_id=who.agent_id, audience=who.control_plane_id)
         self._link = link.Link(settings.control_plane, signer=signer, ca_file=settings.ca_file, clocks=self._clock)
         self._gate_check = gatecheck.GateCheck(settings.gateway)
-        self._runners = self._load_runners()
+        self._runners = choices.Runners(self._find_runners)
         self._lock = asyncio.Lock()
         self._departure = departure.Departure()
         self._session = session.Session(self._link, clocks=self._clock)
@@ -192,9 +193,7 @@ class Daemon:
         self._reconsider()
 
     def _look_for_runners(self) -> None:
-        before = sorted(self._runners), self._programs
-        self._work.runners = self._runners = self._load_runners()
-        if (sorted(self._runners), self._programs) != before:
+        if self._runners.look():
             self._session.renew()
 
     def _on_gateway(self) -> None:
@@ -202,14 +201,12 @@ class Daemon:
         self._look_for_runners()
         self._reconsider()
 
-    def _load_runners(self) -> Mapping[str, runner_contract.Runner]:
+    def _find_runners(self) -> Mapping[str, runner_contract.Runner]:
         layout = self._instance.layout
         found = runners.load(layout.runners_directory, layout.copies_directory)
         if self._gate_check.problem is not None:
             # AI agents would have no way to their models: they go to other hosts.
             found = {name: runner for name, runner in found.items() if not runner.stream}
-        #: Which programs they start, for people.
-        self._programs = runners.programs(found)
         return found
 
     # --- wiring ------------------------------------------------------------------------------------------------------
@@ -361,7 +358,7 @@ class Daemon:
             updates=self._orders,
             remotely=self._remote,
             probing=self._probe,
-            programs=lambda: self._programs,
+            programs=lambda: self._runners.programs,
             clocks=self._clock,
         )
         self._local = localapi.LocalApi(self._instance.socket, status=view.build, act=self._act_locally)
@@ -414,12 +411,12 @@ class Daemon:
             guarantees=self._executor.guarantees(),
             fingerprint=fingerprint.read(),
             max_concurrent_tasks=self._settings.max_concurrent_tasks,
-            runners=sorted(self._runners),
+            runners=sorted(self._runners.names),
             facts={
                 "system": platform.system(),
                 "kernel": platform.release(),
                 "architecture": platform.machine(),
-                **{f"runner {name}": program for name, program in self._programs.items()},
+                **{f"runner {name}": program for name, program in self._runners.programs.items()},
             },
         )
 
@@ -472,7 +469,7 @@ class Daemon:
             poll=asked,
             acknowledged=acknowledged,
             held=self._tasks.ids,
-            runners=self._runners.keys(),
+            runners=self._runners.names,
             blocks=self._standing.blocks(),
             check_policy=self._standing.check_policy,
             host=socket.gethostname(),

@@ -13,7 +13,7 @@ So one of the two sees the other, whatever comes between.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, KeysView, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -22,39 +22,74 @@ import msgspec
 from agentina import errors
 from agentina.host.work import entries
 from agentina.protocol import jobs
-from agentina.runners import contract
+from agentina.runners import contract, registry
 from agentina.system import files
 
 _NAME: Final = "runner.json"
 _MAX: Final = 1 << 16
 
 
-def choose(entry: entries.Entry, job: jobs.JobSpec, runners: Mapping[str, contract.Runner]) -> contract.Runner:
-    """The runner of a task that is prepared; which program it starts is written down.
+class Runners:
+    """The runners that tasks can have on this host now, and the one that each task has."""
 
-    Raises:
-        AgentinaError: ``TASK_START_FAILED``: there is no such runner any more; ``RUNNER_MISSING``: or not its program;
-            ``DISK_FULL`` or ``STATE_UNWRITABLE``.
+    def __init__(self, find: Callable[[], Mapping[str, contract.Runner]]) -> None:
+        """``find`` looks which there are, by name; what is called again is :meth:`look`."""
+        self._find = find
+        self._found: Mapping[str, contract.Runner] = {}
+        #: Which programs they start, for people.
+        self.programs: dict[str, str] = {}
+        self.look()
 
-    """
-    runner = runners.get(job.runner)
+    def look(self) -> bool:
+        """Look again which there are; whether they are others, or start others."""
+        before = self._found.keys(), self.programs
+        self._found = self._find()
+        self.programs = registry.programs(self._found)
+        return (self._found.keys(), self.programs) != before
+
+    @property
+    def names(self) -> KeysView[str]:
+        """What jobs may ask for."""
+        return self._found.keys()
+
+    def choose(self, entry: entries.Entry, job: jobs.JobSpec) -> contract.Runner:
+        """The runner of a task that is prepared; which program it starts is written down.
+
+        Raises:
+            AgentinaError: ``TASK_START_FAILED``: there is no such runner any more; ``RUNNER_MISSING``: or not its
+                program; ``DISK_FULL`` or ``STATE_UNWRITABLE``.
+
+        """
+        runner = _present(self._found.get(job.runner), job)
+        entry.chosen, entry.is_chosen = runner.choose(), True
+        if entry.chosen is not None:
+            files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(entry.chosen), durable=False)
+            runner.choose()
+        return runner
+
+    def find(self, entry: entries.Entry, job: jobs.JobSpec) -> contract.Runner | None:
+        """The runner of a task that was prepared; None: the host has it no more."""
+        if not entry.is_chosen:
+            entry.chosen, entry.is_chosen = _read(entry.directory.path / _NAME), True
+        of_program = None if entry.chosen is None else self._found.get(entry.chosen.runner)
+        # Where the copy has gone since, another of the same runner still knows how to read what it printed.
+        return of_program or self._found.get(job.runner) or self._found.get(job.runner_name)
+
+    def require(self, entry: entries.Entry, job: jobs.JobSpec) -> contract.Runner:
+        """The runner of a task that was prepared.
+
+        Raises:
+            AgentinaError: ``TASK_START_FAILED``: the host has it no more.
+
+        """
+        return _present(self.find(entry, job), job)
+
+
+def _present(runner: contract.Runner | None, job: jobs.JobSpec) -> contract.Runner:
     if runner is None:
         # It was there when the task was taken; the daemon was started again since.
         raise errors.TASK_START_FAILED(problem=f"this host does not have the runner {job.runner!r} any more")
-    entry.chosen, entry.is_chosen = runner.choose(), True
-    if entry.chosen is not None:
-        files.write_atomic(entry.directory.path / _NAME, msgspec.json.encode(entry.chosen), durable=False)
-        runner.choose()
     return runner
-
-
-def chosen(entry: entries.Entry, job: jobs.JobSpec, runners: Mapping[str, contract.Runner]) -> contract.Runner | None:
-    """The runner of a task that was prepared; None: the host has it no more."""
-    if not entry.is_chosen:
-        entry.chosen, entry.is_chosen = _read(entry.directory.path / _NAME), True
-    of_program = None if entry.chosen is None else runners.get(entry.chosen.runner)
-    # Where the copy has gone since, another of the same runner still knows how to read what it printed.
-    return of_program or runners.get(job.runner) or runners.get(job.runner_name)
 
 
 def in_use(state_directory: Path) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import glob
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -43,7 +43,7 @@ class Operations:
         self,
         *,
         executor: contract.Executor,
-        runners: Mapping[str, runner_contract.Runner],
+        runners: choices.Runners,
         cache_directory: Path,
         transfers: uploads.Uploads,
         way_out: gates.Gates,
@@ -64,8 +64,7 @@ class Operations:
         #: The gateway for tasks whose job asks for it.
         self._gates = way_out
         self._executor = executor
-        #: What this host has; changed when copies of programs come or go.
-        self.runners = runners
+        self._runners = runners
         self._cache = cache_directory
         self._transfers = transfers
         self._clock = clocks
@@ -106,7 +105,7 @@ class Operations:
         assert job is not None
         try:
             job = self._gates.dress(entry)
-            runner = choices.choose(entry, job, self.runners)
+            runner = self._runners.choose(entry, job)
             if not await self._go_on(entry, job, runner):
                 await self._furnish(entry, job, runner)
         except errors.AgentinaError as error:
@@ -190,7 +189,7 @@ class Operations:
             job = moving.resumed(job, entry.origin)
         assert entry.assignment is not None
         workspace = entry.workspace or entry.directory.workspace
-        runner = self._runner(entry, job)
+        runner = self._runners.require(entry, job)
         place = self._place(entry, job, runner)
         plan = runner.plan(job, place=place)
         home = str(place.home)
@@ -225,13 +224,6 @@ class Operations:
             has_companions=self.can_move(entry),
         )
 
-    def _runner(self, entry: entries.Entry, job: jobs.JobSpec) -> runner_contract.Runner:
-        runner = choices.chosen(entry, job, self.runners)
-        if runner is None:
-            # It was there when the task was prepared; the daemon was started again since.
-            raise errors.TASK_START_FAILED(problem=f"this host does not have the runner {job.runner!r} any more")
-        return runner
-
     def _place(self, entry: entries.Entry, job: jobs.JobSpec, runner: runner_contract.Runner) -> runner_contract.Place:
         place = self._executor.place(entry.directory.path)
         seen = entry.directory if place is entry.directory.path else records.TaskDirectory(place)
@@ -253,7 +245,7 @@ class Operations:
 
     async def _watch(self, entry: entries.Entry) -> None:
         job = entry.job
-        runner = None if job is None else choices.chosen(entry, job, self.runners)
+        runner = None if job is None else self._runners.find(entry, job)
         beside: list[asyncio.Task[None]] = []
         if runner is not None and runner.stream:
             run = entry.run = _run_of(entry, runner)
@@ -293,7 +285,7 @@ class Operations:
         """A task's place, for those who pack or fill it."""
         from agentina.host.work import moving  # noqa: PLC0415 - only jobs that go on pay for the import
 
-        runner = self._runner(entry, job)
+        runner = self._runners.require(entry, job)
         return moving.Place(entry=entry, job=job, runner=runner, seen=self._place(entry, job, runner))
 
     async def checkpoint(self, entry: entries.Entry) -> str:
@@ -324,7 +316,7 @@ class Operations:
 
     async def _read_run(self, entry: entries.Entry, job: jobs.JobSpec) -> wire.AgentRun | None:
         """What the whole output says of the run, where that can be read."""
-        runner = choices.chosen(entry, job, self.runners)
+        runner = self._runners.find(entry, job)
         if runner is None or not runner.stream:
             return None
         if entry.run is None:
@@ -364,7 +356,7 @@ class Operations:
     def can_move(self, entry: entries.Entry) -> bool:
         """Whether a task can go on elsewhere."""
         job = entry.job
-        runner = None if job is None else choices.chosen(entry, job, self.runners)
+        runner = None if job is None else self._runners.find(entry, job)
         if job is None or runner is None:
             return False
         return job.checkpoint is not None or bool(runner.session_directory(self._place(entry, job, runner)))

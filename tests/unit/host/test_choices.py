@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agentina import errors
 from agentina.host.work import choices, entries, records, state
 from agentina.protocol import jobs
 from agentina.runners import command, contract
@@ -26,12 +27,30 @@ def entry(tmp_path: Path) -> entries.Entry:
 
 def test_a_task_that_is_found_has_what_was_written_down(entry: entries.Entry) -> None:
     runner = command.CommandRunner()
-    assert choices.chosen(entry, JOB, {"command": runner}) is runner
+    assert choices.Runners(lambda: {"command": runner}).find(entry, JOB) is runner
     assert entry.chosen == WRITTEN
 
 
 def test_a_task_that_was_prepared_has_what_was_chosen(entry: entries.Entry) -> None:
     runner = command.CommandRunner()
-    assert choices.choose(entry, JOB, {"command": runner}) is runner
-    assert choices.chosen(entry, JOB, {"command": runner}) is runner
+    runners = choices.Runners(lambda: {"command": runner})
+    assert runners.choose(entry, JOB) is runner
+    assert runners.find(entry, JOB) is runner
     assert entry.chosen is None
+
+
+def test_a_runner_that_went_away_is_missed_in_words(entry: entries.Entry) -> None:
+    runners = choices.Runners(dict)
+    assert runners.find(entry, JOB) is None
+    for ask in (runners.require, runners.choose):
+        with pytest.raises(errors.AgentinaError, match="does not have the runner 'command' any more"):
+            ask(entry, JOB)
+
+
+def test_looking_again_tells_whether_there_are_others() -> None:
+    found = {"command": command.CommandRunner()}
+    runners = choices.Runners(lambda: dict(found))
+    assert not runners.look()
+    found.clear()
+    assert runners.look()
+    assert not runners.names

@@ -10,7 +10,7 @@ import pytest
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host.work import entries, gates, operations, records, shares, state, uploads
+from agentina.host.work import choices, entries, gates, operations, records, shares, state, uploads
 from agentina.protocol import jobs, wire
 from agentina.runners import command
 from agentina.system import clock
@@ -43,7 +43,7 @@ def start(tmp_path: Path) -> Callable[..., Any]:
         runner = command.CommandRunner()
         made = operations.Operations(
             executor=executor,
-            runners={runner.name: runner},
+            runners=choices.Runners(lambda: {runner.name: runner}),
             cache_directory=tmp_path / "cache",
             transfers=cast("uploads.Uploads", None),  # not for a start
             way_out=gates.Gates(
