@@ -87,6 +87,11 @@ class Entry:
         """Memory promised to it."""
         return 0 if self.job is None else self.job.memory_bytes
 
+    def keep(self, outcome: wire.Outcome, artifacts: dict[str, str]) -> None:
+        """Remember what was collected, over a restart of the daemon too."""
+        self.artifacts = artifacts
+        self.directory.write_collection(records.Collection(outcome=outcome, paths=artifacts))
+
     async def wait_until_sent(self) -> None:
         """Wait for the piece of output on its way."""
         if self.sending is not None:

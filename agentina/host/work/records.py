@@ -8,6 +8,7 @@ outbox, which has the same bytes durably from the acceptance on, is damaged. Mos
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from agentina.system import files
 
 #: Largest job.json and outcome.json read, in bytes: a job document and what signing adds, escaped twice at worst.
 MAX_RECORD = 8 << 20
+
+
+_log = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +64,10 @@ class TaskDirectory:
         return self.path / "outcome.json"
 
     @property
+    def _commit(self) -> Path:
+        return self.path / "commit"
+
+    @property
     def output(self) -> Path:
         """What the process wrote."""
         return self.path / "output.log"
@@ -94,8 +102,28 @@ class TaskDirectory:
             return None
 
     def write_collection(self, collection: Collection) -> None:
-        """Keep what was collected over a restart of the daemon."""
-        files.write_atomic(self.outcome, msgspec.json.encode(collection), durable=False)
+        """Keep what was collected over a restart of the daemon; where there is no room, it is collected again then."""
+        try:
+            files.write_atomic(self.outcome, msgspec.json.encode(collection), durable=False)
+        except errors.AgentinaError as error:
+            fields = {"action": "task-collected", "task": self.path.name, "code": error.code}
+            _log.warning("task %s: %s", self.path.name, error, extra=fields)
+
+    def read_commit(self) -> str:
+        """The commit that the workspace was made from; empty: none, or nobody knows any more."""
+        try:
+            return files.read_bounded(self._commit, limit=256).decode("ascii", "replace")
+        except (OSError, errors.AgentinaError):
+            return ""
+
+    def write_commit(self, commit: str) -> None:
+        """Keep which commit the workspace was made from.
+
+        Raises:
+            AgentinaError: ``DISK_FULL`` or ``STATE_UNWRITABLE``.
+
+        """
+        files.write_atomic(self._commit, commit.encode(), durable=False)
 
     def output_size(self) -> int:
         """Bytes of output on disk; 0 when there is no file (a task may delete it)."""
