@@ -32,6 +32,7 @@ SECTIONS = (
             "rollback": lazy.Lazy(_COMMANDS + "upgrade:rollback", "Go back from the last update."),
             "runner": lazy.Lazy(_COMMANDS + "runner:runner", "Keep copies of AI agents' programs on this host."),
             "policy": lazy.Lazy(_COMMANDS + "policy:policy", "See and try what this host accepts."),
+            "price": lazy.Lazy(_COMMANDS + "price:price", "See what this host's gateway charges for models."),
         },
     ),
     lazy.Section(

@@ -14,6 +14,9 @@ from agentina.gateway import budgets, prices, usage
 #: Largest request, in bytes: what Anthropic takes; OpenAI takes less.
 MAX_REQUEST: Final = 32 << 20
 _MAX_MODEL: Final = 200
+#: Where requests say how soon they want to be served (OpenAI, Gemini; Anthropic), and what costs no more than usual.
+_TIERS: Final = ("service_tier", "serviceTier", "speed")
+_STANDARD: Final = (None, "auto", "default", "standard", "standard_only", "flex", "batch")
 _GEMINI: Final = re.compile(
     r"/gemini(?P<path>/v1(?:beta)?/models(?:/(?P<model>[A-Za-z0-9._-]{1,200}))?)"
     r"(?::(?P<verb>generateContent|streamGenerateContent|countTokens))?"
@@ -98,6 +101,11 @@ class Wish(NamedTuple):
     least: int
     body: dict[str, Any]
     size: int
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether it costs what the table says: to be served before others costs a multiple, which no table has."""
+        return all(self.body.get(name) in _STANDARD for name in _TIERS)
 
     def priced(self, price: prices.Price | None) -> budgets.Call:
         """As the ledger is asked."""

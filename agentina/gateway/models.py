@@ -218,7 +218,8 @@ class _Call:
         wish = calls.understand(self._route.api, self._body, self._route)
         try:
             source = self._models.loaded.find(self._route.api, wish.model)
-            price = self._models.loaded.prices.find(wish.model)
+            row = self._models.loaded.prices.find(wish.model) if wish.is_standard else None
+            price = None if row is None else row.price
             asked = wish.priced(price)
             self._free_key(source)
             admitted = await self._admit(wish, asked)
@@ -288,7 +289,8 @@ class _Call:
             if isinstance(decision, budgets.Admitted):
                 return decision
             if isinstance(decision, budgets.Unpriced):
-                problem = "its price is not known, and the job's budget is in money"
+                what = "its price" if wish.is_standard else "the price of being served before others"
+                problem = f"{what} is not known, and the job's budget is in money"
                 raise errors.MODEL_REFUSED(model=wish.model, problem=problem, reason="unpriced")
             waited = self._models.now() - began
             if isinstance(decision, budgets.Wait):

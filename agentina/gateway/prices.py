@@ -1,14 +1,19 @@
 """What a call costs. The table is data (prices.json beside this); amounts are whole nano-dollars.
 
 A model without a price is an error state, not free: where a budget has a limit in money its calls are refused, and
-elsewhere they are counted as unpriced. The longest pattern wins.
+elsewhere they are counted as unpriced. What an owner says of a model goes before the package's table; of several of his
+patterns that fit, the longest wins. The package's rows are names of models, not patterns: a variant of a model
+(``-deep-research``, ``-tts``) has a price of its own, and a guess would charge too little. A snapshot, whose name ends
+in a date, costs what its model does, unless it has a row.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import importlib.resources
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -17,6 +22,8 @@ from agentina.gateway import usage
 
 #: Nano-dollars that a price of one dollar per million tokens means for one token.
 _PER_TOKEN: Final = 1000
+#: What the name of a snapshot of a model ends in: a date, or the alias for the newest.
+_SNAPSHOT: Final = re.compile(r"-(20\d\d-?\d\d-?\d\d|latest)$")
 
 Dollars = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 
@@ -47,10 +54,13 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_output: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
     #: Other prices of calls with much input; absent: none.
     long: Long | None = None
-    #: Where the price is from and when it was looked up there; for people.
+    #: What the number rests on: ``vendor``, the vendor's own page was read; ``lists``, independent lists that quote it
+    #: agree; absent: whoever wrote it knows.
+    basis: Literal["vendor", "lists"] | None = None
+    #: The vendor's page, and the last day on which the price is known to have held; for people.
     source: str = ""
     as_of: str = ""
-    #: How sure one can be of it; for people.
+    #: What was compared, and what is not in the numbers; for people.
     note: str = ""
 
     def cost(self, used: usage.Usage) -> int:
@@ -92,20 +102,38 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self._write() if self.cache_write_1h is None else _nano(self.cache_write_1h)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """A price, and which models it is for."""
+
+    #: A glob pattern; in the package's table, a name.
+    pattern: str
+    price: Price
+    #: Whether the host's owner said it, in ``gateway.yaml``.
+    is_own: bool
+
+
 class Table:
-    """Prices by pattern of the model's name."""
+    """The prices of a host."""
 
-    def __init__(self, prices: Mapping[str, Price]) -> None:
-        self._prices = sorted(prices.items(), key=lambda item: len(item[0]), reverse=True)
+    def __init__(self, own: Mapping[str, Price]) -> None:
+        longest_first = sorted(own.items(), key=lambda item: len(item[0]), reverse=True)
+        self._own = [Row(pattern, price, is_own=True) for pattern, price in longest_first]
+        self._shipped = {name: Row(name, price, is_own=False) for name, price in shipped().items()}
 
-    def find(self, model: str) -> Price | None:
+    def __iter__(self) -> Iterator[Row]:
+        """All rows, an owner's first."""
+        yield from self._own
+        yield from self._shipped.values()
+
+    def find(self, model: str) -> Row | None:
         """The price of a model; None: nobody knows it."""
-        return next((price for pattern, price in self._prices if fnmatch.fnmatchcase(model, pattern)), None)
-
-
-def load(own: Mapping[str, Price] | None = None) -> Table:
-    """The package's table, with an owner's prices before it: his patterns win over equal ones."""
-    return Table({**shipped(), **(own or {})})
+        names = (model, _SNAPSHOT.sub("", model))
+        for name in names:
+            for row in self._own:
+                if fnmatch.fnmatchcase(name, row.pattern):
+                    return row
+        return next((self._shipped[name] for name in names if name in self._shipped), None)
 
 
 def shipped() -> dict[str, Price]:
@@ -120,8 +148,6 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     version: Literal[1]
     #: What the numbers are; there is no other unit.
     unit: Literal["US dollars per million tokens"]
-    #: When any of them was looked up last.
-    as_of: str
     models: dict[str, Price]
 
 

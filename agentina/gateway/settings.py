@@ -106,7 +106,7 @@ class Loaded:
 
     def __init__(self, settings: Settings, sources: list[Source]) -> None:
         self.sources = sources
-        self.prices = prices.load(settings.prices)
+        self.prices = prices.Table(settings.prices)
         self.networks = tuple(ipaddress.ip_network(text) for text in settings.networks)
 
     def find(self, api: usage.Api, model: str | None) -> Source:

@@ -74,6 +74,8 @@ class _AnthropicEvent(msgspec.Struct):
 
 class _Details(msgspec.Struct):
     cached_tokens: Count | None = None
+    #: Of models since GPT-5.6, which charge for it.
+    cache_write_tokens: Count | None = None
 
 
 class _ResponsesUsage(msgspec.Struct):
@@ -249,8 +251,7 @@ class Meter:
         said = event.usage if is_whole else event.response.usage if event.response is not None else None
         if said is None:
             return
-        cached = _cached(said.input_tokens_details, said.input_tokens)
-        self.usage = Usage(input=said.input_tokens - cached, cached=cached, output=said.output_tokens)
+        self.usage = _apart(said.input_tokens, said.input_tokens_details, said.output_tokens)
         self.known = True
         self.final = is_whole or event.type in _TERMINAL
         if is_whole:
@@ -258,15 +259,13 @@ class Meter:
 
     def _on_chat(self, chunk: _ChatChunk) -> None:
         for choice in chunk.choices:
-            said = choice.delta or choice.message
-            for call in (said.tool_calls or []) if said is not None else []:
+            message = choice.delta or choice.message
+            for call in (message.tool_calls or []) if message is not None else []:
                 self.tool_calls += bool(call.id)
         if chunk.usage is None:
             return
-        cached = _cached(chunk.usage.prompt_tokens_details, chunk.usage.prompt_tokens)
-        self.usage = Usage(
-            input=chunk.usage.prompt_tokens - cached, cached=cached, output=chunk.usage.completion_tokens
-        )
+        said = chunk.usage
+        self.usage = _apart(said.prompt_tokens, said.prompt_tokens_details, said.completion_tokens)
         self.known = True
         self.final = True
 
@@ -291,6 +290,8 @@ def _last(said: int | None, before: int) -> int:
     return before if said is None else said
 
 
-def _cached(details: _Details | None, total: int) -> int:
-    cached = 0 if details is None else details.cached_tokens or 0
-    return min(cached, total)
+def _apart(total: int, details: _Details | None, output: int) -> Usage:
+    """What OpenAI's APIs count in, taken out of the input."""
+    cached = min(0 if details is None else details.cached_tokens or 0, total)
+    written = min(0 if details is None else details.cache_write_tokens or 0, total - cached)
+    return Usage(input=total - cached - written, cached=cached, cache_write=written, output=output)

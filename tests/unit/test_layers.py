@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "updates": SIDE | {"__init__"},
     "host": SIDE | {"client", "executors", "gateway", "inside", "runners", "updates", "__init__"},
     "control": SIDE | {"updates", "__init__"},
-    "cli": SIDE | {"client", "inside", "updates", "runners", "host", "control", "__init__"},
+    "cli": SIDE | {"client", "gateway", "inside", "updates", "runners", "host", "control", "__init__"},
 }
 #: Packages below ``host``; what is in none of them (the daemon's loops, install) is above them all.
 HOST_MAY_IMPORT = {

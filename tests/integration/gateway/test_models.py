@@ -289,6 +289,8 @@ async def test_an_unpriced_model_is_an_error_where_the_budget_is_in_money(tmp_pa
         status, _, body = await gate.message(model="claude-of-tomorrow")
         assert (status, b"price is not known" in body) == (402, True)
         assert gate.refusals() == [("MODEL_REFUSED", "unpriced", "claude-of-tomorrow")]
+        status, _, body = await gate.message(speed="fast")
+        assert (status, b"price of being served before others is not known" in body) == (402, True)
         assert not gate.provider.asked
     async with gates.opened(tmp_path) as gate:
         assert (await gate.message(model="claude-of-tomorrow"))[0] == 200

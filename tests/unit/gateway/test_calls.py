@@ -59,6 +59,24 @@ def test_a_call_without_a_maximum_reserves_the_models() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "is_standard"),
+    [
+        ({}, True),
+        ({"service_tier": "auto"}, True),
+        ({"service_tier": "flex"}, True),
+        ({"service_tier": None, "speed": "standard"}, True),
+        ({"service_tier": "priority"}, False),
+        ({"serviceTier": "priority"}, False),
+        ({"speed": "fast"}, False),
+        ({"service_tier": ["default"]}, False),
+    ],
+)
+def test_to_be_served_before_others_has_no_price_in_the_table(said: dict[str, object], *, is_standard: bool) -> None:
+    body = json.dumps({"model": "m", **said}).encode()
+    assert calls.understand(usage.Api.RESPONSES, body).is_standard is is_standard
+
+
+@pytest.mark.parametrize(
     ("api", "given_as", "changed"),
     [
         (usage.Api.ANTHROPIC, "max_tokens", "max_tokens"),

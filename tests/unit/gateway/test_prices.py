@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import datetime as dt
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,13 +11,22 @@ from agentina.protocol import budgets as protocol
 
 
 def test_the_shipped_table_is_readable_and_complete() -> None:
-    for price in prices.shipped().values():
+    for name, price in prices.shipped().items():
+        assert name.isascii()
+        assert "*" not in name, "a variant that nobody priced would cost what its model does"
         assert 0 < price.input < price.output
         assert price.cached is not None
         assert price.max_output
+        assert price.basis is not None
         assert price.source.startswith("https://")
-        assert price.as_of
+        assert dt.date.fromisoformat(price.as_of)
         assert price.note, "how sure one can be"
+
+
+def price_of(table: prices.Table, model: str) -> prices.Price:
+    row = table.find(model)
+    assert row is not None
+    return row.price
 
 
 def test_cached_input_is_charged_apart() -> None:
@@ -28,18 +39,38 @@ def test_cached_input_is_charged_apart() -> None:
 
 def test_the_longest_pattern_wins_and_an_owner_overrides() -> None:
     own = prices.Price(input=1, output=1)
-    table = prices.load({"gpt-5-mini*": own, "mine/*": own})
-    assert table.find("gpt-5-mini-2025-08-07") == own
-    assert table.find("mine/llama") == own
-    dear, cheap = table.find("gpt-5"), table.find("gpt-5-nano")
-    assert dear is not None
-    assert cheap is not None
-    assert cheap.input < dear.input
+    wider = prices.Price(input=2, output=2)
+    table = prices.Table({"gpt-*": wider, "gpt-5-mini*": own, "mine/*": own})
+    assert price_of(table, "gpt-5-mini-2025-08-07") == price_of(table, "mine/llama") == own
+    assert price_of(table, "gpt-5") == wider, "an owner's patterns go before names in the package"
+    assert price_of(table, "o3") == prices.shipped()["o3"]
+    assert [row.is_own for row in table] == [True] * 3 + [False] * len(prices.shipped())
 
 
-@pytest.mark.parametrize("model", ["", "gpt-6", "claude-fable-9", "gpt-5-pro"])
+@pytest.mark.parametrize(
+    ("model", "priced_as"),
+    [
+        ("gpt-5-mini-2025-08-07", "gpt-5-mini"),
+        ("claude-opus-4-5-20251101", "claude-opus-4-5"),
+        ("claude-3-5-haiku-latest", "claude-3-5-haiku"),
+        ("claude-opus-4-20250514", "claude-opus-4-20250514"),
+        ("gpt-4o-2024-08-06", "gpt-4o"),
+        ("gpt-4o-2024-05-13", "gpt-4o-2024-05-13"),
+    ],
+)
+def test_a_snapshot_costs_what_its_model_does_unless_it_has_a_row(model: str, priced_as: str) -> None:
+    row = prices.Table({}).find(model)
+    assert row is not None
+    assert row.pattern == priced_as
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["", "gpt-6", "claude-fable-9", "gpt-5-pro", "o4-mini-deep-research", "o4-mini-deep-research-2025-06-26",
+     "gpt-4o-mini-tts", "gemini-2.5-pro-preview-tts", "gpt-5-chat-latest"],
+)  # fmt: skip
 def test_a_model_nobody_priced_has_no_price(model: str) -> None:
-    assert prices.load().find(model) is None
+    assert prices.Table({}).find(model) is None
 
 
 amounts = st.floats(0, 1000)

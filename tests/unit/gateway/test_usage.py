@@ -37,7 +37,8 @@ RESPONSES = (
     event({"type": "response.output_item.done", "item": {"type": "function_call", "name": "x"}}),
     event({"type": "response.output_item.done", "item": {"type": "message"}}),
     event({"type": "response.completed", "response": {"output": [{"type": "function_call"}], "usage": {
-        "input_tokens": 100, "input_tokens_details": {"cached_tokens": 60}, "output_tokens": 7}}}),
+        "input_tokens": 100, "input_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 15},
+        "output_tokens": 7}}}),
 )  # fmt: skip
 CHAT = (
     event({"choices": [{"delta": {"tool_calls": [{"index": 0, "id": "c", "function": {}}]}}], "usage": None}),
@@ -52,7 +53,7 @@ CHAT = (
     ("api", "events", "expected"),
     [
         (usage.Api.ANTHROPIC, ANTHROPIC, usage.Usage(input=10, cached=20, cache_write=25, cache_write_1h=5, output=42)),
-        (usage.Api.RESPONSES, RESPONSES, usage.Usage(input=40, cached=60, output=7)),
+        (usage.Api.RESPONSES, RESPONSES, usage.Usage(input=25, cached=60, cache_write=15, output=7)),
         (usage.Api.CHAT, CHAT, usage.Usage(input=30, cached=20, output=8)),
     ],
 )
