@@ -25,8 +25,21 @@ FIX: Final = (
 )
 #: Processes of the gateway there.
 GATEWAY: Final = "pgrep -u agentina -f agentina.gateway.process"
+#: What ends in the middle of an answer while the task itself does not.
+ENDS: Final = {
+    "a restart of the daemon": "systemctl restart agentina@default",
+    "a kill of the daemon": "systemctl kill --kill-whom=main -s KILL agentina@default",
+    "a kill of the gateway": f"kill -KILL $({GATEWAY})",
+}
 #: Processes of all tasks there.
 _TASKS: Final = "$(cat $(find /sys/fs/cgroup -path '*agentina*tasks.slice*/cgroup.procs') | sort -u)"
+
+
+def begin_anew(provider: coding_model.CodingModel) -> None:
+    """Forget what was asked and billed, and hold no answer."""
+    provider.command, provider.verbs, provider.scenario, provider.held_from = FIX, [], "text", 0
+    provider.billed = [0, 0, 0]
+    provider.asked.clear()
 
 
 def submit(run_lab: lab.Lab, runner: str = "claude-code", **fields: Any) -> str:
@@ -46,11 +59,9 @@ def fix(
     view = run_lab.fleet.wait_final(job)
     output = run_lab.fleet.output(job).decode()
     assert (view.job.state, view.job.reason) == (State.SUCCEEDED, Reason.AGENT_FINISHED), (view.job, output)
-    patch: list[bytes] = []
-    run_lab.fleet.client.read_artifact(job, "changes.patch", patch.append)
     (tmp_path / "calc.py").write_text("def add(a, b):\n    return a - b\n")
     (tmp_path / "test_calc.py").write_text("import calc; assert calc.add(2, 3) == 5\n")
-    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=b"".join(patch), check=True)
+    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=patch_of(run_lab, job), check=True)
     subprocess.run(["python3", "test_calc.py"], cwd=tmp_path, check=True)
     # What the gateway counted, and what the command line says, is what the provider billed.
     fresh, cached, used = provider.billed
@@ -66,6 +77,66 @@ def fix(
         assert models.KEYS[asked.api] in " ".join(sent)
     assert not [key for key in models.KEYS.values() if key in output]
     return view, output
+
+
+def hold(run_lab: lab.Lab, provider: coding_model.CodingModel, number: int, runner: str, **fields: Any) -> str:
+    """Submit a job; returns when its agent has the beginning of the answer to its request of this number."""
+    provider.go_on.clear()
+    provider.holding.clear()
+    provider.held_from = len(provider.asked) + number
+    job = submit(run_lab, runner, **fields)
+    host.wait_for(provider.holding.is_set, f"the model answers {runner}, and does not go on")
+    return job
+
+
+def goes_on_over(  # noqa: PLR0917 - what it is about
+    end: str,
+    there: container.Container,
+    run_lab: lab.Lab,
+    provider: coding_model.CodingModel,
+    number: int,
+    runner: str,
+    **fields: Any,
+) -> None:
+    """Have something of :data:`ENDS` end in the middle of an agent's answer of this number; it asks again.
+
+    What was completed is counted exactly, the call that broke off by its most, and no command is run twice.
+    """
+    provider.command = f"{FIX}; echo ran >> ran"
+    # What failed is kept, and so its record can be read.
+    job = hold(run_lab, provider, number, runner, verify={"argv": ["false"]}, **fields)
+    gateway = there.run(GATEWAY).strip()
+    there.run(ENDS[end])
+    there.wait(f"! test -d /proc/{gateway}", "the gateway has ended")
+    provider.let_go()
+    view = run_lab.fleet.wait_final(job)
+    assert view.job.reason is Reason.VERIFY_FAILED, (view.job, run_lab.fleet.output(job))
+    assert len(view.tasks) == 1
+    ends = [entry for entry in recorded(there, view.tasks[0].id) if entry["kind"] == "end"]
+    (broken,) = [entry for entry in ends if entry["end"] != "completed"]
+    assert broken["end"] in {"abandoned", "interrupted"}
+    assert broken["charge"]["estimated"]
+    sizes = [len(asked.body) // 4 for asked in provider.asked]
+    most = list(broken["charge"]["used"].values())
+    assert sum(most) >= sizes.pop(number - 1)
+    completed = [entry["charge"]["used"] for entry in ends if entry is not broken]
+    assert completed == [
+        {"input": size - size // 2, "cached": size // 2, "output": provider.output} for size in sizes
+    ]
+    counted = [sum(used.values()) for used in (*completed, broken["charge"]["used"])]
+    outcome = view.tasks[0].outcome
+    assert outcome is not None
+    assert [(used.calls, used.input + used.cached + used.output) for used in outcome.models] == [
+        (len(counted), sum(counted))
+    ]
+    assert patch_of(run_lab, job).count(b"\n+ran") == 1
+
+
+def patch_of(run_lab: lab.Lab, job: str) -> bytes:
+    """What a job changed."""
+    pieces: list[bytes] = []
+    run_lab.fleet.client.read_artifact(job, "changes.patch", pieces.append)
+    return b"".join(pieces)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,8 +35,7 @@ def provider(run_lab: lab.Lab) -> Iterator[coding_model.CodingModel]:
 
 @pytest.fixture(autouse=True)
 def as_new(provider: coding_model.CodingModel) -> None:
-    provider.command, provider.scenario, provider.billed = coding.FIX, "text", [0, 0, 0]
-    provider.asked.clear()
+    coding.begin_anew(provider)
 
 
 @pytest.fixture(scope="module")
@@ -68,42 +67,12 @@ def test_stand_in_fixes_a_bug(
 
 # --- while things are restarted --------------------------------------------------------------------------------------
 
-#: Unit and process of what is ended in the middle of an answer.
-ENDS: Final = {
-    "a restart of the daemon": "systemctl restart agentina@default",
-    "a kill of the daemon": "systemctl kill --kill-whom=main -s KILL agentina@default",
-    "a kill of the gateway": f"kill -KILL $({coding.GATEWAY})",
-}
-
-
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", coding.ENDS)
 def test_task_goes_on_over(
     there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, end: str
 ) -> None:
-    """The next call finds the way out again; what was completed is counted exactly, the broken one by its most."""
-    provider.go_on.clear()
-    provider.holding.clear()
-    provider.scenario = "held"
-    # What failed is kept, and so its record can be read.
-    job = coding.submit(run_lab, verify={"argv": ["false"]})
-    host.wait_for(provider.holding.is_set, "the model answers")
-    provider.scenario = "text"
-    gateway = there.run(coding.GATEWAY).strip()
-    there.run(ENDS[end])
-    there.wait(f"! test -d /proc/{gateway}", "the gateway has ended")
-    provider.let_go()
-    view = run_lab.fleet.wait_final(job)
-    assert view.job.reason is Reason.VERIFY_FAILED, (view.job, run_lab.fleet.output(job))
-    assert "used 3 calls of models" in coding.notes(view)
-    # The first call broke off; the same was asked again, and then the model was told what its command said.
-    broken, *completed = [entry for entry in coding.recorded(there, view.tasks[0].id) if entry["kind"] == "end"]
-    assert broken["end"] in {"abandoned", "interrupted"}
-    assert broken["charge"]["estimated"]
-    sizes = [len(asked.body) // 4 for asked in provider.asked[1:]]
-    assert [entry["end"] for entry in completed] == ["completed"] * 2
-    assert [entry["charge"]["used"] for entry in completed] == [
-        {"input": size - size // 2, "cached": size // 2, "output": provider.output} for size in sizes
-    ]
+    """The next call finds the way out again."""
+    coding.goes_on_over(end, there, run_lab, provider, 1, "claude-code")
 
 
 def test_twenty_agents_at_once(

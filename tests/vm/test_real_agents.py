@@ -35,13 +35,7 @@ def provider(run_lab: lab.Lab) -> Iterator[coding_model.CodingModel]:
 
 @pytest.fixture(autouse=True)
 def as_new(provider: coding_model.CodingModel) -> None:
-    begin_anew(provider)
-
-
-def begin_anew(provider: coding_model.CodingModel) -> None:
-    provider.command, provider.verbs, provider.scenario, provider.held_from = coding.FIX, [], "text", 0
-    provider.billed = [0, 0, 0]
-    provider.asked.clear()
+    coding.begin_anew(provider)
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +182,7 @@ def test_agent_is_killed_in_the_middle_of_an_answer(  # noqa: PLR0917 - fixtures
 ) -> None:
     """What was completed is counted exactly, what broke off by an upper estimate."""
     copies(runner)
-    provider.go_on.clear()
-    provider.holding.clear()
-    provider.held_from = 2
-    job = coding.submit(run_lab, runner, **fields(runner))
-    host.wait_for(provider.holding.is_set, "the model answers for the second time")
+    job = coding.hold(run_lab, provider, 2, runner, **fields(runner))
     exact = list(provider.billed)
     there.run(f"pkill -KILL -f '^/opt/agentina/runners/{runner}/'")
     view = run_lab.fleet.wait_final(job)
@@ -207,6 +197,20 @@ def test_agent_is_killed_in_the_middle_of_an_answer(  # noqa: PLR0917 - fixtures
     (counted,) = outcome.models
     assert counted.calls == 2
     assert counted.input + counted.cached + counted.output >= sum(exact) + len(provider.asked[1].body) // 4
+
+
+@pytest.mark.parametrize("end", ["a kill of the daemon", "a kill of the gateway"])
+@pytest.mark.parametrize("runner", FIRST)
+def test_agent_goes_on_over(  # noqa: PLR0917 - fixtures
+    there: container.Container,
+    run_lab: lab.Lab,
+    provider: coding_model.CodingModel,
+    copies: Callable[[str], str],
+    runner: str,
+    end: str,
+) -> None:
+    copies(runner)
+    coding.goes_on_over(end, there, run_lab, provider, 2, runner, **fields(runner))
 
 
 @pytest.mark.parametrize("runner", FIRST)
@@ -240,7 +244,7 @@ def test_many_at_once(  # noqa: PLR0917 - fixtures
     for runner in FIRST:
         copies(runner)
     before = coding.at_once(there, run_lab, provider, [{"runner": runner, **fields(runner)} for runner in FIRST])
-    begin_anew(provider)
+    coding.begin_anew(provider)
     jobs = [{"runner": FIRST[number % 2], "resources": {"memory": "512MiB", "cpu": 0.1}} for number in range(AT_ONCE)]
     found = coding.at_once(there, run_lab, provider, jobs)
     measured(
