@@ -89,7 +89,7 @@ def hold(run_lab: lab.Lab, provider: coding_model.CodingModel, number: int, runn
     return job
 
 
-def goes_on_over(  # noqa: PLR0917 - what it is about
+def break_off(  # noqa: PLR0917 - what it is about
     end: str,
     there: container.Container,
     run_lab: lab.Lab,
@@ -97,39 +97,41 @@ def goes_on_over(  # noqa: PLR0917 - what it is about
     number: int,
     runner: str,
     **fields: Any,
-) -> None:
-    """Have something of :data:`ENDS` end in the middle of an agent's answer of this number; it asks again.
+) -> api.JobView:
+    """Have something of :data:`ENDS` end in the middle of an agent's answer of this number; the job, when it is over.
 
-    What was completed is counted exactly, the call that broke off by its most, and no command is run twice.
+    To be failed, so that it is kept, and its record can be read.
     """
     provider.command = f"{FIX}; echo ran >> ran"
-    # What failed is kept, and so its record can be read.
-    job = hold(run_lab, provider, number, runner, verify={"argv": ["false"]}, **fields)
+    job = hold(run_lab, provider, number, runner, **{"verify": {"argv": ["false"]}, **fields})
     gateway = there.run(GATEWAY).strip()
     there.run(ENDS[end])
     there.wait(f"! test -d /proc/{gateway}", "the gateway has ended")
     provider.let_go()
-    view = run_lab.fleet.wait_final(job)
-    assert view.job.reason is Reason.VERIFY_FAILED, (view.job, run_lab.fleet.output(job))
-    assert len(view.tasks) == 1
-    ends = [entry for entry in recorded(there, view.tasks[0].id) if entry["kind"] == "end"]
-    (broken,) = [entry for entry in ends if entry["end"] != "completed"]
-    assert broken["end"] in {"abandoned", "interrupted"}
-    assert broken["charge"]["estimated"]
+    return run_lab.fleet.wait_final(job)
+
+
+def check_goes_on(
+    view: api.JobView, there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel
+) -> None:
+    """After :func:`break_off` it asked again, and came to its end.
+
+    What was completed is counted exactly, the call that broke off by its most, and no command was run twice.
+    """
+    assert view.job.reason is Reason.VERIFY_FAILED, (view.job, run_lab.fleet.output(view.job.id))
+    (task,) = view.tasks
+    charges = [(entry["end"], entry["charge"]) for entry in recorded(there, task.id) if entry["kind"] == "end"]
+    (broken,) = [number for number, (end, _) in enumerate(charges) if end != "completed"]
+    assert charges[broken][1]["estimated"]
     sizes = [len(asked.body) // 4 for asked in provider.asked]
-    most = list(broken["charge"]["used"].values())
-    assert sum(most) >= sizes.pop(number - 1)
-    completed = [entry["charge"]["used"] for entry in ends if entry is not broken]
-    assert completed == [
-        {"input": size - size // 2, "cached": size // 2, "output": provider.output} for size in sizes
-    ]
-    counted = [sum(used.values()) for used in (*completed, broken["charge"]["used"])]
-    outcome = view.tasks[0].outcome
-    assert outcome is not None
-    assert [(used.calls, used.input + used.cached + used.output) for used in outcome.models] == [
-        (len(counted), sum(counted))
-    ]
-    assert patch_of(run_lab, job).count(b"\n+ran") == 1
+    assert sum(charges[broken][1]["used"].values()) >= sizes.pop(broken)
+    completed = [charge["used"] for end, charge in charges if end == "completed"]
+    assert completed == [{"input": size - size // 2, "cached": size // 2, "output": provider.output} for size in sizes]
+    counted = [sum(charge["used"].values()) for _, charge in charges]
+    assert task.outcome is not None
+    (told,) = task.outcome.models
+    assert (told.calls, told.input + told.cached + told.output) == (len(counted), sum(counted))
+    assert patch_of(run_lab, view.job.id).count(b"\n+ran\n") == 1
 
 
 def patch_of(run_lab: lab.Lab, job: str) -> bytes:

@@ -19,7 +19,7 @@ from agentina import errors
 from agentina.gateway import forwarder, variables
 from agentina.host.work import doors
 from agentina.inside import toolserver
-from agentina.protocol.states import Reason, State
+from agentina.protocol.states import State
 from tests.fakes import coding_model, model_provider
 from tests.vm import attacks, coding, container, host, lab, models
 
@@ -67,12 +67,14 @@ def test_stand_in_fixes_a_bug(
 
 # --- while things are restarted --------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("end", coding.ENDS)
 def test_task_goes_on_over(
     there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, end: str
 ) -> None:
     """The next call finds the way out again."""
-    coding.goes_on_over(end, there, run_lab, provider, 1, "claude-code")
+    view = coding.break_off(end, there, run_lab, provider, 1, "claude-code")
+    coding.check_goes_on(view, there, run_lab, provider)
 
 
 def test_twenty_agents_at_once(

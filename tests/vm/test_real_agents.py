@@ -210,7 +210,29 @@ def test_agent_goes_on_over(  # noqa: PLR0917 - fixtures
     end: str,
 ) -> None:
     copies(runner)
-    coding.goes_on_over(end, there, run_lab, provider, 2, runner, **fields(runner))
+    view = coding.break_off(end, there, run_lab, provider, 2, runner, **fields(runner))
+    coding.check_goes_on(view, there, run_lab, provider)
+
+
+@pytest.mark.parametrize("runner", FIRST)
+def test_agent_does_not_overrun_its_budget_over_a_kill(  # noqa: PLR0917 - fixtures
+    there: container.Container,
+    run_lab: lab.Lab,
+    provider: coding_model.CodingModel,
+    copies: Callable[[str], str],
+    runner: str,
+) -> None:
+    """There is room for two calls at their most; the provider may have billed all of the one that broke off."""
+    copies(runner)
+    most = 55_000
+    wishes = fields(runner, budget={"tokens": most})
+    view = coding.break_off("a kill of the daemon", there, run_lab, provider, 2, runner, **wishes)
+    assert view.job.reason is Reason.AGENT_FAILED, (view.job, run_lab.fleet.output(view.job.id))
+    assert f"{most} of {most} tokens are used" in view.job.detail
+    assert len(provider.asked) == 2
+    outcome = view.tasks[0].outcome
+    assert outcome is not None
+    assert sum(used.input + used.output for used in outcome.models) == most
 
 
 @pytest.mark.parametrize("runner", FIRST)
