@@ -191,7 +191,7 @@ async def _pack_inside(writer: archives.Writer, source: Source, slot: packing.Sl
         session="" if session is None else str(session.relative_to(source.directory)),
         deleted=None, changed=[], environment={},
     )  # fmt: skip
-    async with slot.turns:
+    async with slot.share.turn():
         door = slot.door
         if door.outside is None:
             raise archives.ArchiveError("the task has ended")

@@ -6,7 +6,7 @@ it up: here are the bounds (time, bytes, entries, names, where links lead), and 
 
 | state | event | next |
 | --- | --- | --- |
-| waiting: more than :data:`AT_ONCE` pack on this host | another has ended | listening |
+| waiting for its turn (:mod:`agentina.host.trees.turns`) | it is its turn | listening |
 | listening | somebody of the task connects | packing |
 | | :data:`START_SECONDS` are over (an older base, no process left to make) | failed |
 | packing | record | packing, or failed: it is malformed, too large, too many, leads out |
@@ -14,7 +14,8 @@ it up: here are the bounds (time, bytes, entries, names, where links lead), and 
 | | ``!`` | failed, for the reason that it names |
 | | the packer is gone: killed, out of memory, the task has ended | failed |
 | | :data:`SECONDS` are over: it is stopped, or hangs, or dribbles | failed |
-| any | the daemon ends, or the task is over | given up at once: the socket is shut, which wakes its reader |
+| any | others wait, and it has taken long | failed |
+| | the daemon ends, or the task is over | given up at once: the socket is shut, which wakes its reader |
 | packed, failed, given up | order and socket are taken away: the supervisor ends a packer that is still there | over |
 
 A failure is the checkpoint's: the task goes on, the one before stays the newest, and who asked is told why. The packer
@@ -37,12 +38,10 @@ from pathlib import Path
 from typing import Final
 
 from agentina.executors import contract
-from agentina.host.trees import archives
+from agentina.host.trees import archives, turns
 from agentina.inside import packer
 from agentina.system import sockets
 
-#: Slots of a host that are packed at once: each takes some memory beyond what its task may have.
-AT_ONCE: Final = 2
 #: Seconds until a packer has come, and until it has sent everything.
 START_SECONDS: Final = 20.0
 SECONDS: Final = 300.0
@@ -59,8 +58,8 @@ class Slot:
     executor: contract.Executor
     #: The task's directory, as the daemon knows it.
     directory: Path
-    #: Shared by all slots of the host.
-    turns: asyncio.Semaphore
+    #: The task's share in the turns of the host.
+    share: turns.Share
 
     @property
     def place(self) -> Path:

@@ -5,7 +5,6 @@ How one is made and used is :mod:`agentina.host.work.moving`'s. Loaded for the f
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ import msgspec
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host.trees import packing
+from agentina.host.trees import packing, turns
 from agentina.host.work import choices, entries, moving, places, uploads
 from agentina.protocol import jobs, wire
 from agentina.runners import contract as runner_contract
@@ -46,8 +45,7 @@ class Checkpoints:
         self._transfers = transfers
         #: Who takes them, by the task that runs.
         self._keepers: dict[str, moving.Keeper] = {}
-        #: How many slots are packed at once.
-        self._turns = asyncio.Semaphore(packing.AT_ONCE)
+        self._turns = turns.Turns()
 
     async def begin(self, entry: entries.Entry, job: jobs.JobSpec, *, furnish: _Furnish) -> None:
         """Make the place of a task from the one that the control plane names, upon what ``furnish`` makes.
@@ -71,7 +69,8 @@ class Checkpoints:
         assert job is not None
         slot = None
         if self._places.is_slot(entry):
-            slot = packing.Slot(executor=self._executor, directory=entry.directory.path, turns=self._turns)
+            share = turns.Share(self._turns)
+            slot = packing.Slot(executor=self._executor, directory=entry.directory.path, share=share)
         keeper = moving.Keeper(
             self._place(entry, job),
             commit=entry.directory.read_commit(),

@@ -93,5 +93,5 @@ async def test_what_is_no_checkpoint_is_no_end(daemon: DaemonProcess, plane: con
     second = plane.go_on(first)
     await plane.until(lambda: b"ready" in second.output)
     assert (daemon.instance.tasks / second.id / "workspace/log").read_text() == "begun\n"
-    assert any("begins anew" in note for note in second.notes)
+    await plane.until(lambda: any("begins anew" in note for note in second.notes))
     assert isinstance(second.origin, wire.Origin)

@@ -17,7 +17,7 @@ import pytest
 
 from agentina import errors
 from agentina.executors import contract
-from agentina.host.trees import checkpoints, packing, workspaces
+from agentina.host.trees import checkpoints, packing, turns, workspaces
 from agentina.system import tasks
 from tests.fakes import executor
 from tests.integration.host import test_checkpoints
@@ -70,14 +70,15 @@ async def prepared(tmp_path: Path) -> workspaces.Prepared:
     return await workspaces.Workspaces(tmp_path / "cache").prepare(job, here)
 
 
-def slot_of(slots: SlotExecutor, prepared: workspaces.Prepared) -> packing.Slot:
-    return packing.Slot(executor=slots, directory=prepared.path.parent, turns=asyncio.Semaphore(1))
+def slot_of(slots: SlotExecutor, prepared: workspaces.Prepared, share: turns.Share | None = None) -> packing.Slot:
+    share = share or turns.Share(turns.Turns())
+    return packing.Slot(executor=slots, directory=prepared.path.parent, share=share)
 
 
-async def fails(slots: SlotExecutor, prepared: workspaces.Prepared) -> str:
+async def fails(slots: SlotExecutor, prepared: workspaces.Prepared, share: turns.Share | None = None) -> str:
     """Why it does; nothing is left of it."""
     with pytest.raises(errors.AgentinaError) as caught:
-        await test_checkpoints.packed(prepared.path.parent, prepared, slot=slot_of(slots, prepared))
+        await test_checkpoints.packed(prepared.path.parent, prepared, slot=slot_of(slots, prepared, share))
     assert caught.value.code == "CHECKPOINT_FAILED"
     check_nothing_left(slots, prepared)
     return str(caught.value)
@@ -194,6 +195,21 @@ async def test_given_up_it_leaves_nothing(slots: SlotExecutor, prepared: workspa
     check_nothing_left(slots, prepared)
     slots.instead = None
     assert (await test_checkpoints.packed(prepared.path.parent, prepared, slot=slot)).artifact.size
+
+
+async def test_one_that_takes_long_is_ended_for_others(slots: SlotExecutor, prepared: workspaces.Prepared) -> None:
+    held: list[socket.socket] = []
+    slots.instead = lambda path: held.append(connected(path))
+    queue = turns.Turns(fair_seconds=0.05)
+    async with turns.Share(queue).turn(), asyncio.TaskGroup() as others:
+        others.create_task(one_turn(turns.Share(queue)))
+        assert "waited for their turn" in await fails(slots, prepared, turns.Share(queue))
+    held[0].close()
+
+
+async def one_turn(share: turns.Share) -> None:
+    async with share.turn():
+        pass
 
 
 def connected(path: str) -> socket.socket:
