@@ -214,7 +214,7 @@ class Account:
             "left_of_day": self._days.left(),
         }  # fmt: skip
 
-    def raise_to(self, limits: budgets.Limits) -> None:
+    def raise_to(self, limits: jobs.Budget) -> None:
         """Put another budget in force; parked calls go on where it lets them.
 
         Raises:

@@ -27,10 +27,6 @@ LEAST_OUTPUT: Final = 256
 _BYTES_PER_TOKEN: Final = 3
 
 
-#: A task's budget, as people write it.
-Limits = jobs.Budget
-
-
 class Totals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was used."""
 
@@ -229,7 +225,7 @@ class Ledger:
     """One task's account."""
 
     def __init__(
-        self, limits: Limits, *, totals: Totals | None = None, first_number: int = 1, purse: Purse | None = None
+        self, limits: jobs.Budget, *, totals: Totals | None = None, first_number: int = 1, purse: Purse | None = None
     ) -> None:
         self.limits = limits
         self.totals = totals or Totals()
@@ -282,7 +278,7 @@ class Ledger:
         self._warned.update(kind for kind, _ in near)
         return found
 
-    def raise_to(self, limits: Limits) -> None:
+    def raise_to(self, limits: jobs.Budget) -> None:
         """Put other limits in force; warnings are given again."""
         self.limits = limits
         self._warned.clear()

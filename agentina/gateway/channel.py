@@ -6,8 +6,9 @@ from typing import Final
 
 import msgspec
 
-from agentina.gateway import budgets, days
+from agentina.gateway import days
 from agentina.protocol import budgets as protocol_budgets
+from agentina.protocol import jobs
 
 #: Longest line, in bytes: a task's lists of hosts.
 MAX_LINE: Final = 4 << 20
@@ -34,7 +35,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open", tag_field="ver
     #: Hosts of the job's scope, and those of the owner's policy (None: no restriction).
     scope: list[str] = []
     policy: list[str] | None = None
-    limits: budgets.Limits = budgets.Limits()
+    limits: jobs.Budget = jobs.Budget()
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True, tag="listen", tag_field="verb"):
@@ -54,7 +55,7 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="v
     """Another budget holds."""
 
     task_id: str
-    limits: budgets.Limits
+    limits: jobs.Budget
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin", tag_field="verb"):

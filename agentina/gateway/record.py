@@ -19,6 +19,7 @@ import msgspec
 from agentina import errors
 from agentina.gateway import budgets
 from agentina.protocol import budgets as protocol_budgets
+from agentina.protocol import jobs
 from agentina.system import files
 
 NAME: Final = "gateway.log"
@@ -76,7 +77,7 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True, tag="reached", tag_fiel
 class Raised(msgspec.Struct, frozen=True, kw_only=True, tag="limits", tag_field="kind"):
     """Other limits hold from here on."""
 
-    limits: budgets.Limits
+    limits: jobs.Budget
 
 
 Entry = Began | Asked | Ended | Refusal | Reached | Raised
@@ -90,7 +91,7 @@ class Story(msgspec.Struct, kw_only=True):
     totals: budgets.Totals = budgets.Totals()
     #: The same by day and model.
     spent: dict[tuple[str, str], budgets.Totals] = {}
-    limits: budgets.Limits | None = None
+    limits: jobs.Budget | None = None
     #: Calls that were sent and have no end.
     open: dict[int, Asked] = {}
     refusals: list[Refusal] = []

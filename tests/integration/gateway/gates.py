@@ -26,6 +26,7 @@ from agentina.gateway import (
     tokens,
     variables,
 )
+from agentina.protocol import jobs
 from agentina.system import clock
 from tests.fakes import deadlines, model_provider
 
@@ -139,7 +140,7 @@ def message(**more: Any) -> dict[str, Any]:
 async def opened(
     tmp_path: Path,
     *,
-    limits: budgets.Limits | None = None,
+    limits: jobs.Budget | None = None,
     scope: list[str] | None = None,
     policy: list[str] | None = None,
     networks: tuple[rules.Network, ...] = LOOPBACK,
@@ -158,7 +159,7 @@ async def opened(
     async with model_provider.running() as provider:
         loaded = load(tmp_path, url or provider.url, keys=keys)
         order = channel.Open(
-            task_id="task_1", directory=str(directory), digest=tokens.digest(token), limits=limits or budgets.Limits()
+            task_id="task_1", directory=str(directory), digest=tokens.digest(token), limits=limits or jobs.Budget()
         )
         grants = rules.Rules(scope=scope or [], policy=policy, networks=networks)
         serving = models.Models(loaded, clocks=clocks, stall_seconds=stall_seconds)

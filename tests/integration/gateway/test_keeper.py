@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from agentina import errors
-from agentina.gateway import budgets, channel, days, forwarder, keeper, record, tokens, variables
+from agentina.gateway import channel, days, forwarder, keeper, record, tokens, variables
 from agentina.protocol import budgets as protocol_budgets
+from agentina.protocol import jobs
 from agentina.system import sockets
 from tests.fakes import deadlines, model_provider
 from tests.integration.gateway import gates
@@ -99,7 +100,7 @@ class Host:
                 directory=str(directory),
                 door=channel.Door(directory=str(directory)) if has_door else None,
                 digest=tokens.digest(token),
-                limits=budgets.Limits(tokens=most),
+                limits=jobs.Budget(tokens=most),
             )
         )
         return directory, token
@@ -183,7 +184,7 @@ async def test_a_killed_gateway_is_replaced_and_its_open_call_charged(host: Host
 async def test_a_budget_can_be_raised_and_the_last_task_ends_the_process(host: Host) -> None:
     directory, token = await host.open(TASK_A, most=1)
     assert (await host.run(directory, token, sys.executable, "-c", TOOL))[0] == 1
-    host.keeper.tell(channel.Raise(task_id=TASK_A, limits=budgets.Limits(tokens=10_000)))
+    host.keeper.tell(channel.Raise(task_id=TASK_A, limits=jobs.Budget(tokens=10_000)))
     assert (await host.run(directory, token, sys.executable, "-c", TOOL))[0] == 7
     running = host.keeper._running
     assert running is not None

@@ -10,6 +10,7 @@ import pytest
 
 from agentina.gateway import budgets, channel, record, streams, usage
 from agentina.protocol import budgets as protocol
+from agentina.protocol import jobs
 from tests.fakes import deadlines
 from tests.integration.gateway import gates
 
@@ -69,7 +70,7 @@ async def test_chat_is_asked_to_tell_its_usage(tmp_path: Path) -> None:
 
 
 async def test_counting_tokens_and_listing_models_are_free(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=0)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=0)) as gate:
         counted = await gate.ask("/anthropic/v1/messages/count_tokens", gates.message())
         listed = await gate.ask("/openai/v1/models", method="GET")
         assert (counted[0], json.loads(counted[2]), listed[0]) == (200, {"input_tokens": 9}, 200)
@@ -91,7 +92,7 @@ async def test_counting_tokens_and_listing_models_are_free(tmp_path: Path) -> No
 async def test_errors_of_the_provider_end_a_call_and_cost_nothing(
     tmp_path: Path, scenario: str, status: int, end: str, *, retry: str | None
 ) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=5000)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=5000)) as gate:
         gate.provider.scenario = scenario
         answered, headers, body = await gate.message()
         assert (answered, headers.get("retry-after")) == (status, retry)
@@ -165,7 +166,7 @@ async def test_a_provider_that_says_nothing_is_unreachable(tmp_path: Path) -> No
 
 
 async def test_a_provider_that_is_away_costs_nothing(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=5000), url="http://127.0.0.1:1") as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=5000), url="http://127.0.0.1:1") as gate:
         status, _, body = await gate.message()
         assert (status, b"cannot be reached" in body) == (502, True)
         assert gate.ends() == ["unreachable"]
@@ -247,7 +248,7 @@ async def test_a_slow_reader_slows_the_provider_down_and_memory_stays_flat(tmp_p
     [("/anthropic/v1/messages", 402), ("/openai/v1/responses", 400), ("/openai/v1/chat/completions", 400)],
 )
 async def test_a_used_up_budget_ends_each_cli(tmp_path: Path, path: str, status: int) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=50)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=50)) as gate:
         answered, _, body = await gate.ask(path, {**PATHS[path], "stream": True, "input": "x" * 1000})
         assert answered == status
         assert "budget is used up" in json.loads(body)["error"]["message"]
@@ -256,7 +257,7 @@ async def test_a_used_up_budget_ends_each_cli(tmp_path: Path, path: str, status:
 
 
 async def test_fifty_callers_do_not_overrun(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=6000)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=6000)) as gate:
         gate.provider.output = 300
         answers = await asyncio.gather(*(gate.message(max_tokens=300) for _ in range(50)))
         good = [status for status, _, _ in answers if status == 200]
@@ -268,7 +269,7 @@ async def test_fifty_callers_do_not_overrun(tmp_path: Path) -> None:
 
 
 async def test_the_maximum_of_output_is_cut_down_to_what_is_left(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=2000)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=2000)) as gate:
         await gate.message(max_tokens=50_000)
         sent = gate.provider.asked[0]
         assert sent.document["max_tokens"] < 2000 - len(sent.body) // 4
@@ -276,7 +277,7 @@ async def test_the_maximum_of_output_is_cut_down_to_what_is_left(tmp_path: Path)
 
 
 async def test_a_warning_is_given_at_four_fifths(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(tool_calls=5)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tool_calls=5)) as gate:
         for _ in range(4):
             await gate.message()
         assert [word.text for word in gate.told.words if isinstance(word, channel.Warned)] == [
@@ -285,7 +286,7 @@ async def test_a_warning_is_given_at_four_fifths(tmp_path: Path) -> None:
 
 
 async def test_an_unpriced_model_is_an_error_where_the_budget_is_in_money(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(cost=5)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(cost=5)) as gate:
         status, _, body = await gate.message(model="claude-of-tomorrow")
         assert (status, b"price is not known" in body) == (402, True)
         assert gate.refusals() == [("MODEL_REFUSED", "unpriced", "claude-of-tomorrow")]
@@ -298,7 +299,7 @@ async def test_an_unpriced_model_is_an_error_where_the_budget_is_in_money(tmp_pa
 
 
 async def test_cost_is_what_the_table_says(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(cost=1)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(cost=1)) as gate:
         await gate.message()
         fresh, cached, output = gate.provider.billed
         expected = (fresh * 1 + cached * 0.1 + output * 5) / 1e6
@@ -307,7 +308,7 @@ async def test_cost_is_what_the_table_says(tmp_path: Path) -> None:
 
 async def test_a_parked_call_goes_on_when_the_budget_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentina.gateway.models.PING_SECONDS", 0.05)
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=50, on_exhausted="park")) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=50, on_exhausted="park")) as gate:
         wished: list[bool] = []
         gate.account._days.on_unmet = lambda: wished.append(gate.account.is_parked)
         asking = asyncio.get_running_loop().create_task(gate.message())
@@ -316,7 +317,7 @@ async def test_a_parked_call_goes_on_when_the_budget_is_raised(tmp_path: Path, m
         assert not asking.done()
         # The control plane is asked as soon as a call is held, and not again at each ping.
         assert wished == [True]
-        gate.account.raise_to(budgets.Limits(tokens=50_000))
+        gate.account.raise_to(jobs.Budget(tokens=50_000))
         status, _, body = await asking
         assert status == 200
         assert body.count(b"event: ping") >= 2
@@ -325,19 +326,19 @@ async def test_a_parked_call_goes_on_when_the_budget_is_raised(tmp_path: Path, m
 
 async def test_a_parked_call_meets_an_error_within_its_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentina.gateway.models.PING_SECONDS", 0.05)
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=50, on_exhausted="park")) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=50, on_exhausted="park")) as gate:
         gate.provider.scenario = "500"
         asking = asyncio.get_running_loop().create_task(gate.message())
         await gate.wait_until_refused()
         await asyncio.sleep(1)  # some pings
-        gate.account.raise_to(budgets.Limits(tokens=50_000))
+        gate.account.raise_to(jobs.Budget(tokens=50_000))
         status, _, body = await asking
         assert status == 200
         assert b"event: error" in body
 
 
 async def test_what_is_left_can_be_asked(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=5000, cost=1)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=5000, cost=1)) as gate:
         status, _, body = await gate.ask("/agentina/budget", method="GET")
         left: dict[str, Any] = json.loads(body)["left"]
         assert (status, left["tokens"], left["cost"], left["duration"]) == (200, 5000, 1, None)
@@ -359,7 +360,7 @@ async def test_calls_under_way_at_a_kill_are_charged_in_full(tmp_path: Path) -> 
 
 
 async def test_nothing_is_sent_that_cannot_be_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(tokens=5000)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(tokens=5000)) as gate:
         full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115, ASYNC230 - stands in for the record's file
         monkeypatch.setattr(gate.account._record, "_descriptor", full.fileno())
         monkeypatch.setattr("os.ftruncate", lambda *_: None)
@@ -387,7 +388,7 @@ async def test_what_is_no_request_for_a_model_is_refused(tmp_path: Path, body: b
 
 @pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent?alt=sse"])
 async def test_gemini_s_usage_equals_what_was_billed_and_its_key_stays_here(tmp_path: Path, verb: str) -> None:
-    async with gates.opened(tmp_path, limits=budgets.Limits(cost=1)) as gate:
+    async with gates.opened(tmp_path, limits=jobs.Budget(cost=1)) as gate:
         document = {"contents": [{"parts": [{"text": "x" * 4000}]}], "generationConfig": {"maxOutputTokens": 100}}
         status, _, body = await gate.ask(f"/gemini/v1beta/models/gemini-2.5-flash:{verb}", document)
         assert (status, b"usageMetadata" in body) == (200, True)

@@ -6,6 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agentina.gateway import budgets, prices, usage
 from agentina.protocol import budgets as protocol
+from agentina.protocol import jobs
 
 PRICE = prices.Price(input=2, output=10, cache_write=2.5)
 
@@ -15,12 +16,12 @@ def call(tokens: int = 100, output: int = 1000, *, priced: bool = True) -> budge
 
 
 def test_without_limits_everything_goes() -> None:
-    ledger = budgets.Ledger(budgets.Limits())
+    ledger = budgets.Ledger(jobs.Budget())
     assert isinstance(ledger.ask(call(10**9, 10**9, priced=False), seconds=10**9), budgets.Admitted)
 
 
 def test_output_is_cut_down_to_what_is_left_and_then_the_budget_is_used_up() -> None:
-    ledger = budgets.Ledger(budgets.Limits(tokens=1000))
+    ledger = budgets.Ledger(jobs.Budget(tokens=1000))
     admitted = ledger.ask(call(), seconds=0)
     assert isinstance(admitted, budgets.Admitted)
     assert admitted.output == 900
@@ -34,7 +35,7 @@ def test_output_is_cut_down_to_what_is_left_and_then_the_budget_is_used_up() -> 
 
 
 def test_a_refused_call_gives_all_back() -> None:
-    ledger = budgets.Ledger(budgets.Limits(tokens=1000))
+    ledger = budgets.Ledger(jobs.Budget(tokens=1000))
     first = ledger.ask(call(), seconds=0)
     assert isinstance(first, budgets.Admitted)
     ledger.release(first.number)
@@ -42,7 +43,7 @@ def test_a_refused_call_gives_all_back() -> None:
 
 
 def test_cost_is_reserved_at_the_dearest_way_to_cache() -> None:
-    ledger = budgets.Ledger(budgets.Limits(cost=1.0))
+    ledger = budgets.Ledger(jobs.Budget(cost=1.0))
     admitted = ledger.ask(call(1000, 1000), seconds=0)
     assert isinstance(admitted, budgets.Admitted)
     assert admitted.reserved.cost_nano == 1000 * 2500 + 1000 * 10_000
@@ -50,8 +51,8 @@ def test_cost_is_reserved_at_the_dearest_way_to_cache() -> None:
 
 
 def test_a_model_without_a_price_is_no_free_one() -> None:
-    assert isinstance(budgets.Ledger(budgets.Limits(cost=5)).ask(call(priced=False), seconds=0), budgets.Unpriced)
-    ledger = budgets.Ledger(budgets.Limits(tokens=100_000))
+    assert isinstance(budgets.Ledger(jobs.Budget(cost=5)).ask(call(priced=False), seconds=0), budgets.Unpriced)
+    ledger = budgets.Ledger(jobs.Budget(tokens=100_000))
     admitted = ledger.ask(call(priced=False), seconds=0)
     assert isinstance(admitted, budgets.Admitted)
     ledger.settle(admitted.number, budgets.Charge(used=usage.Usage(input=1), cost_nano=None))
@@ -59,7 +60,7 @@ def test_a_model_without_a_price_is_no_free_one() -> None:
 
 
 def test_duration_and_tool_calls_end_a_budget() -> None:
-    ledger = budgets.Ledger(budgets.Limits(duration=60, tool_calls=2))
+    ledger = budgets.Ledger(jobs.Budget(duration=60, tool_calls=2))
     assert isinstance(ledger.ask(call(), seconds=60), budgets.Exhausted)
     admitted = ledger.ask(call(), seconds=59)
     assert isinstance(admitted, budgets.Admitted)
@@ -70,7 +71,7 @@ def test_duration_and_tool_calls_end_a_budget() -> None:
 
 
 def test_cached_input_does_not_count_against_tokens() -> None:
-    ledger = budgets.Ledger(budgets.Limits(tokens=10_000))
+    ledger = budgets.Ledger(jobs.Budget(tokens=10_000))
     admitted = ledger.ask(call(), seconds=0)
     assert isinstance(admitted, budgets.Admitted)
     ledger.settle(admitted.number, budgets.Charge(used=usage.Usage(cached=10**6, output=10)))
@@ -78,13 +79,13 @@ def test_cached_input_does_not_count_against_tokens() -> None:
 
 
 def test_each_limit_is_warned_of_once_at_four_fifths() -> None:
-    ledger = budgets.Ledger(budgets.Limits(tokens=1000, duration=100))
+    ledger = budgets.Ledger(jobs.Budget(tokens=1000, duration=100))
     assert ledger.new_warnings(79) == []
     assert ledger.new_warnings(80) == ["80 of 100 seconds are over"]
     assert ledger.new_warnings(81) == []
     ledger.totals = budgets.Totals(used=usage.Usage(output=800))
     assert ledger.new_warnings(81) == ["800 of 1000 tokens are used"]
-    ledger.raise_to(budgets.Limits(tokens=2000))
+    ledger.raise_to(jobs.Budget(tokens=2000))
     assert ledger.new_warnings(81) == []
 
 
@@ -98,7 +99,7 @@ class Concurrent(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = budgets.Ledger(budgets.Limits(tokens=50_000, cost=0.2, tool_calls=40))
+        self.ledger = budgets.Ledger(jobs.Budget(tokens=50_000, cost=0.2, tool_calls=40))
         self.open: dict[int, budgets.Admitted] = {}
 
     @rule(tokens=st.integers(1, 9_000), output=st.integers(1, 20_000))

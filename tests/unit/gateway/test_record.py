@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agentina import errors
 from agentina.gateway import budgets, record, usage
 from agentina.protocol import budgets as protocol_budgets
+from agentina.protocol import jobs
 
 CHARGE = budgets.Charge(used=usage.Usage(input=5, output=7), cost_nano=99, tool_calls=1)
 ENTRIES: list[record.Entry] = [
@@ -23,7 +24,7 @@ ENTRIES: list[record.Entry] = [
     record.Reached(host="pypi.org:443"),
     record.Asked(number=3, model="m", reserved=CHARGE),
     record.Ended(number=3, end="refused"),
-    record.Raised(limits=budgets.Limits(tokens=5)),
+    record.Raised(limits=jobs.Budget(tokens=5)),
 ]
 
 
@@ -38,7 +39,7 @@ def test_a_record_tells_the_same_story_again(tmp_path: Path) -> None:
     assert story.began_ms == 1000
     assert story.totals == budgets.Totals(used=CHARGE.used, cost_nano=99, tool_calls=1, calls=1)
     assert list(story.open) == [2]
-    assert (story.last_number, story.limits) == (3, budgets.Limits(tokens=5))
+    assert (story.last_number, story.limits) == (3, jobs.Budget(tokens=5))
     assert [one.host for one in story.refusals] == ["evil.example.com"]
     assert story.reached == ["pypi.org:443"]
 
