@@ -48,15 +48,16 @@ async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
     await asyncio.gather(*started, return_exceptions=True)
 
 
-async def in_thread(function: Callable[..., T], *arguments: object) -> T:
+async def in_thread(function: Callable[..., T], *arguments: object, on_cancel: Callable[[], None] = lambda: None) -> T:
     """What ``function`` returns. When this is canceled it waits all the same: a thread cannot be ended.
 
-    For work on files that whoever comes next must not meet half done.
+    For work on files that whoever comes next must not meet half done. ``on_cancel`` may hasten the thread's end.
     """
     working = asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *arguments))
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
+        on_cancel()
         await asyncio.wait({working})
         if not working.cancelled():
             working.exception()  # nobody hears of it, as of its result

@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import socket
@@ -40,7 +41,7 @@ from typing import Final
 from agentina.executors import contract
 from agentina.host.trees import archives, turns
 from agentina.inside import packer
-from agentina.system import sockets
+from agentina.system import sockets, tasks
 
 #: Seconds until a packer has come, and until it has sent everything.
 START_SECONDS: Final = 20.0
@@ -81,16 +82,7 @@ async def fill(writer: archives.Writer, slot: Slot, request: packer.Request) -> 
 
     """
     async with _connected(slot) as connection:
-        taking = asyncio.get_running_loop().run_in_executor(None, _take, connection, writer, request)
-        try:
-            await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            # The thread writes the caller's file: it must be at its end before anybody goes on.
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            await asyncio.wait({taking})
-            taking.exception()
-            raise
+        await tasks.in_thread(_take, connection, writer, request, on_cancel=functools.partial(_shut, connection))
 
 
 @contextlib.asynccontextmanager
@@ -119,6 +111,11 @@ async def _connected(slot: Slot) -> AsyncIterator[socket.socket]:
         slot.executor.accompany(slot.directory, None)
         listening.remove()
         listening.socket.close()
+
+
+def _shut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the other end has gone already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 # --- what a packer sends ---------------------------------------------------------------------------------------------
