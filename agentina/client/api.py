@@ -487,7 +487,7 @@ def _batches(items: Iterable[api.JobOfBatch]) -> Iterator[api.JobBatch]:
         grows = len(item.job) + _JOB_FRAME
         if batch and (len(batch) == api.MAX_BATCH_JOBS or size + grows > api.MAX_BATCH_BYTES):
             yield api.JobBatch(jobs=batch)
-            batch, size = [], _JOB_FRAME
+            batch, size = [], 0
         batch.append(item)
         size += grows
     if batch:

@@ -156,12 +156,14 @@ class Metrics:
 
     def show_budget(self, budget: budgets.BudgetView) -> None:
         """A budget as it is now."""
-        for kind, unit in (("tokens", 1), ("cost_nano", budgets.DOLLAR), ("tool_calls", 1)):
-            limit, left = getattr(budget.limit, kind), getattr(budget.left, kind)
+        for key, unit, one in (
+            ("tokens", "tokens", 1), ("cost_nano", "dollars", budgets.DOLLAR), ("tool_calls", "tool_calls", 1),
+        ):  # fmt: skip
+            limit, left = getattr(budget.limit, key), getattr(budget.left, key)
             if limit is not None and left is not None:
-                labels = budget.scope, budget.name, "dollars" if kind == "cost_nano" else kind
-                self.budget_limit.labels(*labels).set(limit / unit)
-                self.budget_left.labels(*labels).set(left / unit)
+                labels = budget.scope, budget.name, unit
+                self.budget_limit.labels(*labels).set(limit / one)
+                self.budget_left.labels(*labels).set(left / one)
 
     def count_run(self, role: str, run: wire.AgentRun) -> None:
         """An AI agent's task ended."""

@@ -221,9 +221,7 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     #: ``command``, ``claude-code``, ``codex``, ``opencode``, ``gemini``, or one that hosts describe in a file. With
     #: ``@VERSION`` only hosts that keep a copy of this version of its program, and that copy.
-    runner: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,39}(@[0-9A-Za-z][0-9A-Za-z.+_-]{0,39})?$")] = (
-        "command"
-    )
+    runner: Annotated[str, msgspec.Meta(pattern=names.RUNNER_PATTERN)] = "command"
     #: What the runner starts, see below.
     payload: Payload
     workspace: Workspace = Workspace()

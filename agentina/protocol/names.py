@@ -15,6 +15,8 @@ _LABEL_KEY: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])
 _LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9._/:+-]{0,63}")
 _RUNNER: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _RUNNER_VERSION: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,39}")
+#: What a job asks for: a runner, or a certain version of its program.
+RUNNER_PATTERN: Final = f"^{_RUNNER.pattern}(@{_RUNNER_VERSION.pattern})?$"
 _ENVIRONMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _TASK_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{16}\.[1-9][0-9]{0,5}")
 

@@ -11,8 +11,9 @@ as many running tasks as there are units that ran before     ``tasks-lost``
 the control plane answered it: session and heartbeat         ``no-heartbeat``; ``control-plane-away`` where
                                                              the updater does not reach it either, or it said
                                                              that it is overloaded
-a task of its own (:mod:`agentina.host.updating.probe`) that takes    ``limits-not-held``, at once; where it cannot be
-more memory than it may is ended for that, at its limit      run, at the end of the patience; ``disk-full``
+a task of its own (:mod:`agentina.host.updating.probe`)      ``limits-not-held``, at once; where it cannot be
+that takes more memory than it may is ended for that, at     run, at the end of the patience; ``disk-full``
+its limit
 ==========================================================  ================================================
 
 All of it has to hold at one look, after the release was up for the whole soak time: longer than the watchdog's

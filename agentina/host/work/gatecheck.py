@@ -33,6 +33,8 @@ class GateCheck:
         self._settings = settings
         #: What is wrong; None: nothing that is known.
         self.problem: errors.AgentinaError | None = None
+        #: What the gateway's own code said of it last.
+        self._said = ""
         #: Called when that has changed.
         self.on_changed: Callable[[], None] = lambda: None
         self._wanted = asyncio.Event()
@@ -52,10 +54,10 @@ class GateCheck:
 
     async def _look(self) -> None:
         text = await _ask(Path(self._settings)) if self._settings else ""
-        before = None if self.problem is None else self.problem.message
-        self.problem = errors.GATEWAY_UNUSABLE(problem=text.rstrip(".")) if text else None
-        if (None if self.problem is None else self.problem.message) == before:
+        if text == self._said:
             return
+        self._said = text
+        self.problem = errors.GATEWAY_UNUSABLE(problem=text.rstrip(".")) if text else None
         if self.problem is None:
             _log.info("the gateway can be used again", extra={"action": "gateway-usable"})
         else:
