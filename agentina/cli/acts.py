@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from agentina.cli import options
+from agentina.cli import connection, options, output
+
+if TYPE_CHECKING:
+    from agentina.client import api as clients
 
 
 class Act(Protocol):
     """What all verbs of a noun call."""
 
-    def __call__(self, verb: str, name: str, reason: str, /, *, as_json: bool) -> None:
-        """Do ``verb`` to the thing of that name, and print what became of it."""
+    def __call__(self, client: clients.Client, name: str, verb: str, /, *, reason: str) -> tuple[Any, str]:
+        """Do ``verb`` to the thing of that name; what became of it, as a document and in words."""
 
 
 def add(
@@ -41,6 +44,11 @@ def _reasoned(act: Act, verb: str) -> Callable[..., None]:
     @options.root_option
     @options.json_option
     def run(name: str, reason: str, *, as_json: bool) -> None:
-        act(verb, name, reason, as_json=as_json)
+        with connection.open_client() as client:
+            found, said = act(client, name, verb, reason=reason)
+        if as_json:
+            output.document(found)
+        else:
+            output.answer(said)
 
     return run

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from agentina.cli import acts, agent_names, connection, lazy, options, output
 from agentina.protocol import api, units
+
+if TYPE_CHECKING:
+    from agentina.client import api as clients
 
 
 @click.group(cls=lazy.NounGroup)
@@ -136,13 +140,9 @@ def _settings(one: api.AgentView) -> str:
     return f"{one.configuration or 'none of the control plane'}{wanted}{became}"
 
 
-def _act(verb: str, name: str, reason: str, *, as_json: bool) -> None:
-    with connection.open_client() as client:
-        one = client.act_on_agent(agent_names.resolve(client, name), verb, reason=reason)
-    if as_json:
-        output.document(one)
-    else:
-        output.answer(f"{one.id} is {output.paint(one.state)}; it holds {units.show_count(len(one.tasks), 'task')}.")
+def _act(client: clients.Client, name: str, verb: str, *, reason: str) -> tuple[api.AgentView, str]:
+    one = client.act_on_agent(agent_names.resolve(client, name), verb, reason=reason)
+    return one, f"{one.id} is {output.paint(one.state)}; it holds {units.show_count(len(one.tasks), 'task')}."
 
 
 _VERBS = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from agentina.cli import acts, agent_names, connection, lazy, options, output
 from agentina.protocol import anomalies, api, units
+
+if TYPE_CHECKING:
+    from agentina.client import api as clients
 
 #: Reports that are shown with all their evidence.
 _SHOWN: Final = 3
@@ -80,13 +83,15 @@ def answer(anomaly_id: str, text: str, *, as_json: bool) -> None:
     """Say something to the tasks that reported it, those to come as well."""
     with connection.open_client() as client:
         view = client.answer_anomaly(anomaly_id, text)
-    _acted(view, as_json=as_json)
+    if as_json:
+        output.document(view)
+    else:
+        output.answer(_state(view))
 
 
-def _act(verb: str, name: str, reason: str, *, as_json: bool) -> None:
-    with connection.open_client() as client:
-        view = client.act_on_anomaly(name, verb, reason=reason)
-    _acted(view, as_json=as_json)
+def _act(client: clients.Client, name: str, verb: str, *, reason: str) -> tuple[api.AnomalyView, str]:
+    view = client.act_on_anomaly(name, verb, reason=reason)
+    return view, _state(view)
 
 
 _VERBS = {
@@ -97,11 +102,8 @@ _VERBS = {
 acts.add(anomaly, _act, _VERBS, metavar="ANOMALY")
 
 
-def _acted(view: api.AnomalyView, *, as_json: bool) -> None:
-    if as_json:
-        output.document(view)
-    else:
-        output.answer(f"{view.anomaly.id} is {output.paint(view.anomaly.state)}.")
+def _state(view: api.AnomalyView) -> str:
+    return f"{view.anomaly.id} is {output.paint(view.anomaly.state)}."
 
 
 def _render(view: api.AnomalyView, *, most: int) -> None:

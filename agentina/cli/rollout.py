@@ -172,13 +172,9 @@ def _newest(client: clients.Client) -> str:
     return listed.rollouts[0].id
 
 
-def _act(verb: str, name: str, reason: str, *, as_json: bool) -> None:
-    with connection.open_client() as client:
-        view = client.act_on_rollout(name, verb, reason=reason)
-    if as_json:
-        output.document(view)
-    else:
-        output.answer(f"{view.rollout.id} is {output.paint(view.rollout.state)}: {_counts(view.rollout)}.")
+def _act(client: clients.Client, name: str, verb: str, *, reason: str) -> tuple[api.RolloutView, str]:
+    view = client.act_on_rollout(name, verb, reason=reason)
+    return view, f"{view.rollout.id} is {output.paint(view.rollout.state)}: {_counts(view.rollout)}."
 
 
 _VERBS = {

@@ -10,7 +10,6 @@ import pytest
 
 import agentina
 from agentina import errors
-from agentina.cli import main
 from agentina.control.services import rollout_duty, rollout_members
 from agentina.control.store import rollouts
 from agentina.protocol import wire
@@ -58,7 +57,7 @@ class Host(simulated.Agent):
 class Fleet:
     """Hosts of one control plane, whose clock is stepped."""
 
-    def __init__(self, control: Any) -> None:
+    def __init__(self, control: conftest.ControlPlane) -> None:
         self.control = control
         self.operator: simulated.Operator = control.operator
         self.hosts: list[Host] = []
@@ -119,6 +118,12 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         yield Fleet(control)
 
 
+@pytest.fixture
+def control(fleet: Fleet) -> conftest.ControlPlane:
+    """The one that the command line talks to."""
+    return fleet.control
+
+
 def refused(call: Callable[[], object]) -> str:
     with pytest.raises(errors.AgentinaError) as caught:
         call()
@@ -161,9 +166,10 @@ def test_a_look_in_slices_comes_to_the_same(fleet: Fleet, monkeypatch: pytest.Mo
 
         async def same() -> bool:
             stored = control.store.read(lambda tx: rollouts.find(tx, rollout))
+            assert stored is not None
             remembered = await control.members.read(stored)
             known = control.store.read(lambda tx: rollouts.members(tx, stored.id))
-            return bool(list(remembered.values()) == known and control.members.is_current(stored))
+            return list(remembered.values()) == known and control.members.is_current(stored)
 
         assert fleet.control.run(same)
     assert (fleet.state(rollout), fleet.updated()) == (("rolled-back", 0) if is_bad else ("completed", 8))
@@ -432,66 +438,47 @@ def test_an_abort_that_is_cut_off_goes_on_after_a_restart(tmp_path: Path, monkey
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def agentina_command(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line against the fleet's control plane: exit code, stdout, stderr."""
-    monkeypatch.setenv("AGENTINA_CONTROL_PLANE", fleet.control.url)
-    monkeypatch.setenv("AGENTINA_API_TOKEN", fleet.control.token)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main.run(list(arguments))
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
-
-def test_the_commands_tell_what_is_going_on(
-    fleet: Fleet, agentina_command: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_the_commands_tell_what_is_going_on(fleet: Fleet, command: conftest.CommandLine) -> None:
     fleet.add(3)
-    code, out, _ = agentina_command(
+    code, out, _ = command(
         "rollout", "start", NEW, "--soak", "20s", "--batch", "50%", "--watch", "5s", "--select", "organization=default"
     )
     rollout = out.strip()
     assert code == 0
     fleet.turns(4)
-    code, out, _ = agentina_command("rollout", "status")
+    code, out, _ = command("rollout", "status")
     assert code == 0
     assert "1 canary for 20s, then 50 % each for 5.0s" in out
     assert "1 updated, 2 pending" in out or "2 pending, 1 updated" in out
     assert "canary, watching" in out
-    agentina_command("rollout", "pause", rollout, "--reason", "lunch")
-    assert "lunch" in agentina_command("rollout", "list")[1]
-    agentina_command("rollout", "resume", rollout)
+    command("rollout", "pause", rollout, "--reason", "lunch")
+    assert "lunch" in command("rollout", "list")[1]
+    command("rollout", "resume", rollout)
     fleet.turns(20)
-    code, out, err = agentina_command("rollout", "status", rollout, "--follow")
+    code, out, err = command("rollout", "status", rollout, "--follow")
     assert (code, out) == (0, f"{rollout} completed: 3 updated\n")
     assert "paused by operator:admin: lunch" in err
-    assert agentina_command("rollout", "abort", rollout)[1] == f"{rollout} is rolling-back: 3 rolling-back.\n"
+    assert command("rollout", "abort", rollout)[1] == f"{rollout} is rolling-back: 3 rolling-back.\n"
     fleet.turns(3)
-    assert agentina_command("rollout", "status", rollout, "--follow")[0] == 1
-    assert agentina_command("rollout", "status", "roll_none")[0] == errors.Exit.NOT_FOUND
+    assert command("rollout", "status", rollout, "--follow")[0] == 1
+    assert command("rollout", "status", "roll_none")[0] == errors.Exit.NOT_FOUND
 
 
-def test_pins_and_skew_by_command(fleet: Fleet, agentina_command: Callable[..., tuple[int, str, str]]) -> None:
+def test_pins_and_skew_by_command(fleet: Fleet, command: conftest.CommandLine) -> None:
     (host,) = fleet.add(1)
     fleet.control.plane.offers = {("stable", "amd64"): (NEW, "Faster")}
     name = host.activated.agent_id
-    assert "pinned to 1.0.0" in agentina_command("agent", "pin", name, OLD)[1]
-    _, out, err = agentina_command("agent", "list")
+    assert "pinned to 1.0.0" in command("agent", "pin", name, OLD)[1]
+    _, out, err = command("agent", "list")
     assert f"{OLD}*" in out
     assert "stable" in out
     assert "1 of 1 agent could run a newer version" in err
     host.window = "02:00-04:00"
     host.beat()
-    shown = agentina_command("agent", "show", name)[1]
+    shown = command("agent", "show", name)[1]
     assert f"stable, newest {NEW}" in shown
     assert "02:00-04:00" in shown
-    rollout = agentina_command("rollout", "start", NEW)[1].strip()
-    assert f"an operator pins it to {OLD}" in agentina_command("rollout", "status", rollout)[1]
-    assert "not pinned" in agentina_command("agent", "unpin", name)[1]
-    assert "left out" in agentina_command("rollout", "skip", rollout, name)[1]
+    rollout = command("rollout", "start", NEW)[1].strip()
+    assert f"an operator pins it to {OLD}" in command("rollout", "status", rollout)[1]
+    assert "not pinned" in command("agent", "unpin", name)[1]
+    assert "left out" in command("rollout", "skip", rollout, name)[1]

@@ -39,6 +39,19 @@ def wait_until_held(control: Any, agent: simulated.Agent) -> None:
     assert inside.waiter is not None
 
 
+def counted_writes(control: Any) -> list[Any]:
+    """What the store is given to write from here on."""
+    given: list[Any] = []
+    write = control.plane.store.write
+
+    def noted(operation: Any, **more: Any) -> Any:
+        given.append(operation)
+        return write(operation, **more)
+
+    control.plane.store.write = noted
+    return given
+
+
 # --- polls and claims --------------------------------------------------------------------------------------------
 
 
@@ -66,19 +79,11 @@ def test_a_waiting_agent_is_given_the_job_by_the_submission_itself(control: Any,
     (first,) = agent.take()
     thread, result = held_poll(agent)
     wait_until_held(control, agent)
-    writes = 0
-    write = control.plane.store.write
-
-    def counted(operation: Any, **more: Any) -> Any:
-        nonlocal writes
-        writes += 1
-        return write(operation, **more)
-
-    control.plane.store.write = counted
+    writes = counted_writes(control)
     job = operator.submit()
     thread.join(deadlines.HANG)
     assert [assignment.job_id for assignment in agent.assignments(result[0])] == [job]
-    assert writes == 1
+    assert len(writes) == 1
     texts = [event["text"].split()[0] for event in operator.show(job)["events"]]
     assert (first != job, texts) == (True, ["submitted", "given"])
 
@@ -91,15 +96,7 @@ def test_jobs_submitted_together_go_in_turns_to_all_who_wait(control: Any, opera
     for agent, slots in zip(agents, (1, 4, 4), strict=True):
         polls.append(held_poll(agent, slots=slots))
         wait_until_held(control, agent)
-    writes = 0
-    write = control.plane.store.write
-
-    def counted(operation: Any, **more: Any) -> Any:
-        nonlocal writes
-        writes += 1
-        return write(operation, **more)
-
-    control.plane.store.write = counted
+    writes = counted_writes(control)
     made = [one["id"] for one in operator.submit_all(*({"name": str(number)} for number in range(6)))]
     for thread, _ in polls:
         thread.join(deadlines.HANG)
@@ -107,7 +104,7 @@ def test_jobs_submitted_together_go_in_turns_to_all_who_wait(control: Any, opera
         [job.job_id for job in agent.assignments(result[0])] for agent, (_, result) in zip(agents, polls, strict=True)
     ]
     assert [sorted(map(made.index, jobs)) for jobs in taken] == [[0], [1, 3, 5], [2, 4]]
-    assert writes == 1
+    assert len(writes) == 1
     assert {operator.state(job)[0] for job in made} == {"assigned"}
 
 

@@ -42,9 +42,12 @@ def until_go(root: Path) -> str:
     return f"until [ -e {root}/go ]; do sleep 0.05; done"
 
 
-def have_ended(daemon: DaemonProcess, *tasks: control.Task) -> bool:
-    """Whether their results are there, with or without a daemon."""
-    return all((daemon.instance.tasks / task.id / "result.json").exists() for task in tasks)
+async def end_unseen(daemon: DaemonProcess, plane: control.FakeControl, *tasks: control.Task) -> None:
+    """Kill the daemon once they run, and let them end while none is there."""
+    await plane.until(lambda: all(task.pids for task in tasks))
+    await daemon.kill()
+    (daemon.root / "go").touch()
+    await plane.until(lambda: all((daemon.instance.tasks / task.id / "result.json").exists() for task in tasks))
 
 
 def marks(path: Path) -> list[str]:
@@ -238,10 +241,7 @@ async def test_task_that_ends_while_no_daemon_is_there(
     daemon: DaemonProcess, plane: control.FakeControl, root: Path
 ) -> None:
     task = plane.submit(f"{until_go(root)}; echo done; exit 3")
-    await plane.until(lambda: bool(task.pids))
-    await daemon.kill()
-    (root / "go").touch()
-    await plane.until(lambda: have_ended(daemon, task))
+    await end_unseen(daemon, plane, task)
     await daemon.start()
     await plane.until_ended(task)
     assert task.outcome is not None
@@ -256,10 +256,7 @@ async def test_files_of_another_boot_are_not_trusted(
     """A result is durable before what the task left is: a power cut between leaves files that are empty."""
     leaves = plane.submit(f"{until_go(root)}; echo x > left", artifacts=["left"])
     talks = plane.submit(f"{until_go(root)}; echo x")
-    await plane.until(lambda: bool(leaves.pids and talks.pids))
-    await daemon.kill()
-    (root / "go").touch()
-    await plane.until(lambda: have_ended(daemon, leaves, talks))
+    await end_unseen(daemon, plane, leaves, talks)
     await asyncio.to_thread(_change_results, root, boot_id="another", stopped=stopped)
     await daemon.start()
     await plane.until_ended(leaves, talks)
@@ -445,11 +442,8 @@ async def test_damaged_records_are_set_aside_and_the_rest_goes_on(
 ) -> None:
     wait = until_go(root)
     good, torn, gone = plane.submit(f"{wait}; echo good"), plane.submit(f"{wait}; echo torn"), plane.submit(wait)
-    await plane.until(lambda: all(task.pids for task in (good, torn, gone)))
     await plane.until((daemon.instance.tasks / torn.id / "job.json").exists)
-    await daemon.kill()
-    (root / "go").touch()
-    await plane.until(lambda: have_ended(daemon, good, torn, gone))
+    await end_unseen(daemon, plane, good, torn, gone)
     shutil.rmtree(daemon.instance.tasks / gone.id)
     # job.json alone is recovered from the outbox.
     (daemon.instance.tasks / torn.id / "job.json").write_bytes(b"")
@@ -500,10 +494,7 @@ async def test_accepted_task_without_a_copy_of_its_record_gets_one_when_it_is_st
 ) -> None:
     """The daemon that accepted it ended before the start."""
     task = plane.submit(f"{until_go(root)}; echo x")
-    await plane.until(lambda: bool(task.pids))
-    await daemon.kill()
-    (root / "go").touch()
-    await plane.until(lambda: have_ended(daemon, task))
+    await end_unseen(daemon, plane, task)
     shutil.rmtree(daemon.instance.tasks / task.id)
     (daemon.instance.tasks / task.id).mkdir(mode=0o700)
     (root / "go").unlink()
