@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests import conftest as guards
-from tests.vm import ahead, container, host, images, lab, machine
+from tests.vm import ahead, coding, container, host, images, lab, machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -106,6 +106,20 @@ def new_container(
     yield make
     for there in made:
         there.close()
+
+
+@pytest.fixture(scope="module")
+def coding_bench(new_container: Callable[..., container.Container], run_lab: lab.Lab) -> Iterator[coding.Bench]:
+    """A host whose agents fix bugs, for the tests of one module."""
+    with coding.on(new_container("agents"), run_lab) as made:
+        yield made
+
+
+@pytest.fixture
+def bench(coding_bench: coding.Bench) -> coding.Bench:
+    """The same, with a model that does as it does at first."""
+    coding_bench.begin_anew()
+    return coding_bench
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tests.fakes import model_provider
-from tests.vm import container, lab
+from tests.vm import host, lab
 
 #: The keys that hosts have, by the way they have them: a file of the daemon's, and what systemd hands over, the last
 #: one encrypted on the disk.
@@ -36,7 +36,7 @@ LoadCredentialEncrypted=spare:/etc/keys/spare.sealed
 
 
 @contextlib.contextmanager
-def running(provider: model_provider.ModelProvider, run_lab: lab.Lab) -> Iterator[model_provider.ModelProvider]:
+def running(provider: model_provider.ModelProvider, run_lab: lab.Lab) -> Iterator[None]:
     """Serve in a thread of its own, by TLS and on all addresses, so that hosts find it at 10.0.2.2."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(run_lab.certificate, run_lab.certificate.with_name("key.pem"))
@@ -52,14 +52,14 @@ def running(provider: model_provider.ModelProvider, run_lab: lab.Lab) -> Iterato
     thread.start()
     try:
         assert ready.wait(30)
-        yield provider
+        yield
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join()
         loop.close()
 
 
-def give(there: container.Container, port: int) -> None:
+def give(there: host.Host, port: int) -> None:
     """Give a host, whose instance is activated, a gateway with several providers at ``port`` of this machine."""
     url = {"url": f"https://10.0.2.2:{port}", "ca_file": lab.CERTIFICATE}
     providers = [

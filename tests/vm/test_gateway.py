@@ -20,46 +20,23 @@ from agentina.gateway import forwarder, variables
 from agentina.host.work import doors
 from agentina.inside import toolserver
 from agentina.protocol.states import State
-from tests.fakes import coding_model, model_provider
-from tests.vm import attacks, coding, container, host, lab, models
+from tests.fakes import model_provider
+from tests.vm import attacks, coding, host, models
 
 RUNNERS: Final = {"claude-code": "claude", "codex": "codex"}
 
 
-@pytest.fixture(scope="module")
-def provider(run_lab: lab.Lab) -> Iterator[coding_model.CodingModel]:
-    made = coding_model.CodingModel(coding.FIX)
-    with models.running(made, run_lab):
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def as_new(provider: coding_model.CodingModel) -> None:
-    coding.begin_anew(provider)
-
-
-@pytest.fixture(scope="module")
-def there(
-    new_container: Callable[..., container.Container], run_lab: lab.Lab, provider: model_provider.ModelProvider
-) -> container.Container:
-    made = new_container("gateway")
-    run_lab.activate(made, "default", "--max-concurrent-tasks 20")
-    made.run(coding.REPOSITORY)
+@pytest.fixture(autouse=True, scope="module")
+def stand_ins(coding_bench: coding.Bench) -> None:
+    program = Path(model_provider.__file__).with_name("stand_in_cli.py")
     for name in RUNNERS.values():
-        made.put(Path(model_provider.__file__).with_name("stand_in_cli.py"), f"/usr/local/bin/{name}", mode=0o755)
-    # Its disk is small; what failed is to be kept whole all the same.
-    made.run("echo 'disk_reserve: 1000000' >> /etc/agentina/default.yaml")
-    models.give(made, provider.port)
-    run_lab.wait_online(made)
-    return made
+        coding_bench.there.put(program, f"/usr/local/bin/{name}", mode=0o755)
+    coding_bench.there.run("systemctl reload agentina@default")
 
 
-@pytest.mark.usefixtures("there")
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_stand_in_fixes_a_bug(
-    run_lab: lab.Lab, provider: coding_model.CodingModel, tmp_path: Path, runner: str
-) -> None:
-    _, output = coding.fix(run_lab, provider, runner, tmp_path)
+def test_stand_in_fixes_a_bug(bench: coding.Bench, runner: str) -> None:
+    _, output = bench.fix(runner)
     # It is a user of its own, and has loopback, its own files, orders, and nothing else.
     assert "_default-S" in output
     assert '\\nhome\\nmirror\\norders\\nworkspace\\nlo:\\n"' in output
@@ -69,23 +46,18 @@ def test_stand_in_fixes_a_bug(
 
 
 @pytest.mark.parametrize("end", coding.ENDS)
-def test_task_goes_on_over(
-    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, end: str
-) -> None:
+def test_task_goes_on_over(bench: coding.Bench, end: str) -> None:
     """The next call finds the way out again."""
-    view = coding.break_off(end, there, run_lab, provider, 1, "claude-code")
-    coding.check_goes_on(view, there, run_lab, provider)
+    bench.check_goes_on(bench.break_off(end, 1, "claude-code"))
 
 
 def test_twenty_agents_at_once(
-    there: container.Container,
-    run_lab: lab.Lab,
-    provider: coding_model.CodingModel,
+    bench: coding.Bench,
     measured: Callable[[str], None],
 ) -> None:
     """All of them wait for the model at the same time; each is counted to the token, and the gateway stays small."""
     jobs = [{"runner": "claude-code", "resources": {"memory": "256MiB", "cpu": 0.1}}] * 20
-    resident = coding.at_once(there, run_lab, provider, jobs).gateway
+    resident = bench.at_once(jobs).gateway
     measured(f"the gateway with 20 agents in the middle of an answer: {resident:.0f} MiB")
 
 
@@ -131,23 +103,16 @@ print(json.dumps([server.wait(60), "", ""]))
 """
 
 
-def test_task_speaks_and_is_answered_over_a_restart(
-    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel
-) -> None:
+def test_task_speaks_and_is_answered_over_a_restart(bench: coding.Bench) -> None:
     """The daemon is restarted while a task waits for an operator's answer, and its tool server runs."""
-    job = begin(run_lab, provider, SPEAK)
-
-    def reported(code: str) -> dict[str, Any] | None:
-        listed = run_lab.fleet.document("anomaly", "list", "--job", job)["anomalies"]
-        return next((one for one in listed if one["code"] == code), None)
-
-    question = host.wait_for(lambda: reported("TASK_QUESTION"), "the question is here")
-    complaint = reported("COMPLAINT_BROKEN_TOOL")
+    job = begin(bench, SPEAK)
+    question = bench.wait_reported(job, "TASK_QUESTION")
+    complaint = bench.reported(job, "COMPLAINT_BROKEN_TOOL")
     assert complaint is not None
-    there.run("systemctl restart agentina@default")
-    run_lab.fleet.answer("anomaly", "answer", complaint["id"], "use ninja")
-    run_lab.fleet.answer("anomaly", "answer", question["id"], "the second")
-    _, lines = printed(run_lab, job)
+    bench.there.run("systemctl restart agentina@default")
+    bench.lab.fleet.answer("anomaly", "answer", complaint["id"], "use ninja")
+    bench.lab.fleet.answer("anomaly", "answer", question["id"], "the second")
+    _, lines = printed(bench, job)
     told = [json.loads(line) for line in lines]
     assert told[0] == [0, "agentina", [one["name"] for one in toolserver.TOOLS]]
     codes, texts, _ = zip(*told[1:], strict=True)
@@ -159,7 +124,7 @@ def test_task_speaks_and_is_answered_over_a_restart(
     assert texts[6:8] == ("noted", "second is kept when the task has ended")
     assert texts[10] == "no answer yet; ask for the answer to question 2 later"
     assert str(told).count("use ninja") == 1
-    view = run_lab.fleet.job(job)
+    view = bench.lab.fleet.job(job)
     assert [artifact.name for artifact in view.artifacts] == ["first", "second"]
     said = [event.text for event in view.events if event.state is None]
     words = ["half way", "make", "which one?", "nearly there", "no tea", "and now?", "used 2 calls of models"]
@@ -204,69 +169,68 @@ class Neighbour:
 
 
 @pytest.fixture
-def neighbour(there: container.Container, run_lab: lab.Lab) -> Iterator[Neighbour]:
-    job = run_lab.fleet.submit_script(
+def neighbour(bench: coding.Bench) -> Iterator[Neighbour]:
+    there = bench.there
+    job = bench.lab.fleet.submit_script(
         "agentina task progress mine; exec sleep 100000",
         budget={"tokens": 100_000},
         resources={"memory": "64MiB", "cpu": 0.1},
     )
-    run_lab.fleet.wait_state(job, State.RUNNING, seconds=host.PATIENCE)
+    bench.lab.fleet.wait_state(job, State.RUNNING, seconds=host.PATIENCE)
     pid = int(there.wait("pgrep -x -f 'sleep 100000'", "the neighbour runs"))
     environment = dict(pair.split("=", 1) for pair in there.run(f"tr '\\0' '\\n' < /proc/{pid}/environ").splitlines())
     task = environment["AGENTINA_TASK_ID"]
     made = there.wait(f"ls /var/lib/agentina/.slots/*/task/orders/gateway-{task}.sock", "its gateway listens").strip()
     yield Neighbour(job, task, environment["ANTHROPIC_API_KEY"], made, pid)
     with contextlib.suppress(errors.AgentinaError):  # it has ended
-        run_lab.fleet.client.cancel_job(job)
-    run_lab.fleet.wait_final(job)
+        bench.lab.fleet.client.cancel_job(job)
+    bench.lab.fleet.wait_final(job)
 
 
-def attack(run_lab: lab.Lab, provider: coding_model.CodingModel, program: str, **fields: Any) -> tuple[str, list[str]]:
+def attack(bench: coding.Bench, program: str, **fields: Any) -> tuple[str, list[str]]:
     """Have an agent run a Python program, after its command line has asked the model; its task, and what it printed."""
-    return printed(run_lab, begin(run_lab, provider, program, **fields))
+    return printed(bench, begin(bench, program, **fields))
 
 
-def begin(run_lab: lab.Lab, provider: coding_model.CodingModel, program: str, **fields: Any) -> str:
+def begin(bench: coding.Bench, program: str, **fields: Any) -> str:
     """Have an agent begin with a Python program; its job."""
     packed = base64.b64encode(program.encode()).decode()
-    provider.command = f"echo {packed} | base64 -d > ../home/program; python3 ../home/program && echo complete"
-    return coding.submit(run_lab, **fields)
+    bench.provider.command = f"echo {packed} | base64 -d > ../home/program; python3 ../home/program && echo complete"
+    return bench.submit(**fields)
 
 
-def printed(run_lab: lab.Lab, job: str) -> tuple[str, list[str]]:
+def printed(bench: coding.Bench, job: str) -> tuple[str, list[str]]:
     """The task of an agent that has ended, and what its program printed."""
-    view = run_lab.fleet.wait_final(job)
-    for line in run_lab.fleet.output(job).decode().splitlines():
+    view = bench.lab.fleet.wait_final(job)
+    for line in bench.lab.fleet.output(job).decode().splitlines():
         event = json.loads(line)
         if event["type"] == "user":
             *found, last = event["message"]["content"][0]["content"].splitlines()
             assert last == "complete", event
             return view.tasks[0].id, found
-    raise AssertionError(run_lab.fleet.output(job).decode())
+    raise AssertionError(bench.lab.fleet.output(job).decode())
 
 
 @pytest.mark.usefixtures("neighbour")
-def test_no_key_is_in_a_task(there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel) -> None:
+def test_no_key_is_in_a_task(bench: coding.Bench) -> None:
     seek = attacks.seek(*models.KEYS.values(), is_deep=True)
-    there.put(seek.encode(), "/root/seek.py")
-    to_root = there.run("python3 /root/seek.py").split()
-    gateway = int(there.run(coding.GATEWAY))
+    bench.there.put(seek.encode(), "/root/seek.py")
+    to_root = bench.there.run("python3 /root/seek.py").split()
+    gateway = int(bench.there.run(coding.GATEWAY))
     handed = {f"/run/credentials/agentina@default.service/{name}" for name in ("openai", "spare")}
     assert {*models.STORES.values(), *handed, f"/proc/{gateway}/mem"} == set(to_root)
     # All three are in use: the task has asked models of each provider.
-    task, found = attack(run_lab, provider, seek, verify={"argv": ["false"]})
+    task, found = attack(bench, seek, verify={"argv": ["false"]})
     assert found == []
     # What its command line and we wrote of it is kept, and has none either: nor have the journal and what we print.
-    assert there.run(f"ls -A {coding.kept(there, task)}/home").split() == [".agentina", ".claude.log", "program"]
+    assert bench.there.run(f"ls -A {bench.kept(task)}/home").split() == [".agentina", ".claude.log", "program"]
     keys = " ".join(f"-e {key}" for key in models.KEYS.values())
-    assert there.run(f"grep -rlF {keys} /var/lib/agentina /var/cache /run/agentina /tmp || true") == ""
-    assert there.run(f"journalctl -a | grep -F {keys} || true") == ""
-    assert there.run(f"ps -eo args | grep -F {keys} | grep -v grep || true") == ""
+    assert bench.there.run(f"grep -rlF {keys} /var/lib/agentina /var/cache /run/agentina /tmp || true") == ""
+    assert bench.there.run(f"journalctl -a | grep -F {keys} || true") == ""
+    assert bench.there.run(f"ps -eo args | grep -F {keys} | grep -v grep || true") == ""
 
 
-def test_key_of_each_provider_is_used(
-    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel
-) -> None:
+def test_key_of_each_provider_is_used(bench: coding.Bench) -> None:
     """A model that only the spare provider serves is asked with the key that was encrypted on the disk."""
     call = (
         "import json, os, urllib.request as u\n"
@@ -274,16 +238,13 @@ def test_key_of_each_provider_is_used(
         "url, key = os.environ['ANTHROPIC_BASE_URL'] + '/v1/messages', os.environ['ANTHROPIC_API_KEY']\n"
         "print(u.urlopen(u.Request(url, body.encode(), {'x-api-key': key})).status)\n"
     )
-    assert there
-    assert attack(run_lab, provider, call)[1] == ["200"]
-    used = [asked.headers["x-api-key"] for asked in provider.asked if asked.document["model"] == "spare-1"]
+    assert attack(bench, call)[1] == ["200"]
+    used = [asked.headers["x-api-key"] for asked in bench.provider.asked if asked.document["model"] == "spare-1"]
     assert used == [models.KEYS["spare"]]
 
 
-def test_task_reaches_its_own_gateway_only(
-    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, neighbour: Neighbour
-) -> None:
-    to_root = there.run("cat > /root/connect.py; python3 /root/connect.py", text=attacks.CONNECT).split()
+def test_task_reaches_its_own_gateway_only(bench: coding.Bench, neighbour: Neighbour) -> None:
+    to_root = bench.there.run("cat > /root/connect.py; python3 /root/connect.py", text=attacks.CONNECT).split()
     assert neighbour.socket in to_root
     orders = attacks.ORDERS
     program = f"""{attacks.CONNECT}{ASK}
@@ -305,7 +266,7 @@ for act in (
     except OSError as error:
         print(error.strerror)
 """
-    task, found = attack(run_lab, provider, program)
+    task, found = attack(bench, program)
     at = found.index("--")
     own = f"{orders}/{variables.socket_name(task)}"
     assert own in found[:at]
@@ -317,16 +278,14 @@ for act in (
     assert set(acts) == {"Permission denied", "Operation not permitted"}, acts
 
 
-def test_token_is_worth_nothing_after_its_task(
-    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, neighbour: Neighbour
-) -> None:
-    _, found = attack(run_lab, provider, "import os; print(os.environ['ANTHROPIC_API_KEY'])")
-    there.put(f"{ASK}\nprint(*(ask(sys.argv[1], token) for token in sys.argv[2:]))".encode(), "/root/ask.py")
+def test_token_is_worth_nothing_after_its_task(bench: coding.Bench, neighbour: Neighbour) -> None:
+    _, found = attack(bench, "import os; print(os.environ['ANTHROPIC_API_KEY'])")
+    bench.there.put(f"{ASK}\nprint(*(ask(sys.argv[1], token) for token in sys.argv[2:]))".encode(), "/root/ask.py")
     ask = f"python3 /root/ask.py {neighbour.socket} {neighbour.token} {found[0]}"
-    assert there.run(ask).split() == ["200", "403"]
-    run_lab.fleet.client.cancel_job(neighbour.job)
-    run_lab.fleet.wait_final(neighbour.job)
-    assert there.run(ask).strip() == "No such file or directory No such file or directory"
+    assert bench.there.run(ask).split() == ["200", "403"]
+    bench.lab.fleet.client.cancel_job(neighbour.job)
+    bench.lab.fleet.wait_final(neighbour.job)
+    assert bench.there.run(ask).strip() == "No such file or directory No such file or directory"
 
 
 #: Says something to a task's daemon; prints what comes of it.
@@ -344,9 +303,7 @@ def say(place, **request):
 """
 
 
-def test_task_speaks_for_itself_only(
-    there: container.Container, run_lab: lab.Lab, provider: coding_model.CodingModel, neighbour: Neighbour
-) -> None:
+def test_task_speaks_for_itself_only(bench: coding.Bench, neighbour: Neighbour) -> None:
     """No task, and no other user of the host, speaks in a task's name."""
     name = doors.socket_name(neighbour.task)
     ways = [
@@ -355,9 +312,9 @@ def test_task_speaks_for_itself_only(
         f"/proc/{neighbour.pid}/cwd/../orders/{name}",
     ]
     outside = f"{SAY}\nfor place in {ways!r}:\n    say(place, verb='budget')\n"
-    there.put(outside.encode(), "/usr/local/share/say.py")
-    assert there.run("python3 /usr/local/share/say.py").splitlines() == ["heard"] * 3
-    assert there.run("python3 /usr/local/share/say.py", user="nobody").splitlines() == ["Permission denied"] * 3
+    bench.there.put(outside.encode(), "/usr/local/share/say.py")
+    assert bench.there.run("python3 /usr/local/share/say.py").splitlines() == ["heard"] * 3
+    assert bench.there.run("python3 /usr/local/share/say.py", user="nobody").splitlines() == ["Permission denied"] * 3
     program = f"""{SAY}
 import time
 own = os.environ["AGENTINA_TASK_SOCKET"]
@@ -379,7 +336,7 @@ for act in (
     except OSError as error:
         print(error.strerror)
 """
-    task, found = attack(run_lab, provider, program)
+    task, found = attack(bench, program)
     own, others, forged, acts = found[:1], found[1:5], found[5:9], found[9:]
     assert own == ["heard"]
     assert set(others) <= {"No such file or directory", "Permission denied"}, others
@@ -387,6 +344,6 @@ for act in (
     assert len(acts) == 4
     assert set(acts) <= {"Permission denied", "Operation not permitted"}, acts
     for one, text in ((neighbour.task, "mine"), (task, "own")):
-        progress = run_lab.fleet.job(one.partition(".")[0]).tasks[0].progress
+        progress = bench.lab.fleet.job(one.partition(".")[0]).tasks[0].progress
         assert progress is not None
         assert progress.text == text

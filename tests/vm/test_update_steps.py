@@ -70,6 +70,22 @@ class Course:
             self.site.publish(self.wanted, "held")
             self._command = self.there.start(f"agentina upgrade {self.wanted} --yes")
 
+    def held_at(self, points: list[str]) -> Iterator[str]:
+        """Have updates until one was held at each of these points; the list of those that are left, at each."""
+        left = list(points)
+        self.there.put("\n".join(left).encode(), _LIST)
+        for _ in range(3 * len(points)):
+            self.begin()
+            if point := self.held():
+                left.remove(point)
+                yield "\n".join(left)
+                continue
+            self.forget_command()
+            self.check_end()
+            if not left:
+                return
+        raise AssertionError(f"nobody records {left}, or there is no end")
+
     def held(self) -> str:
         """Where it is held; empty: it came to its end."""
 
@@ -145,27 +161,15 @@ def course(site: updating.Site) -> Course:
 def test_power_cut_at_records(course: Course, todays: list[str], measured: Callable[[str], None]) -> None:
     there = course.there
     assert isinstance(there, container.Container)
-    left = [*AFTER, *BEFORE] if ALL else todays[:FEW]
-    there.put("\n".join(left).encode(), _LIST)
-    started, cuts = time.monotonic(), 0
-    for _ in range(3 * len(left)):
-        course.begin()
-        point = course.held()
-        if not point:
-            course.forget_command()
-            course.check_end()
-            if not left:
-                break
-            continue
-        left.remove(point)
-        cuts += 1
+    points = [*AFTER, *BEFORE] if ALL else todays[:FEW]
+    started = time.monotonic()
+    for left in course.held_at(points):
         there.cut()
         course.forget_command()
-        there.leave(_LIST, "\n".join(left))
+        there.leave(_LIST, left)
         there.power_on()  # the boot is not over as long as the updater is held
         course.check_runs()
-    assert left == [], "every state is recorded by somebody"
-    measured(f"{cuts} power cuts at records of updates in {time.monotonic() - started:.0f} s")
+    measured(f"{len(points)} power cuts at records of updates in {time.monotonic() - started:.0f} s")
 
 
 def test_power_cut_at_any_moment(course: Course) -> None:
@@ -184,24 +188,12 @@ def test_power_cut_at_any_moment(course: Course) -> None:
 
 def test_full_disk_after_records(course: Course, todays: list[str], measured: Callable[[str], None]) -> None:
     there = course.there
-    left = list(AFTER) if ALL else todays[-FEW:]
-    count = len(left)
-    there.put("\n".join(left).encode(), _LIST)
+    points = AFTER if ALL else todays[-FEW:]
     started = time.monotonic()
-    for _ in range(3 * len(left)):
-        course.begin()
-        point = course.held()
-        if not point:
-            course.forget_command()
-            course.check_end()
-            if not left:
-                break
-            continue
-        left.remove(point)
-        there.put("\n".join(left).encode(), _LIST)
+    for left in course.held_at(points):
+        there.put(left.encode(), _LIST)
         there.fill_disk()
         course.let_go()
         course.check_runs()
         there.free_disk()
-    assert left == []
-    measured(f"a full disk after {count} records of updates in {time.monotonic() - started:.0f} s")
+    measured(f"a full disk after {len(points)} records of updates in {time.monotonic() - started:.0f} s")

@@ -70,8 +70,7 @@ def test_twenty_tasks_go_on_through_upgrade_and_rollback(site: updating.Site, me
     with site.absences() as absences:
         assert site.upgrade(GOOD)[0] == 0
         site.wait_for_version(GOOD)
-        site.there.run("agentina rollback --yes")
-        site.wait_for_version(site.packaged)
+        site.go_back()
     site.check_untouched()
     away = " and ".join(f"{gap:.2f} s" for gap in absences)
     measured(f"{TASKS} tasks through an upgrade and a rollback: the daemon was away for {away} in a container")
@@ -177,8 +176,7 @@ def test_good_release_stays_and_an_operator_goes_back(site: updating.Site, measu
     listed = json.loads(site.there.run("agentina release list --json"))["releases"]
     assert [one["version"] for one in listed if one["runs"]] == [GOOD]
     with site.absences() as absences:
-        site.there.run("agentina rollback --yes")
-        site.wait_for_version(site.packaged)
+        site.go_back()
     measured(f"rollback: the daemon was away for {' and '.join(f'{gap:.2f} s' for gap in absences)} in a container")
     site.check_untouched()
     assert site.there.try_run("agentina rollback --yes").returncode == 6, "there is nothing further to go back to"
@@ -205,8 +203,7 @@ def test_trial_in_all_weathers(site: updating.Site, package: Path, next_package:
     assert site.upgrade("9.2.0")[0] == 0
     lab.install_package(site.there, package)
     assert site.version() == "9.2.0", "a host that updated itself is not taken back"
-    site.there.run("agentina rollback --yes")
-    site.wait_for_version(site.packaged)
+    site.go_back()
     site.check_untouched()
 
 
@@ -218,8 +215,7 @@ def test_unit_files_of_a_release_mean_nothing(site: updating.Site) -> None:
     assert site.upgrade("9.8.0", "units")[0] == 0
     site.there.run("systemctl daemon-reload")
     assert site.there.run(look) == before
-    site.there.run("agentina rollback --yes")
-    site.wait_for_version(site.packaged)
+    site.go_back()
     site.check_untouched()
 
 

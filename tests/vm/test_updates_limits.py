@@ -68,5 +68,4 @@ def test_clock_that_jumps_back_and_forth_during_a_trial(site: updating.Site) -> 
     site.check_untouched()
     (view,) = [site.lab.fleet.job(job) for job in site.jobs]
     assert (view.job.state, len(view.tasks)) == (states.State.RUNNING, 1), "no lease was lost"
-    site.there.run("agentina rollback --yes")
-    site.wait_for_version(site.packaged)
+    site.go_back()

@@ -115,6 +115,11 @@ class Site:
         """Wait until a daemon of this version is online: PID 1 starts it while the update is over already."""
         host.wait_for(lambda: self.version() == version, f"{version} runs")
 
+    def go_back(self) -> None:
+        """Roll back to the package's release, which the host ran before."""
+        self.there.run("agentina rollback --yes")
+        self.wait_for_version(self.packaged)
+
     def settle(self) -> None:
         """Bring the host back to where a test begins, from wherever one that failed left it."""
 
@@ -133,8 +138,7 @@ class Site:
 
         host.wait_for(is_over, "the update is over")
         if self.version() != self.packaged:
-            self.there.run("agentina rollback --yes")
-        self.wait_for_version(self.packaged)
+            self.go_back()
         host.wait_for(all_run, "all jobs run")
         self.wait_for_tasks()
 

@@ -1,0 +1,67 @@
+"""The real command lines of AI agents (tests/fakes/real_clis.py) as a host's own copies."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.fakes import real_clis
+from tests.vm import host, images
+
+#: Models by the runners that do not choose one that the gateway serves.
+_MODELS: Final = {"gemini": "gemini-2.5-flash", "opencode": "anthropic/claude-haiku-4-5"}
+
+
+class Copies:
+    """The copies of one host, each made when it is needed first; the test is skipped where it cannot be had."""
+
+    def __init__(self, there: host.Host) -> None:
+        self._there = there
+        self._made: dict[str, str] = {}
+
+    def name(self, runner: str) -> str:
+        """Name and version of the host's copy of a runner's program."""
+        if runner not in self._made:
+            self._made[runner] = self._make(runner)
+        return self._made[runner]
+
+    def _make(self, runner: str) -> str:
+        program = _program(runner)
+        if program.suffix == ".js":
+            node = shutil.which("node")
+            if node is None:
+                pytest.skip("node is not installed")
+            self._there.put(Path(node).resolve(), "/usr/local/bin/node", mode=0o755)
+        self._there.put(program.parent, "/root/program")
+        install = f"agentina runner install {runner} --from /root/program --program {program.name}"
+        self._there.run(f"{install}; rm -r /root/program")
+        return self._there.run(f"agentina runner list | grep -o '^{runner}@[^ ]*'").strip()
+
+
+def _program(runner: str) -> Path:
+    """The real command line."""
+    cli = real_clis.CLIS[runner]
+    found = real_clis.installed(cli)
+    if found is not None:
+        return found
+    final = images.cache() / cli.distribution.replace("/", "+")
+    with images.locked(images.cache() / f"{final.name}.lock"):
+        if not final.exists():
+            try:
+                with images.staged(final) as directory:
+                    real_clis.fetch(cli, directory)
+            except OSError as error:
+                pytest.skip(f"{error}; {cli.variable} can name the program")
+    return final / cli.package / cli.path
+
+
+def job(runner: str, **fields: Any) -> dict[str, Any]:
+    """What a job for one of them (``codex``, ``codex@0.163.0``) says besides what every job for an AI agent does."""
+    payload = {"prompt": "test_calc.py fails. Fix calc.py."}
+    name = runner.partition("@")[0]
+    if name in _MODELS:
+        payload["model"] = _MODELS[name]
+    return {"runner": runner, "payload": payload, "resources": {"memory": "2GiB"}, **fields}
