@@ -239,7 +239,7 @@ def render(view: api.JobView, *, left: budgets.BudgetView | None = None) -> None
     if view.tasks:
         output.answer()
         output.table(
-            ("ATTEMPT", "STATE", "AGENT", "STARTED", "EXIT", "CPU", "MEMORY", "OUTPUT", "WHY"),
+            ("ATTEMPT", "STATE", "AGENT", "STARTED", "EXIT", "CPU", "MEMORY", "NETWORK", "OUTPUT", "WHY"),
             _task_rows(view),
             ends_in_prose=True,
         )
@@ -268,6 +268,7 @@ def _task_rows(view: api.JobView) -> list[tuple[Any, ...]]:
     for task in view.tasks:
         outcome = task.outcome
         usage = outcome.usage if outcome else wire.Usage()
+        carried = usage.network_received_bytes
         ended = None if outcome is None else (outcome.signal or outcome.exit_code)
         rows.append(
             (
@@ -275,6 +276,7 @@ def _task_rows(view: api.JobView) -> list[tuple[Any, ...]]:
                 "-" if ended is None else ended,
                 "-" if usage.cpu_seconds is None else units.show_duration(usage.cpu_seconds),
                 "-" if usage.memory_peak_bytes is None else units.show_size(usage.memory_peak_bytes),
+                "-" if carried is None else units.show_size(carried + (usage.network_sent_bytes or 0)),
                 units.show_size(task.output_bytes),
                 # Of a success the columns tell everything.
                 "-" if task.state is states.State.SUCCEEDED else task.detail or states.REASONS[task.reason],

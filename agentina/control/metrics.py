@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Final
 
 import prometheus_client
@@ -11,8 +12,9 @@ from agentina import errors
 from agentina.protocol import anomalies, budgets, wire
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600, 3600, 14_400)
-#: Most models with labels of their own.
+#: Most models, and most tools, with labels of their own.
 _MAX_MODELS: Final = 200
+_MAX_TOOLS: Final = 100
 _SHARES: Final = (0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 _BYTES: Final = tuple(float(1 << shift) for shift in range(22, 38, 2))
 
@@ -55,7 +57,7 @@ class Metrics:
         self.tool_calls = prometheus_client.Counter(
             "agent_tool_calls",
             "Tools that AI agents used, by how that went (ok, error, denied), as their command lines told at the end. "
-            "They do not all tell which: `tool` is empty.",
+            "`tool` is empty where they did not tell which, and of tools beyond the first 32 of a run.",
             ["role", "tool", "status"], registry=self.registry,
         )  # fmt: skip
         self.context = prometheus_client.Histogram(
@@ -69,6 +71,12 @@ class Metrics:
         self.io_operations = prometheus_client.Counter(
             "task_io_operations", "Reads and writes of disks by tasks, where that can be measured.",
             ["role"], registry=self.registry,
+        )  # fmt: skip
+        self.network_bytes = prometheus_client.Counter(
+            "task_network_bytes",
+            "Bytes between tasks and the gateways of their hosts: calls of models, tunnels, HTTP. What a task sends "
+            "past the gateway, where its host's owner lets it, is not measured.",
+            ["role", "direction"], registry=self.registry,
         )  # fmt: skip
         self.budget_limit = prometheus_client.Gauge(
             "budget_limit", "Budgets of organizations and agents for today (tokens, dollars, tool_calls).",
@@ -96,6 +104,7 @@ class Metrics:
             ["organization"], registry=self.registry,
         )  # fmt: skip
         self._models: set[str] = set()
+        self._tools: set[str] = set()
         self.pending = prometheus_client.Gauge(
             "queue_pending", "Jobs ready to run that no agent has taken.", ["organization", "role"],
             registry=self.registry,
@@ -122,6 +131,12 @@ class Metrics:
         self.rollouts_halted = prometheus_client.Counter(
             "rollouts_halted", "Rollouts that a gate halted and rolled back.", ["gate"], registry=self.registry
         )
+        self.scale_events = prometheus_client.Counter(
+            "agent_scale_events",
+            "Agents that the fleet gained (up) and lost (down), by what did it: an activation, a removal. Nothing "
+            "scales a fleet by itself yet.",
+            ["direction", "trigger"], registry=self.registry,
+        )  # fmt: skip
         self.anomalies = prometheus_client.Counter(
             "anomalies_reported",
             "Reports that were added to anomalies: refusals of gateways by their code, complaints, findings of health, "
@@ -135,9 +150,7 @@ class Metrics:
 
     def count_use(self, role: str, model: str, used: budgets.Amounts) -> None:
         """Calls of a model were reported. A task can name any: beyond some hundred they share one label."""
-        if model not in self._models and len(self._models) >= _MAX_MODELS:
-            model = budgets.OTHER
-        self._models.add(model)
+        model = _bounded(model, self._models, _MAX_MODELS)
         self.tokens.labels(role, model).inc(used.tokens)
         self.cost.labels(role, model).inc(used.cost_nano / budgets.DOLLAR)
         self.unpriced.labels(role, model).inc(used.unpriced)
@@ -149,6 +162,9 @@ class Metrics:
                 self.io_bytes.labels(role, direction).inc(max(0, size))
         if used.io_operations is not None:
             self.io_operations.labels(role).inc(max(0, used.io_operations))
+        for direction, size in (("received", used.network_received_bytes), ("sent", used.network_sent_bytes)):
+            if size is not None:
+                self.network_bytes.labels(role, direction).inc(max(0, size))
 
     def count_anomaly(self, kind: str, code: str) -> None:
         """A report was added to an anomaly. What hosts call it must not make label values without end."""
@@ -167,16 +183,32 @@ class Metrics:
 
     def count_run(self, role: str, run: wire.AgentRun) -> None:
         """An AI agent's task ended."""
-        failed, denied = min(run.tool_errors, run.tool_calls), run.denials
-        for status, count in (("ok", run.tool_calls - failed), ("error", failed), ("denied", denied)):
-            if count:
-                self.tool_calls.labels(role, "", status).inc(count)
+        rest = collections.Counter(calls=run.tool_calls, errors=run.tool_errors, denials=run.denials)
+        for used in run.tools:
+            tool = _bounded(used.name, self._tools, _MAX_TOOLS)
+            self._count_tool(role, tool, calls=used.calls, failed=used.errors, denied=used.denials)
+            rest.subtract(calls=used.calls, errors=used.errors, denials=used.denials)
+        self._count_tool(role, "", calls=rest["calls"], failed=rest["errors"], denied=rest["denials"])
         if run.context_tokens is not None and run.context_window:
             self.context.labels(role).observe(min(run.context_tokens / run.context_window, 1.0))
+
+    def _count_tool(self, role: str, tool: str, *, calls: int, failed: int, denied: int) -> None:
+        for status, count in (("ok", calls - failed), ("error", failed), ("denied", denied)):
+            # What a host says of its tools need not add up; a counter never goes back.
+            if count > 0:
+                self.tool_calls.labels(role, tool, status).inc(count)
 
     def render(self) -> bytes:
         """The text exposition."""
         return prometheus_client.generate_latest(self.registry)
+
+
+def _bounded(name: str, known: set[str], most: int) -> str:
+    """A name that a task made up, as a label value: beyond some they share one."""
+    if name not in known and len(known) >= most:
+        return budgets.OTHER
+    known.add(name)
+    return name
 
 
 def anomaly_kind(kind: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from agentina import errors
-from agentina.gateway import budgets, calls, channel, days, record, rules, tokens
+from agentina.gateway import budgets, calls, channel, days, record, rules, streams, tokens
 from agentina.protocol import jobs
 from agentina.system import clock
 
@@ -28,6 +28,8 @@ RESOLVING: Final = 4
 _MAX_TOLD: Final = 500
 #: Seconds for which telling of usage waits for more of it: it wakes the daemon, and calls go on meanwhile.
 _TELL_SECONDS: Final = 0.02
+#: Seconds between two entries of what was carried: a task can make thousands of connections in them.
+_CARRIED_SECONDS: Final = 1.0
 #: Seconds that the question what is left waits for the budgets of the day to be known.
 _KNOWN_SECONDS: Final = 3.0
 
@@ -69,6 +71,10 @@ class Account:
         #: Held while a name of the task's is looked up.
         self.resolving = asyncio.Semaphore(RESOLVING)
         story = self._record.story
+        before = story.carried
+        #: Bytes of all its connections.
+        self.carried = streams.Carried() if before is None else streams.Carried(before.received, before.sent)
+        self._noting: asyncio.TimerHandle | None = None
         if story.began_ms is None:
             self._record.write(record.Began(at_ms=clocks.wall_ms()))
         for number, asked in list(story.open.items()):
@@ -84,6 +90,9 @@ class Account:
         if self._telling is not None:
             self._telling.cancel()
             self._tell_used()
+        if self._noting is not None:
+            self._noting.cancel()
+        self._note_carried()
         self._record.close()
 
     # --- who asks, and what for --------------------------------------------------------------------------------------
@@ -107,6 +116,21 @@ class Account:
             self._record.write(record.Reached(host=host, at_ms=self._clock.wall_ms()))
         except errors.AgentinaError as problem:
             _log.warning("a host that task %s reached is not written down: %s", self.task_id, problem)
+
+    def note_connection_ended(self) -> None:
+        """Write down soon what was carried by now."""
+        if self._noting is None and not self.closing.is_set():
+            self._noting = asyncio.get_running_loop().call_later(_CARRIED_SECONDS, self._note_carried)
+
+    def _note_carried(self) -> None:
+        self._noting = None
+        entry = record.Carried(received=self.carried.received, sent=self.carried.sent)
+        if entry == (self._record.story.carried or record.Carried(received=0, sent=0)):
+            return
+        try:
+            self._record.write(entry)
+        except errors.AgentinaError as problem:
+            _log.warning("what task %s sent and received is not written down: %s", self.task_id, problem)
 
     def note_refusal(self, error: errors.AgentinaError, now_host: str = "") -> None:
         """Tell of a refusal, the first time for its reason and host."""

@@ -88,6 +88,12 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened", tag_field=
     problem: str = ""
 
 
+class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed", tag_field="verb"):
+    """The task is not served any more, and its record says all there is."""
+
+    task_id: str
+
+
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused", tag_field="verb"):
     """Something was refused to a task, the first time for that reason and host."""
 
@@ -128,7 +134,7 @@ class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used", tag_field="ver
 
 
 Order = Begin | Learn | Open | Listen | Close | Raise | Reload
-Word = Opened | Refused | Warned | Used | Wanted | Parked
+Word = Opened | Closed | Refused | Warned | Used | Wanted | Parked
 orders: Final = msgspec.json.Decoder(Order)
 words: Final = msgspec.json.Decoder(Word)
 

@@ -66,7 +66,7 @@ class Egress:
         try:
             if request.form is requests.Form.TUNNEL:
                 await client.switch(200, [])
-                await _tunnel(client.raw(), (reader, writer, b""))
+                await _tunnel(client, (reader, writer, b""))
             else:
                 await _forward(client, request, server)
         finally:
@@ -101,7 +101,7 @@ async def _forward(client: streams.Client, request: requests.Request, server: st
             raise _unreachable(request.target, "gave no answer") from error
         if isinstance(head, h11.InformationalResponse):
             await client.switch(_SWITCHING, _switch_headers(head))
-            await _tunnel(client.raw(), server.raw())
+            await _tunnel(client, server.raw())
             return
         await _pass_answer(client, head, server.pieces())
         await asyncio.wait([sending])
@@ -133,15 +133,14 @@ def answer_headers(head: h11.Response) -> streams.Headers:
     return requests.end_to_end(listed) + length
 
 
-async def _tunnel(
-    one: tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes],
-    other: tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes],
-) -> None:
+async def _tunnel(client: streams.Client, server: tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]) -> None:
     """Pass bytes both ways, those first that came with a head."""
-    other[1].write(one[2])
-    one[1].write(other[2])
+    reader, writer, sent = client.raw()
+    server[1].write(sent)
+    writer.write(server[2])
+    client.carried.received += len(server[2])
     with contextlib.suppress(OSError):
-        await streams.pump(one[:2], other[:2])
+        await streams.pump((reader, writer), server[:2], client.carried)
 
 
 def _framing(request: requests.Request) -> streams.Headers:

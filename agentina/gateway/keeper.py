@@ -27,6 +27,8 @@ _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 30.0
 #: Seconds without a task after which it ends: the next one starts in half a second less where it is still there.
 IDLE_SECONDS: Final = 30.0
+#: Seconds it may take to let a task go.
+_CLOSE_SECONDS: Final = 5.0
 #: Seconds it may take to end.
 _END_SECONDS: Final = 5.0
 
@@ -59,6 +61,8 @@ class Keeper:
         self._idle_seconds = idle_seconds
         self._orders: dict[str, channel.Open] = {}
         self._answers: dict[str, asyncio.Future[str]] = {}
+        #: Tasks that the process was told to let go, and has not yet.
+        self._closing: dict[str, asyncio.Event] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._running: asyncio.Task[None] | None = None
         self._pid = 0
@@ -107,9 +111,19 @@ class Keeper:
         """Let a task go; some time after the last one the process ends."""
         if self._orders.pop(task_id, None) is None:
             return
+        if self._writer is not None:
+            self._closing[task_id] = asyncio.Event()
         self._send(channel.Close(task_id=task_id))
         if not self._orders:
             asyncio.get_running_loop().call_later(self._idle_seconds, self._end_if_idle)
+
+    async def closed(self, task_id: str) -> None:
+        """Return when a task that was let go has all in its record, or nobody is there to put more into it."""
+        done = self._closing.get(task_id)
+        if done is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await done.wait()
 
     def _end_if_idle(self) -> None:
         if not self._orders and self._writer is not None:
@@ -168,6 +182,8 @@ class Keeper:
                 self._writer.close()
                 self._writer = None
             await asyncio.shield(_end(process))
+            for task_id in list(self._closing):
+                self._on_closed(task_id)
 
     async def _listen(self, ours: socket.socket) -> bool:
         reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=channel.MAX_LINE)
@@ -184,6 +200,8 @@ class Keeper:
                     continue
                 if isinstance(word, channel.Opened):
                     served = self._on_opened(word) or served
+                elif isinstance(word, channel.Closed):
+                    self._on_closed(word.task_id)
                 else:
                     self._hear(word)
         return served
@@ -198,6 +216,11 @@ class Keeper:
                 extra={"action": "gateway-refused", "task": word.task_id},
             )  # fmt: skip
         return not word.problem
+
+    def _on_closed(self, task_id: str) -> None:
+        done = self._closing.pop(task_id, None)
+        if done is not None:
+            done.set()
 
     def _fail(self, problem: str) -> None:
         for answer in self._answers.values():

@@ -72,7 +72,7 @@ class Listener:
         self._connections.add(current)
         try:
             async with self._room:
-                await self._serve(streams.Client(reader, writer))
+                await self._serve(streams.Client(reader, writer, self.task.carried))
         except (streams.Gone, OSError, asyncio.CancelledError):
             # The task went away, or has ended: nobody is there to be told.
             writer.transport.abort()
@@ -82,6 +82,7 @@ class Listener:
         finally:
             self._connections.discard(current)
             writer.close()
+            self.task.note_connection_ended()
 
     async def _serve(self, client: streams.Client) -> None:
         while True:

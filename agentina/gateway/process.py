@@ -93,6 +93,7 @@ class Gateway:
             if closed is not None:
                 await closed.close()
                 self._wish.set()  # what it held is given back
+            self._tell(channel.Closed(task_id=order.task_id))
         else:
             self._raise(order)
 

@@ -74,13 +74,20 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True, tag="reached", tag_fiel
     at_ms: int = 0
 
 
+class Carried(msgspec.Struct, frozen=True, kw_only=True, tag="carried", tag_field="kind"):
+    """Bytes that came to the task and that it sent, in all so far."""
+
+    received: int
+    sent: int
+
+
 class Raised(msgspec.Struct, frozen=True, kw_only=True, tag="limits", tag_field="kind"):
     """Other limits hold from here on."""
 
     limits: jobs.Budget
 
 
-Entry = Began | Asked | Ended | Refusal | Reached | Raised
+Entry = Began | Asked | Ended | Refusal | Reached | Carried | Raised
 _decoder: Final = msgspec.json.Decoder(Entry)
 
 
@@ -97,6 +104,8 @@ class Story(msgspec.Struct, kw_only=True):
     refusals: list[Refusal] = []
     #: Hosts that were reached, with their ports, as they came.
     reached: list[str] = []
+    #: None: nothing was said of it.
+    carried: Carried | None = None
     last_number: int = 0
     #: Bytes of whole lines; what follows was cut off.
     size: int = 0
@@ -116,6 +125,8 @@ class Story(msgspec.Struct, kw_only=True):
             self.refusals.append(entry)
         elif isinstance(entry, Reached):
             self.reached.append(entry.host)
+        elif isinstance(entry, Carried):
+            self.carried = entry
         else:
             self.limits = entry.limits
 

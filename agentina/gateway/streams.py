@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final
 
 import h11
@@ -36,12 +37,24 @@ class Gone(Exception):  # noqa: N818 - an end, not an error of anybody
     """The other side went away, or is too slow."""
 
 
+@dataclasses.dataclass(slots=True)
+class Carried:
+    """Bytes between a task and its gateway, heads and frames included, as the task sees them."""
+
+    received: int = 0
+    sent: int = 0
+
+
 class Client:
     """One connection of a task."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, carried: Carried | None = None
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        #: Counts what passes here, and in the tunnel that this may become.
+        self.carried = Carried() if carried is None else carried
         self._http = h11.Connection(our_role=h11.SERVER)
         #: Read, and not looked at yet.
         self._rest = b""
@@ -98,9 +111,11 @@ class Client:
     async def _read(self, seconds: float) -> bytes:
         try:
             async with asyncio.timeout(seconds):
-                return await self._reader.read(PIECE)
+                piece = await self._reader.read(PIECE)
         except (TimeoutError, OSError) as error:
             raise Gone from error
+        self.carried.sent += len(piece)
+        return piece
 
     async def body(self) -> AsyncIterator[bytes]:
         """The request's body.
@@ -178,6 +193,7 @@ class Client:
                 return
             if not piece:
                 return
+            self.carried.sent += len(piece)
             self._rest += piece
         await asyncio.Event().wait()  # it sends ahead without end: nobody can tell when it goes
 
@@ -193,15 +209,15 @@ class Client:
             listed.append((b"connection", b"close"))
         response = h11.Response(status_code=status, headers=listed)
         self.answered = True
-        await _write(self._writer, _sent(self._http, response, *_body(first, is_last=is_whole)))
+        await self._put(_sent(self._http, response, *_body(first, is_last=is_whole)))
 
     async def send(self, data: bytes) -> None:
         """Send a piece of the answer's body; returns when there is room for the next."""
-        await _write(self._writer, _sent(self._http, h11.Data(data=data)))
+        await self._put(_sent(self._http, h11.Data(data=data)))
 
     async def finish(self, last: bytes = b"") -> None:
         """The answer is whole, with its ``last`` piece."""
-        await _write(self._writer, _sent(self._http, *_body(last, is_last=True)))
+        await self._put(_sent(self._http, *_body(last, is_last=True)))
 
     async def answer(self, status: int, body: bytes, *, media: bytes, extra: Headers | None = None) -> None:
         """Send a whole answer."""
@@ -216,7 +232,7 @@ class Client:
         """Leave HTTP: the answer to CONNECT, or 101."""
         kind = h11.InformationalResponse if status == 101 else h11.Response  # noqa: PLR2004 - Switching Protocols
         self.answered = True
-        await _write(self._writer, _sent(self._http, kind(status_code=status, headers=headers)))
+        await self._put(_sent(self._http, kind(status_code=status, headers=headers)))
 
     @property
     def reusable(self) -> bool:
@@ -230,6 +246,10 @@ class Client:
     def last_words(self, answer: bytes) -> None:
         """Write an answer to something that h11 did not take for a request; the connection is over."""
         self._writer.write(answer)
+
+    async def _put(self, data: bytes) -> None:
+        self.carried.received += len(data)
+        await _write(self._writer, data)
 
     def abort(self) -> None:
         """End the connection so that the task notices: no proper end of the answer."""
@@ -375,29 +395,35 @@ async def open_first(
 
 
 async def pump(
-    one: tuple[asyncio.StreamReader, asyncio.StreamWriter], other: tuple[asyncio.StreamReader, asyncio.StreamWriter]
-) -> int:
-    """Pass bytes both ways until both sides have ended, or one is broken; returns how many."""
+    task: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    carried: Carried,
+) -> None:
+    """Pass bytes both ways, counting them, until both sides have ended or one is broken."""
+
+    def count_sent(size: int) -> None:
+        carried.sent += size
+
+    def count_received(size: int) -> None:
+        carried.received += size
+
     ways = [
-        tasks.start(_pass(one[0], other[1]), name="tunnel out", on_failure=lambda _: None),
-        tasks.start(_pass(other[0], one[1]), name="tunnel in", on_failure=lambda _: None),
+        tasks.start(_pass(task[0], server[1], count_sent), name="tunnel out", on_failure=lambda _: None),
+        tasks.start(_pass(server[0], task[1], count_received), name="tunnel in", on_failure=lambda _: None),
     ]
     try:
-        done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
-        return sum(way.result() for way in done if way.exception() is None)
+        await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
     finally:
         await tasks.cancel(*ways)
 
 
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
-    size = 0
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[int], None]) -> None:
     while piece := await reader.read(PIECE):
-        size += len(piece)
+        count(len(piece))
         writer.write(piece)
         await writer.drain()
     if writer.can_write_eof():
         writer.write_eof()
-    return size
 
 
 def _take(http: h11.Connection) -> tuple[bytes, bool]:

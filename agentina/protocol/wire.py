@@ -39,6 +39,8 @@ MAX_CHANGED: Final = 500
 MAX_HELD: Final = 10_000
 
 Short = Annotated[str, msgspec.Meta(max_length=256)]
+#: Most tools of one run that are told apart.
+MAX_TOOLS = 32
 Detail = Annotated[str, msgspec.Meta(max_length=MAX_DETAIL)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
 Labels = Annotated[dict[str, str], msgspec.Meta(max_length=64)]
@@ -421,6 +423,9 @@ class Usage(_Message, frozen=True, kw_only=True):
     io_write_bytes: int | None = None
     io_operations: int | None = None
     processes_peak: int | None = None
+    #: Bytes that came to the task through its host's gateway and that it sent there, heads of HTTP included.
+    network_received_bytes: int | None = None
+    network_sent_bytes: int | None = None
 
 
 class Tokens(_Message, frozen=True, kw_only=True):
@@ -433,6 +438,16 @@ class Tokens(_Message, frozen=True, kw_only=True):
     #: Reasoning included.
     output: Count = 0
     reasoning: Count = 0
+
+
+class ToolUse(_Message, frozen=True, kw_only=True):
+    """What became of the calls of one tool."""
+
+    name: Short
+    calls: Count = 0
+    errors: Count = 0
+    #: Calls that it was not allowed.
+    denials: Count = 0
 
 
 class AgentRun(_Message, frozen=True, kw_only=True):
@@ -451,6 +466,8 @@ class AgentRun(_Message, frozen=True, kw_only=True):
     tool_errors: Count = 0
     #: Tools it was not allowed to use.
     denials: Count = 0
+    #: The same by tool, of the first ones it used; what is missing here is of other tools, or nobody told which.
+    tools: Annotated[list[ToolUse], msgspec.Meta(max_length=MAX_TOOLS)] = []
     #: Calls of the model made again.
     retries: Count = 0
     tokens: Tokens | None = None

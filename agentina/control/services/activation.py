@@ -48,6 +48,8 @@ async def activate(control: plane.Plane, message: wire.Activate) -> wire.Activat
     if agent is None:
         agent = plane.agent_from_row(redeemed.row)
         control.fleet.add(agent)
+    if redeemed.created:
+        control.metrics.scale_events.labels("up", "activation").inc()
     return _answer(control, agent, created=redeemed.created)
 
 

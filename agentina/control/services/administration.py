@@ -58,6 +58,7 @@ async def remove_agent(control: plane.Plane, public_id: str, *, actor: str) -> N
 
     await control.store.write(operation)
     control.fleet.remove(agent)
+    control.metrics.scale_events.labels("down", "removal").inc()
 
 
 async def create_tokens(control: plane.Plane, request: api.TokenCreate, *, actor: str) -> api.TokensCreated:

@@ -153,6 +153,10 @@ class Collecting:
         """Send the rest of its output, and what was kept of it."""
         assert entry.task.outcome is not None
         outcome = msgspec.structs.replace(entry.task.outcome, models=entry.models, hosts=entry.hosts)
+        if entry.carried is not None:
+            received, sent = entry.carried.received, entry.carried.sent
+            usage = msgspec.structs.replace(outcome.usage, network_received_bytes=received, network_sent_bytes=sent)
+            outcome = msgspec.structs.replace(outcome, usage=usage)
         try:
             size = await self._upload_output(entry)
             outcome = msgspec.structs.replace(outcome, output_bytes=size)

@@ -11,6 +11,7 @@ from agentina.host.work import records, state
 from agentina.protocol import budgets, jobs, wire
 
 if TYPE_CHECKING:
+    from agentina.gateway import record as gateway_record
     from agentina.host.trees import checkpoints
     from agentina.host.work import runs
     from agentina.runners import contract as runner_contract
@@ -49,6 +50,8 @@ class Entry:
     models: list[budgets.ModelUsage] = dataclasses.field(default_factory=list)
     #: Hosts it reached through the gateway, once it has ended.
     hosts: list[str] = dataclasses.field(default_factory=list)
+    #: Bytes that the gateway carried for it, once it has ended; None: not known.
+    carried: gateway_record.Carried | None = None
     #: Why the gateway holds it at a call; empty: it does not.
     parked: str = ""
     #: Its budget, where an operator changed it since.

@@ -162,6 +162,8 @@ class Gates:
             self._listen(entry)
         elif operation is state.Do.COLLECT:
             self.close(entry)
+            if self._keeper is not None:
+                await self._keeper.closed(entry.task_id)
             await self._conclude(entry)
             self._tell_usage(entry)
         elif operation is state.Do.UPLOAD and not entry.models:
@@ -281,7 +283,7 @@ class Gates:
         story = record.read(entry.directory.path)
         if story is not None:
             story.conclude()
-            entry.models, entry.hosts = story.usage(), story.reached
+            entry.models, entry.hosts, entry.carried = story.usage(), story.reached, story.carried
             if entry.models:
                 await self.shares.end(entry.task_id, entry.models)
 

@@ -89,6 +89,7 @@ class Run:
         known = self.summary(secrets)
         return msgspec.structs.replace(
             known,
+            tools=[],
             answer=known.answer[:_SHORT],
             answer_truncated=known.answer_truncated or len(known.answer) > _SHORT,
             error=known.error[:_SHORT],

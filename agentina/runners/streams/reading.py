@@ -7,6 +7,7 @@ longer than :data:`LONGEST_LINE` is not read, texts are cut, and of tool calls o
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -92,8 +93,10 @@ class Account:
         self._has_turns = False
         self._said = ""
         self._is_cut = False
-        #: Open tool calls: what they do.
-        self._tools: dict[str, str] = {}
+        #: Open tool calls: which tool, and what it does.
+        self._open: dict[str, tuple[str, str]] = {}
+        #: By tool, the first ones.
+        self._tools: dict[str, collections.Counter[str]] = {}
         self._counts = {"tool_calls": 0, "tool_errors": 0, "denials": 0, "retries": 0}
         self._spent = events.Spent()
         self._context = events.Context()
@@ -119,13 +122,14 @@ class Account:
             tool_calls=self._counts["tool_calls"],
             tool_errors=self._counts["tool_errors"],
             denials=denials,
+            tools=[wire.ToolUse(name=name, **counts) for name, counts in self._tools.items()],
             retries=self._counts["retries"],
             tokens=self._spent.tokens,
             tokens_of_session=self._spent.is_of_session,
             cost_usd=self._spent.cost_usd,
             context_tokens=self._context.tokens,
             context_window=self._context.window,
-            doing="" if self.is_finished else next(reversed(self._tools.values()), ""),
+            doing="" if self.is_finished else next(reversed(self._open.values()), ("", ""))[1],
             answer=answer[: wire.MAX_ANSWER],
             answer_truncated=len(answer) > wire.MAX_ANSWER or (end.answer is None and self._is_cut),
             finished=self.is_finished,
@@ -160,24 +164,28 @@ class Account:
     @take.register
     def _on_tool_call(self, event: events.ToolCall) -> None:
         self.is_finished = False
-        if event.id in self._tools:
+        if event.id in self._open:
             return
         self._counts["tool_calls"] += 1
-        self._tools[event.id] = f"{event.name} {event.arguments}"[:_SHORT].strip()
-        if len(self._tools) > _MOST_OPEN:
-            del self._tools[next(iter(self._tools))]
+        self._count(event.name, "calls")
+        self._open[event.id] = event.name, f"{event.name} {event.arguments}"[:_SHORT].strip()
+        if len(self._open) > _MOST_OPEN:
+            del self._open[next(iter(self._open))]
 
     @take.register
     def _on_tool_result(self, event: events.ToolResult) -> None:
         self.is_finished = False
-        self._tools.pop(event.id, None)
+        name, _ = self._open.pop(event.id, ("", ""))
         # What comes after it is another text, not more of the same.
         self._said, self._is_cut = "", False
         self._counts["tool_errors"] += event.is_error
+        if event.is_error:
+            self._count(name, "errors")
 
     @take.register
-    def _on_denied(self, _event: events.Denied) -> None:
+    def _on_denied(self, event: events.Denied) -> None:
         self._counts["denials"] += 1
+        self._count(event.tool, "denials")
 
     @take.register
     def _on_retry(self, event: events.Retry) -> None:
@@ -213,3 +221,8 @@ class Account:
     @take.register
     def _on_finished(self, event: events.Finished) -> None:
         self.is_finished, self._end = True, event
+
+    def _count(self, tool: str, what: str) -> None:
+        name = tool[:_SHORT]
+        if name and (name in self._tools or len(self._tools) < wire.MAX_TOOLS):
+            self._tools.setdefault(name, collections.Counter())[what] += 1

@@ -76,9 +76,14 @@ def test_the_license_limits_agents_until_one_is_removed(control: Any, operator: 
     token = operator.mint()
     assert refusal(simulated.Agent(control.url), token).code == "LICENSE_AGENTS_EXHAUSTED"
     operator.call("DELETE", f"/v1/agents/{first.activated.agent_id}")
-    simulated.Agent(control.url).activate(token)
+    second = simulated.Agent(control.url)
+    second.activate(token)
+    second.activate(token)
     with pytest.raises(errors.AgentinaError, match="AGENT_UNKNOWN"):
         first.poll()
+    figures = operator.raw("GET", "/metrics").read().decode()
+    assert 'agent_scale_events_total{direction="up",trigger="activation"} 2.0' in figures
+    assert 'agent_scale_events_total{direction="down",trigger="removal"} 1.0' in figures
 
 
 def test_the_token_decides_role_and_labels_over_the_hosts_wish(control: Any, operator: simulated.Operator) -> None:

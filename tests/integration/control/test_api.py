@@ -139,7 +139,10 @@ def test_metrics_have_the_names_of_the_contract(control: Any, operator: simulate
     operator.submit(role="nobody")
     job = operator.submit()
     (task,) = agent.take()
-    used = wire.Usage(memory_peak_bytes=1 << 20, io_read_bytes=4096, io_write_bytes=8192, io_operations=3)
+    used = wire.Usage(
+        memory_peak_bytes=1 << 20, io_read_bytes=4096, io_write_bytes=8192, io_operations=3,
+        network_received_bytes=700, network_sent_bytes=70,
+    )  # fmt: skip
     agent.run(task, usage=used)
     text = operator.raw("GET", "/metrics").read().decode()
     assert operator.state(job)[0] == "succeeded"
@@ -155,6 +158,8 @@ def test_metrics_have_the_names_of_the_contract(control: Any, operator: simulate
         'task_io_bytes_total{direction="read",role=""} 4096.0',
         'task_io_bytes_total{direction="write",role=""} 8192.0',
         'task_io_operations_total{role=""} 3.0',
+        'task_network_bytes_total{direction="received",role=""} 700.0',
+        'task_network_bytes_total{direction="sent",role=""} 70.0',
     ):
         assert line in text
 

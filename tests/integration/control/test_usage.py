@@ -138,10 +138,16 @@ def test_what_an_agent_said_of_its_tools_and_context_is_counted_at_its_end(contr
     operator, agent = control.operator, control.agent()
     operator.submit()
     (task,) = agent.take()
-    run = wire.AgentRun(tool_calls=5, tool_errors=2, denials=1, context_tokens=150_000, context_window=200_000)
+    told = [wire.ToolUse(name="Bash", calls=3, errors=1), wire.ToolUse(name="Edit", calls=1, denials=1)]
+    run = wire.AgentRun(
+        tool_calls=5, tool_errors=2, denials=1, tools=told, context_tokens=150_000, context_window=200_000
+    )
     agent.run(task, agent=run)
     figures = operator.raw("GET", "/metrics").read().decode()
-    for status, count in (("ok", 3), ("error", 2), ("denied", 1)):
-        assert f'agent_tool_calls_total{{role="",status="{status}",tool=""}} {count}.0' in figures
+    for tool, status, count in (
+        ("Bash", "ok", 2), ("Bash", "error", 1), ("Edit", "ok", 1), ("Edit", "denied", 1), ("", "error", 1),
+    ):  # fmt: skip
+        assert f'agent_tool_calls_total{{role="",status="{status}",tool="{tool}"}} {count}.0' in figures
+    assert 'status="denied",tool=""' not in figures
     assert 'agent_context_utilization_bucket{le="0.7",role=""} 0.0' in figures
     assert 'agent_context_utilization_bucket{le="0.8",role=""} 1.0' in figures

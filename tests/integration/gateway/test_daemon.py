@@ -27,6 +27,9 @@ async def test_a_job_with_a_budget_has_a_way_out_and_its_usage_is_told(bed: beds
     (row,) = task.outcome.models
     assert (row.input, row.cached, row.output, row.calls) == (fresh, cached, used, 1)
     assert row.cost_nano > 0
+    usage = task.outcome.usage
+    assert (usage.network_received_bytes or 0) > len("message_stop")
+    assert (usage.network_sent_bytes or 0) > len("message_start")
     assert gates.KEY not in output + bed.log
 
 
@@ -48,6 +51,8 @@ async def test_a_refused_host_is_told(bed: beds.Bed) -> None:
     )
     task = bed.plane.submit(f'{sys.executable} -c "{script}"', scope={"hosts": ["example.org"]})
     await bed.plane.until_ended(task)
+    assert task.outcome is not None
+    assert task.outcome.usage.network_sent_bytes, "the request that was refused came, too"
     assert b"403" in bytes(task.output)
     told = "may not reach example.org:80: the policy of the host's owner does not name it"
     assert told in bed.log

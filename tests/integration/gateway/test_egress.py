@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentina.gateway import account, record
+from agentina.gateway import account, record, streams
 from tests.fakes import deadlines
 from tests.integration.gateway import gates
 
@@ -76,6 +76,8 @@ async def test_a_tunnel_passes_bytes_both_ways(tmp_path: Path) -> None:
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert body == b"early " + b"x" * 1_000_000
+        request = connect(gate, f"git.example.com:{port}")
+        assert gate.account.carried == streams.Carried(received=len(answer), sent=len(request) + len(body))
         # Written down once, however often it is reached; what was refused is not.
         await gate.raw(connect(gate, f"git.example.com:{port}"))
         await gate.raw(connect(gate, f"git.example.org:{port}"))
@@ -94,6 +96,7 @@ async def test_plain_http_is_passed_on_without_what_is_the_connections(tmp_path:
         assert b"set-cookie: a=b" in head.lower()
         assert seen.startswith(b"POST /p?q=1 HTTP/1.1\r\n")
         assert seen.endswith(b"\r\n\r\nbody")
+        assert gate.account.carried.received == len(answer)
         for absent in (b"x-hop", b"proxy-authorization", gate.token.encode()):
             assert absent not in seen.lower()
         assert b"x-mine: 2" in seen.lower()

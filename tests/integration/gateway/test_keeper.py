@@ -90,10 +90,12 @@ class Host:
         else:
             self.words.put_nowait(word)
 
-    async def open(self, name: str, *, most: int | None = None, has_door: bool = True) -> tuple[Path, str]:
+    async def open(
+        self, name: str, *, most: int | None = None, has_door: bool = True, token: str = ""
+    ) -> tuple[Path, str]:
         directory = self.root / name
-        directory.mkdir()
-        token = tokens.make()
+        directory.mkdir(exist_ok=bool(token))
+        token = token or tokens.make()
         await self.keeper.open(
             channel.Open(
                 task_id=name,
@@ -139,6 +141,36 @@ async def test_a_tool_in_a_task_calls_a_model(host: Host) -> None:
     (row,) = word.usage
     assert (row.input, row.cached, row.output, row.calls) == (fresh, cached, used, 1)
     assert host.provider.asked[0].headers["x-api-key"] == gates.KEY
+
+
+async def test_what_was_carried_is_in_the_record_when_the_task_was_let_go(host: Host) -> None:
+    directory, token = await host.open(TASK_A)
+    _, output = await host.run(directory, token, sys.executable, "-c", TOOL)
+    host.keeper.close(TASK_A)
+    await asyncio.wait_for(host.keeper.closed(TASK_A), deadlines.HANG)
+    story = record.read(directory)
+    assert story is not None
+    assert story.carried is not None
+    assert story.carried.received > len(output)
+    assert story.carried.sent > len(token)
+    await host.open(TASK_A, token=token)
+    await host.run(directory, token, sys.executable, "-c", TOOL)
+    host.keeper.close(TASK_A)
+    await host.keeper.closed(TASK_A)
+    again = record.read(directory)
+    assert again is not None
+    assert again.carried == record.Carried(received=2 * story.carried.received, sent=2 * story.carried.sent)
+
+
+async def test_nobody_waits_for_a_killed_gateway_to_let_go(host: Host) -> None:
+    await host.open(TASK_A)
+    running = host.keeper._running
+    assert running is not None
+    os.kill(host.keeper.pid, signal.SIGKILL)
+    host.keeper.close(TASK_A)
+    await asyncio.wait_for(host.keeper.closed(TASK_A), deadlines.HANG)
+    await asyncio.wait_for(host.keeper.closed(TASK_B), deadlines.HANG)
+    await asyncio.wait_for(running, deadlines.HANG)
 
 
 async def test_the_key_is_not_to_be_found_from_a_task(host: Host) -> None:

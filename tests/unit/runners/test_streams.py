@@ -48,6 +48,7 @@ def test_claude_success() -> None:
         turns=2, tool_calls=1, tokens=wire.Tokens(input=200, cached_input=60, cache_write=40, output=47),
         cost_usd=0.002455, tokens_of_session=True, context_tokens=150, context_window=1_000_000, answer="done",
         finished=True,
+        tools=[wire.ToolUse(name="Bash", calls=1)],
     )  # fmt: skip
 
 
@@ -55,6 +56,7 @@ def test_codex_success() -> None:
     assert run("codex_tool") == wire.AgentRun(
         session_id="01a1fd2a-f587-75a0-9279-7744a3a9132d", tool_calls=1, answer="done", finished=True,
         tokens=wire.Tokens(input=140, cached_input=60, output=80, reasoning=10), tokens_of_session=True,
+        tools=[wire.ToolUse(name="shell", calls=1)],
     )  # fmt: skip
 
 
@@ -63,6 +65,7 @@ def test_opencode_success() -> None:
         session_id="ses_e00e9f075ffezEhQcYgeQbB4AW", turns=2, tool_calls=1, answer="Done: hello.txt is written.",
         tokens=wire.Tokens(input=7739, cached_input=7737, output=84), cost_usd=0.012165 + 0.012312,
         context_tokens=7787, finished=True,
+        tools=[wire.ToolUse(name="bash", calls=1)],
     )  # fmt: skip
 
 
@@ -71,6 +74,7 @@ def test_gemini_success() -> None:
         session_id="b760495c-e369-445b-ba73-1770f97e802a", model="gemini-2.5-flash", tool_calls=1,
         tokens=wire.Tokens(input=12262, cached_input=12261, output=84), answer="Done: hello.txt is written.",
         finished=True,
+        tools=[wire.ToolUse(name="run_shell_command", calls=1)],
     )  # fmt: skip
 
 
@@ -109,6 +113,18 @@ def test_a_killed_run_has_no_end_but_its_session(name: str) -> None:
     assert summary.session_id
     assert summary.tool_calls == 1
     assert "sleep 25" in summary.doing
+
+
+def test_tools_are_told_apart_and_bounded() -> None:
+    account = reading.Account()
+    for number in range(40):
+        account.take(events.ToolCall(id=str(number), name=f"tool-{number % 35}"))
+        account.take(events.ToolResult(id=str(number), is_error=number >= 35))
+    account.take(events.Denied("tool-0"))
+    summary = account.summary()
+    assert (summary.tool_calls, summary.tool_errors, summary.denials) == (40, 5, 1)
+    assert len(summary.tools) == wire.MAX_TOOLS
+    assert summary.tools[0] == wire.ToolUse(name="tool-0", calls=2, errors=1, denials=1)
 
 
 def test_a_run_that_still_tries_again_tells_of_it() -> None:
