@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from typing import Final
 
 import prometheus_client
@@ -183,12 +182,15 @@ class Metrics:
 
     def count_run(self, role: str, run: wire.AgentRun) -> None:
         """An AI agent's task ended."""
-        rest = collections.Counter(calls=run.tool_calls, errors=run.tool_errors, denials=run.denials)
         for used in run.tools:
             tool = _bounded(used.name, self._tools, _MAX_TOOLS)
             self._count_tool(role, tool, calls=used.calls, failed=used.errors, denied=used.denials)
-            rest.subtract(calls=used.calls, errors=used.errors, denials=used.denials)
-        self._count_tool(role, "", calls=rest["calls"], failed=rest["errors"], denied=rest["denials"])
+        self._count_tool(
+            role, "",
+            calls=run.tool_calls - sum(used.calls for used in run.tools),
+            failed=run.tool_errors - sum(used.errors for used in run.tools),
+            denied=run.denials - sum(used.denials for used in run.tools),
+        )  # fmt: skip
         if run.context_tokens is not None and run.context_window:
             self.context.labels(role).observe(min(run.context_tokens / run.context_window, 1.0))
 
