@@ -193,7 +193,7 @@ class Store:
             problem = f"version {made.version} is installed with other files ({there.shown}); remove it first"
             raise _unsuitable_for(made.runner, made.source, problem)
         files.write_atomic(fresh / copies.DESCRIPTION, msgspec.json.encode(made), mode=0o444)
-        _make_durable(fresh)
+        files.sync_tree(fresh)
         _make_public(target.parent)
         if target.exists():  # its description is gone: somebody was interrupted as he took it away
             target.replace(self._root / f".old-{secrets.token_hex(4)}")
@@ -434,11 +434,6 @@ def _hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
-
-
-def _make_durable(path: Path) -> None:
-    for each in [*path.rglob("*"), path]:
-        files.sync_directory(each) if each.is_dir() else files.sync_file(each)
 
 
 def _unsuitable(wish: Wish, problem: str) -> errors.AgentinaError:

@@ -126,6 +126,16 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(path: Path) -> None:
+    """Make a whole tree durable. Not by sync(2): that waits for whatever else this host has still to write."""
+    for each in [*path.rglob("*"), path]:
+        mode = each.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            sync_directory(each)
+        elif stat.S_ISREG(mode):  # links are part of their directory
+            sync_file(each)
+
+
 def spread_below(path: Path) -> None:
     """Tell the file system that the directories in ``path`` have nothing to do with each other (chattr(1), ``+T``).
 

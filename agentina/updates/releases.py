@@ -37,7 +37,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import stat
 import sys
 import tarfile
 import time
@@ -188,7 +187,7 @@ class Store:
             _ensure(self.incoming)
             _extract(archive, fresh, version)
             _check(fresh, version, architecture, python)
-            _make_durable(fresh)
+            files.sync_tree(fresh)
             if target.exists():
                 self._discard(target)
             fresh.replace(target)
@@ -512,12 +511,6 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
 def _check_room(directory: Path, size: int) -> None:
     if shutil.disk_usage(directory).free < size + _RESERVE:
         raise errors.DISK_FULL(path=str(directory))
-
-
-def _make_durable(path: Path) -> None:
-    """Write a whole tree to disk. Not by sync(2): that waits for whatever else this host has still to write."""
-    for each in [*path.rglob("*"), path]:
-        files.sync_directory(each) if stat.S_ISDIR(each.lstat().st_mode) else files.sync_file(each)
 
 
 def _ensure(directory: Path) -> None:

@@ -91,13 +91,9 @@ def find_missing(workspace: Path, paths: list[str]) -> list[str]:
 
 def hash_file(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file. Blocks; call it in a thread."""
-    digest = hashlib.sha256()
-    size = 0
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return size, digest.hexdigest()
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
 
 
 def artifact_name(parts: tuple[str, ...]) -> str:

@@ -78,6 +78,23 @@ def test_tree_without_write_permission_is_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "task").exists()
 
 
+def test_a_tree_is_made_durable_with_whatever_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "file").touch()
+    (tmp_path / "a" / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "a" / "pipe")
+    synced = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    files.sync_tree(tmp_path)
+    assert set(synced) == {tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "file"}
+
+
 def test_directories_are_spread_where_the_file_system_can(tmp_path: Path) -> None:
     kind = subprocess.run(["stat", "-f", "-c", "%T", str(tmp_path)], capture_output=True, text=True, check=True).stdout
     files.spread_below(tmp_path)
