@@ -4,104 +4,155 @@ A claim is a path in the repository, and stands for it and everything below. Its
 do: ``*``, ``?`` and ``[…]`` within a part, ``**`` for any number of parts. So ``src`` and ``src/**`` are the same, and
 ``docs/*.md`` stands for the pages directly in ``docs``.
 
-Whether two claims meet is judged on the safe side: two parts with wildcards are taken to meet unless their fixed
-beginnings or ends differ. Where a file is in both, they meet; where none could be, they may be said to all the same,
-and then one job waits needlessly.
-
-What begins with ``/`` is about the host's files and claims nothing.
+Two claims meet exactly where a path could be in both. Only of those that are unusually long or many it is said
+without a look: then one job may wait needlessly, and none runs where it must not.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import functools
+import itertools
+import posixpath
 import re
-from collections.abc import Iterable, Sequence
-from typing import Final
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
 
 _WILD: Final = re.compile(r"[*?\[]")
-_SSH: Final = re.compile(r"(?:[^@/:]+@)?([^/:]+):(?!//)(.*)")
-#: Pairs of claims that are looked at for two jobs; beyond they are taken to meet.
+#: What one letter of a path is compared with, as fnmatch reads patterns.
+_LETTER: Final = re.compile(r"\[!?+\]?+[^\]]*\]|.", re.DOTALL)
+_SSH: Final = re.compile(r"(?:[^@/]*@)?(\[[^\]/]+\]|[^:/@]+):(?!//)(.*)")
+_PORT: Final = re.compile(r":\d*\Z")
+#: Pairs of claims that are looked at for two jobs, and pairs of parts or letters for two claims; beyond they are taken
+#: to meet.
 _MOST_PAIRS: Final = 10_000
 
 
 def repository(address: str) -> str:
-    """The same word for the usual ways to write a repository's address: without scheme, user, port and ``.git``."""
+    """The same word for the usual ways to write a repository's address.
+
+    Without scheme, user, port and ``.git``. Whether letters are small or capital matters on this host only: the great
+    servers of repositories take no notice of it.
+    """
     address = address.strip()
+    scheme, mark, rest = address.partition("://")
     found = _SSH.fullmatch(address)
-    if "://" in address:
-        rest = address.partition("://")[2]
-        host, slash, path = rest.partition("/")
-        host = host.rpartition("@")[2].partition(":")[0].lower()
-        address = f"{host}{slash}{path}"
+    host, path = "", address
+    if mark:
+        authority, _, path = rest.partition("/")
+        host, path = _PORT.sub("", authority.rpartition("@")[2]), urllib.parse.unquote(path)
     elif found is not None:
-        address = f"{found[1].lower()}/{found[2].lstrip('/')}"
-    return address.rstrip("/").removesuffix(".git").rstrip("/")
+        host, path = found[1], found[2]
+    path = posixpath.normpath("/" + path.lstrip("/")).removesuffix(".git").rstrip("/")
+    return path if not host or scheme == "file" else f"{host.rstrip('.')}{path}".lower()
 
 
 def claimed(patterns: Iterable[str]) -> list[str]:
-    """The claims among the paths of a job's scope."""
-    return [pattern for pattern in patterns if not pattern.startswith("/") and _parts(pattern) is not None]
+    """The claims among the paths of a job's scope: those inside the repository."""
+    return [pattern for pattern in patterns if not pattern.startswith("/") and ".." not in pattern.split("/")]
 
 
-def meet(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
+def meet(one: Sequence[str], other: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The pairs of claims that meet."""
     if len(one) * len(other) > _MOST_PAIRS:
-        return [(one[0], other[0])]
-    return [(mine, theirs) for mine in one for theirs in other if overlap(mine, theirs)]
+        yield one[0], other[0]
+        return
+    for mine, theirs in itertools.product(one, other):
+        if overlap(mine, theirs):
+            yield mine, theirs
 
 
+@functools.lru_cache(maxsize=16_384)
 def overlap(one: str, other: str) -> bool:
     """Whether a path could be in both claims."""
-    first, second = _parts(one), _parts(other)
-    return first is not None and second is not None and _overlap(first, second)
+    return _common(_parts(one), _parts(other), many="**", is_same=_may_be_same)
+
+
+class Index(Generic[T]):
+    """Claims of many, of which those that meet one are found without a look at all."""
+
+    def __init__(self) -> None:
+        #: By the parts before the first wildcard: who claims just there, and who claims something below.
+        self._there: dict[tuple[str, ...], list[tuple[str, T]]] = {}
+        self._below: dict[tuple[str, ...], list[tuple[str, T]]] = {}
+
+    def add(self, claims: Iterable[str], owner: T) -> None:
+        """Take claims in."""
+        for claim in claims:
+            begin = _plain(claim)
+            self._there.setdefault(begin, []).append((claim, owner))
+            for size in range(len(begin)):
+                self._below.setdefault(begin[:size], []).append((claim, owner))
+
+    def find(self, claims: Iterable[str]) -> Iterator[T]:
+        """Whose claims meet one of these; some are named several times."""
+        for claim in claims:
+            begin = _plain(claim)
+            near = [self._below.get(begin, [])]
+            near += [self._there.get(begin[:size], []) for size in range(len(begin) + 1)]
+            for other, owner in itertools.chain.from_iterable(near):
+                if overlap(claim, other):
+                    yield owner
 
 
 def covers(claims: Iterable[str], path: str) -> bool:
     """Whether a path is in one of the claims."""
-    parts = tuple(path.split("/"))
-    return any(_covers(own, parts) for own in map(_parts, claims) if own is not None)
+    parts = path.split("/")
+    return any(_common(_parts(claim), parts, many="**", is_same=_matches) for claim in claims)
 
 
-def _parts(pattern: str) -> tuple[str, ...] | None:
-    """The parts of a claim; None: it leaves the repository."""
-    parts = tuple(part for part in pattern.split("/") if part not in {"", "."})
-    return None if ".." in parts else parts
+@functools.lru_cache(maxsize=16_384)
+def _parts(claim: str) -> tuple[str, ...]:
+    """The parts of a claim, with those of everything below it."""
+    return (*(part for part in claim.split("/") if part not in {"", "."}), "**")
 
 
-@functools.lru_cache(maxsize=4096)
-def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    if not one or not other:
-        return True  # each stands for everything below it
-    if one[0] == "**":
-        return _overlap(one[1:], other) or _overlap(one, other[1:])
-    if other[0] == "**":
-        return _overlap(other, one)
-    return _may_be_same(one[0], other[0]) and _overlap(one[1:], other[1:])
+@functools.lru_cache(maxsize=16_384)
+def _plain(claim: str) -> tuple[str, ...]:
+    """The parts of a claim before the first with a wildcard."""
+    return tuple(itertools.takewhile(lambda part: not _WILD.search(part), _parts(claim)))
+
+
+def _common(one: Sequence[str], other: Sequence[str], *, many: str, is_same: Callable[[str, str], bool]) -> bool:
+    """Whether something fits both patterns, in which ``many`` stands for any number of tokens, also for none."""
+    if len(one) * len(other) > _MOST_PAIRS:
+        return True
+    # For each beginning of ``other``: whether something fits that and the beginning of ``one`` looked at so far.
+    fits = [True]
+    for theirs in other:
+        fits.append(fits[-1] and theirs == many)
+    for mine in one:
+        before, fits = fits, [fits[0] and mine == many]
+        for number, theirs in enumerate(other):
+            if many in {mine, theirs}:
+                fits.append(fits[number] or before[number + 1])
+            else:
+                fits.append(before[number] and is_same(mine, theirs))
+        if not any(fits):
+            return False
+    return fits[-1]
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a part of a claim fits a plain name."""
+    return pattern == name or (bool(_WILD.search(pattern)) and fnmatch.fnmatchcase(name, pattern))
 
 
 def _may_be_same(one: str, other: str) -> bool:
+    """Whether a name could fit both parts."""
     if not _WILD.search(other):
-        one, other = other, one
+        return _matches(one, other)
     if not _WILD.search(one):
-        return fnmatch.fnmatchcase(one, other)
-    begin, end = _fixed(one), _fixed(other)
-    return all(
-        mine.startswith(theirs) or theirs.startswith(mine) for mine, theirs in ((begin[0], end[0]), (begin[1], end[1]))
-    )
+        return _matches(other, one)
+    return _common(_LETTER.findall(one), _LETTER.findall(other), many="*", is_same=_may_be_letter)
 
 
-def _fixed(part: str) -> tuple[str, str]:
-    """The letters before the first wildcard, and those after the last, from the end."""
-    begin = _WILD.split(part, maxsplit=1)[0]
-    # What closes a set of letters may be anywhere in it: nothing is said of the end then.
-    end = "" if "[" in part else re.split(r"[*?]", part)[-1]
-    return begin, end[::-1]
-
-
-def _covers(claim: tuple[str, ...], path: tuple[str, ...]) -> bool:
-    if not claim:
-        return True
-    if claim[0] == "**":
-        return _covers(claim[1:], path) or (bool(path) and _covers(claim, path[1:]))
-    return bool(path) and fnmatch.fnmatchcase(path[0], claim[0]) and _covers(claim[1:], path[1:])
+def _may_be_letter(one: str, other: str) -> bool:
+    """Whether a letter could fit both: if any does, one named in them does, or one beside such a letter."""
+    codes = {ord(letter) + beside for letter in one + other for beside in (-1, 0, 1)}
+    near = {chr(code) for code in codes if 0 < code <= sys.maxunicode} - {"/"}
+    return any(fnmatch.fnmatchcase(letter, one) and fnmatch.fnmatchcase(letter, other) for letter in near)

@@ -310,7 +310,7 @@ def parse_job(document: object) -> JobSpec:
     _check_names(spec)
     _check_workspace(spec.workspace)
     _check_artifact_patterns(spec.artifacts)
-    _check_claims(spec.scope)
+    _check_claims(spec)
     return spec
 
 
@@ -457,12 +457,13 @@ def _check_artifact_patterns(patterns: list[str]) -> None:
         _check_inside(pattern, f"job.artifacts[{index}]", "pattern")
 
 
-def _check_claims(scope: Scope) -> None:
+def _check_claims(spec: JobSpec) -> None:
     """Refuse paths that claim nothing though they look as if they did."""
-    for index, path in enumerate(scope.paths):
-        if ".." in path.split("/"):
-            problem = f"{path[:80]!r} leaves the repository; expected a path without '..'"
-            raise errors.INPUT_INVALID(where=f"job.scope.paths[{index}]", problem=problem)
+    for index, path in enumerate(spec.scope.paths):
+        _check_inside(path, f"job.scope.paths[{index}]", "path")
+    if spec.scope.paths and spec.workspace.git is None:
+        problem = "paths are those of a repository, and the job has none (`workspace.git`)"
+        raise errors.INPUT_INVALID(where="job.scope.paths", problem=problem)
 
 
 def _check_inside(path: str, where: str, what: str) -> None:

@@ -92,8 +92,9 @@ def take(work: changes.Work, agent: fleet.Agent) -> list[Claimed]:
     chosen, left = _choose(work.tx, agent)
     work.effects.ready.extend(left)
     claimed = []
+    line = pathclaims.Line(work.tx)
     for job in chosen:
-        if not pathclaims.may_run(work, job):
+        if not pathclaims.may_run(work, job, line):
             continue
         assign(work, agent, job)
         jobs.save(work.tx, job)

@@ -1,4 +1,4 @@
-"""Claims of jobs on paths of a repository, and what they changed (008 and 009 of the migrations)."""
+"""Claims of jobs on paths of a repository, and what they changed (008, 009 and 011 of the migrations)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agentina.control.store import engine, jobs
+from agentina.control.store import engine
 
 #: A little more than the longest time limit of a job.
 _KEEP_MS: Final = 31 * 86_400_000
@@ -22,6 +22,14 @@ class Claim(NamedTuple):
     paths: list[str]
     #: It runs beside others all the same.
     only_warns: bool
+    priority: int
+    #: An agent has the job.
+    is_held: bool = False
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its place among those that wait: who has the smaller one comes first."""
+        return -self.priority, self.job
 
 
 def insert(tx: engine.Transaction, claim: Claim) -> None:
@@ -37,43 +45,38 @@ def insert(tx: engine.Transaction, claim: Claim) -> None:
 def find(tx: engine.Transaction, job: int) -> Claim | None:
     """What a job claims; None: nothing."""
     row = tx.one(
-        "SELECT c.*, j.public_id FROM path_claims c JOIN jobs j ON j.id = c.job_id WHERE c.job_id = :job", job=job
+        "SELECT c.*, j.public_id, j.priority FROM path_claims c JOIN jobs j ON j.id = c.job_id WHERE c.job_id = :job",
+        job=job,
     )
     return None if row is None else _from_row(row)
 
 
 def held(tx: engine.Transaction, organization: int, repository: str) -> list[Claim]:
     """Claims of jobs that an agent holds."""
-    rows = tx.all(
-        "SELECT c.*, j.public_id FROM path_claims c JOIN jobs j ON j.id = c.job_id WHERE c.is_held"
-        " AND c.organization_id = :organization AND c.repository = :repository ORDER BY c.job_id LIMIT 1000",
-        organization=organization, repository=repository,
-    )  # fmt: skip
-    return [_from_row(row) for row in rows]
+    return _select(tx, "c.is_held = 1", organization, repository)
 
 
-def hold(tx: engine.Transaction, job: int, *, is_held: bool) -> None:
-    """An agent has the job now, or no more."""
-    tx.execute("UPDATE path_claims SET is_held = :held WHERE job_id = :job", held=is_held, job=job)
+def stand(tx: engine.Transaction, job: int, *, is_held: bool, waits: bool) -> None:
+    """How the job is with its claim now: an agent has it, it waits for others' claims, or neither."""
+    tx.execute(
+        "UPDATE path_claims SET is_held = :held, waits = :waits WHERE job_id = :job", held=is_held, waits=waits, job=job
+    )
 
 
-def waiting(tx: engine.Transaction, organization: int, repository: str) -> list[jobs.Job]:
-    """Jobs that wait for others' claims, in the order in which they would be given away."""
-    rows = tx.all(
-        f"SELECT {jobs.COLUMNS} FROM path_claims c JOIN jobs j ON j.id = c.job_id"  # noqa: S608 - constants
-        " WHERE c.organization_id = :organization AND c.repository = :repository AND j.state = 'queued'"
-        " AND j.reason = 'waiting-for-paths' ORDER BY j.priority DESC, j.id LIMIT 1000",
-        organization=organization, repository=repository,
-    )  # fmt: skip
-    return [jobs.from_row(row) for row in rows]
+#: A job that is ready again waits no more, though its claim was not told.
+_WAITS: Final = "c.waits = 1 AND j.state = 'queued' AND j.reason = 'waiting-for-paths'"
+
+
+def waiting(tx: engine.Transaction, organization: int, repository: str) -> list[Claim]:
+    """Claims of jobs that wait for others', in the order in which they would be given away."""
+    return _select(tx, _WAITS, organization, repository)
 
 
 def count_waiting(tx: engine.Transaction) -> list[engine.Row]:
     """How many jobs wait for others' claims, by organization."""
     return tx.all(
-        "SELECT o.name AS organization, count(*) AS waiting FROM jobs j JOIN path_claims c ON c.job_id = j.id"
-        " JOIN organizations o ON o.id = c.organization_id"
-        " WHERE j.state = 'queued' AND j.reason = 'waiting-for-paths' GROUP BY o.name"
+        "SELECT o.name AS organization, count(*) AS waiting FROM path_claims c JOIN jobs j ON j.id = c.job_id"  # noqa: S608 - constants
+        f" JOIN organizations o ON o.id = c.organization_id WHERE {_WAITS} GROUP BY o.name"
     )
 
 
@@ -123,6 +126,15 @@ def changes_since(tx: engine.Transaction, change: Change, since_ms: int) -> list
     return [Changed(row["public_id"], _decode(row["paths"]), _decode(row["claims"] or "[]")) for row in rows]
 
 
+def _select(tx: engine.Transaction, which: str, organization: int, repository: str) -> list[Claim]:
+    rows = tx.all(
+        f"SELECT c.*, j.public_id, j.priority FROM path_claims c JOIN jobs j ON j.id = c.job_id WHERE {which}"  # noqa: S608 - constants
+        " AND c.organization_id = :organization AND c.repository = :repository ORDER BY j.priority DESC, j.id",
+        organization=organization, repository=repository,
+    )  # fmt: skip
+    return [_from_row(row) for row in rows]
+
+
 def _decode(paths: str) -> list[str]:
     return msgspec.json.decode(paths, type=list[str])
 
@@ -131,5 +143,5 @@ def _from_row(row: engine.Row) -> Claim:
     return Claim(
         job=row["job_id"], public_id=row["public_id"], organization=row["organization_id"],
         repository=row["repository"], paths=_decode(row["paths"]),
-        only_warns=bool(row["only_warns"]),
+        only_warns=bool(row["only_warns"]), priority=row["priority"], is_held=bool(row["is_held"]),
     )  # fmt: skip

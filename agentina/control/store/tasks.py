@@ -232,6 +232,19 @@ def forget_vain_wishes(tx: engine.Transaction) -> None:
     tx.execute("DELETE FROM checkpoint_wishes WHERE task_id IN (SELECT id FROM tasks WHERE ended_ms IS NOT NULL)")
 
 
+def work_began_ms(tx: engine.Transaction, task: Task) -> int | None:
+    """When the work of a task began: with the first of the tasks of which each went on from the one before."""
+    row = tx.one(
+        "SELECT min(started_ms) FROM tasks WHERE job_id = :job AND number < :number AND number > (SELECT"
+        " coalesce(max(number), 0) FROM tasks WHERE job_id = :job AND number < :number AND reason != :returned"
+        " AND state NOT IN (:lost, :moved))",
+        job=task.job_id, number=task.number, returned=Reason.RETURNED_UNSTARTED.value, lost=State.LOST.value,
+        moved=State.CHECKPOINTED.value,
+    )  # fmt: skip
+    assert row is not None
+    return task.started_ms if row[0] is None else int(row[0])
+
+
 def state_before(tx: engine.Transaction, job: int, number: int) -> State | None:
     """How the last task before ``number`` ended that was started; None: there was none."""
     row = tx.one(
