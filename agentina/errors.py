@@ -825,8 +825,8 @@ GATEWAY_REQUEST_INVALID = _entry(
 GATEWAY_UNUSABLE = _entry(
     "GATEWAY_UNUSABLE", 503, Exit.STATE,
     message="The gateway of this host cannot be used: {problem}.",
-    cause="gateway.yaml, or a key of a provider that it names, is missing or damaged, or its process cannot work. Jobs "
-    "with a budget, and AI agents, go to other hosts meanwhile.",
+    cause="The host has no gateway and the job has a budget; or gateway.yaml, or a key of a provider that it names, is "
+    "missing or damaged, or its process cannot work. Jobs with a budget, and AI agents, go to other hosts meanwhile.",
     remedy="Mend what the message names; `agentina doctor` says whether it can be read. The daemon sees it within a "
     "minute, or at once with `systemctl reload`.",
 )  # fmt: skip

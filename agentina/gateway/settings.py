@@ -11,6 +11,7 @@ import ipaddress
 import os
 import stat
 import urllib.parse
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -166,6 +167,29 @@ def read(path: Path) -> Settings:
     for provider in settings.providers:
         _check_url(provider, str(path))
     return settings
+
+
+def missing_keys(settings: Settings, path: Path, handed: Container[str]) -> list[str]:
+    """Names of keys that are in neither place, as far as this user can see; the keys are not looked at.
+
+    Args:
+        settings: What was read of ``path``.
+        path: ``gateway.yaml``.
+        handed: Names of those that systemd hands over.
+
+    """
+    named = dict.fromkeys(name for provider in settings.providers for name in provider.credentials)
+    return [name for name in named if name not in handed and not _is_there(path.parent / "credentials" / name)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except PermissionError:
+        return True  # whoever may look can tell
+    except OSError:
+        return False
+    return True
 
 
 def _check_url(provider: Provider, where: str) -> None:

@@ -11,7 +11,7 @@ from agentina.host import admission
 from agentina.host.instance import config, grace, identity, outbox, policy, session
 from agentina.host.leaving import departure
 from agentina.host.updating import orders
-from agentina.host.work import tasks
+from agentina.host.work import gates, tasks
 from agentina.protocol import local, signing, units, wire
 from agentina.protocol.jobs import JobSpec
 from agentina.system import clock, files, paths, pressure
@@ -19,6 +19,8 @@ from agentina.system import clock, files, paths, pressure
 #: Seconds a look at the host's memory and pressure is good for.
 _FRESH_SECONDS: Final = 0.25
 _MAX_DRAIN: Final = 4096
+#: Characters of a short text on the wire.
+_MAX_SHORT: Final = 256
 
 _log = logging.getLogger(__name__)
 
@@ -206,6 +208,7 @@ class Standing:
                 clock_ms=self._clock.wall_ms(),
                 outbox=self._outbox.waiting,
                 attention=[problem.code for problem in self.problems()][:64],
+                gateway=self._gateway_problem()[:_MAX_SHORT],
             )
         return self._facts
 
@@ -238,6 +241,11 @@ class Standing:
             message = f"{full.message} {units.show_size(disk.free)} are free; work is taken from {needed} on."
             found.append(local.Problem(code=full.code, severity="warning", message=message, remedy=full.remedy))
         return found
+
+    def _gateway_problem(self) -> str:
+        if self.gateway is not None:
+            return str(self.gateway.context["problem"])
+        return "" if self._settings.gateway else gates.NO_GATEWAY
 
     @property
     def grace_left_seconds(self) -> float:

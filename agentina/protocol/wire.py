@@ -283,6 +283,8 @@ class HostFacts(_Message, frozen=True, kw_only=True):
     outbox: Count = 0
     #: What needs attention, codes of the error catalogue.
     attention: Annotated[list[Short], msgspec.Meta(max_length=64)] = []
+    #: Why jobs with a budget cannot run here; empty: they can. ``attention`` tells a gateway that is broken from none.
+    gateway: Short = ""
 
 
 class UpdateReport(_Message, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ TASK_TEMPLATE: Final = "agentina-task@.service"
 USER: Final = "agentina"
 _UNIT_DIRECTORIES: Final = ("etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 _POLICY_DIRECTORIES: Final = ("etc/polkit-1/rules.d", "usr/share/polkit-1/rules.d")
+_CREDENTIALS: Final = ("LoadCredential", "LoadCredentialEncrypted")
 _RUNS: Final = "--state=active,activating,reloading,deactivating"
 _TIMEOUT: Final = 90.0
 #: Seconds tasks may take to end: each unit's own time to stop, and some.
@@ -85,6 +86,17 @@ def state_of(instance: str) -> str:
     result = found.get("Result", "success")
     reason = "" if result in {"", "success"} else f", result {result}"
     return f"{found.get('ActiveState', 'unknown')} ({found.get('SubState', '?')}{reason})"
+
+
+def credentials_of(instance: str) -> set[str]:
+    """Names of the credentials that the instance's unit is to be handed (systemd.exec(5)).
+
+    Not those of SetCredential=, which systemctl shows with what is in them.
+    """
+    said = call("show", *(f"--property={name}" for name in _CREDENTIALS), unit_of(instance)).stdout
+    lines = (line.partition("=") for line in said.splitlines())
+    # ``ID:PATH`` each, one a line.
+    return {value.partition(":")[0] for name, _, value in lines if name in _CREDENTIALS and value}
 
 
 def has_failed(instance: str) -> bool:

@@ -40,6 +40,8 @@ elif verb == "is-enabled":
     code = 0 if unit in state["enabled"] else 1
 elif verb == "is-failed":
     code = 0 if state["broken"] else 1
+elif "--property=LoadCredential" in sys.argv:
+    print("\\n".join(state["credentials"]))
 elif verb == "show":
     print("ActiveState=failed\\nSubState=failed\\nResult=exit-code" if state["broken"] else
           "ActiveState=active\\nSubState=running\\nResult=success")
@@ -57,7 +59,7 @@ class Systemctl:
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = directory / "units.json"
-        self._write({"version": 252, "enabled": [], "active": [], "broken": False, "calls": []})
+        self._write({"version": 252, "enabled": [], "active": [], "broken": False, "calls": [], "credentials": []})
         program = directory / "systemctl"
         program.write_text(_PROGRAM.format(python=sys.executable, state=str(self._path)))
         program.chmod(0o755)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from agentina import errors
 from agentina.control import fleet
 from agentina.protocol import units
 
@@ -19,12 +20,16 @@ class Waits:
     #: Jobs that change the same paths, in words; empty: none does.
     paths: str = ""
     memory_bytes: int = 0
+    #: What it needs its host's gateway for: without any it cannot have a budget, and reaches all hosts.
+    has_budget: bool = False
+    has_hosts: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
     """What matters of an agent."""
 
+    name: str
     organization_id: int
     role: str | None
     labels: Mapping[str, str]
@@ -36,10 +41,14 @@ class Candidate:
     #: What its newest poll offered.
     slots: int
     memory_bytes: int
+    #: Why its host's gateway cannot be used; empty: it can.
+    gateway: str = ""
+    #: It ought to be usable; its host offers no AI agents meanwhile.
+    is_gateway_broken: bool = False
 
 
 _Keep = Callable[[Candidate], bool]
-_Sentence = Callable[[int], str]
+_Sentence = Callable[[Sequence[Candidate]], str]
 
 
 def explain(waits: Waits, wanted: fleet.JobClass, candidates: Iterable[Candidate]) -> list[str]:
@@ -47,16 +56,23 @@ def explain(waits: Waits, wanted: fleet.JobClass, candidates: Iterable[Candidate
     if waits.needs:
         return [f"It waits for {units.show_count(len(waits.needs), 'job')} to succeed: {', '.join(waits.needs[:10])}."]
     if waits.backoff_seconds > 0:
-        return [f"It waits {units.show_duration(waits.backoff_seconds)} before the next attempt."]
+        pause = f"It waits {units.show_duration(waits.backoff_seconds)} before the next attempt."
+        # Where hosts give it back for that reason the pause tells nothing.
+        return [pause, *_obstacles(waits, wanted, candidates)]
     if waits.paths:
         return [f"It waits for a job that changes the same paths: {waits.paths}."]
+    return _obstacles(waits, wanted, candidates)
+
+
+def _obstacles(waits: Waits, wanted: fleet.JobClass, candidates: Iterable[Candidate]) -> list[str]:
+    """Why no agent can take it."""
     remaining = [agent for agent in candidates if agent.organization_id == wanted.organization_id]
     if not remaining:
         return ["The organization has no agents; make one with `agentina token create` and `agentina install`."]
     for keep, sentence in _narrowing(waits, wanted):
         kept = [agent for agent in remaining if keep(agent)]
         if not kept:
-            return [sentence(len(remaining))]
+            return [sentence(remaining)]
         remaining = kept
     return []
 
@@ -68,39 +84,61 @@ def _narrowing(waits: Waits, wanted: fleet.JobClass) -> list[tuple[_Keep, _Sente
     return [
         (
             lambda agent: wanted.role in {"", agent.role},
-            lambda count: f"None of {units.show_count(count, 'agent')} has the role {wanted.role!r}.",
+            lambda agents: f"None of {_count(agents)} has the role {wanted.role!r}.",
         ),
         (
             lambda agent: wanted.labels.items() <= dict(agent.labels).items(),
-            lambda count: f"None of {units.show_count(count, 'agent')} has all the labels {labels}.",
+            lambda agents: f"None of {_count(agents)} has all the labels {labels}.",
         ),
         (
             lambda agent: wanted.runner in agent.runners,
-            lambda count: f"None of {units.show_count(count, 'agent')} has the runner {wanted.runner!r}.",
+            lambda agents: f"None of {_count(agents)} has the runner {wanted.runner!r}.{_withheld(wanted, agents)}",
+        ),
+        (
+            lambda agent: not (agent.gateway and (waits.has_budget or (waits.has_hosts and agent.is_gateway_broken))),
+            lambda agents: f"No suitable agent has a gateway for the job's budget or hosts. {_broken(agents)}",
         ),
         (
             lambda agent: agent.is_online,
-            lambda count: f"No suitable agent is online ({units.show_count(count, 'agent')}).",
+            lambda agents: f"No suitable agent is online ({_count(agents)}).",
         ),
         (
             lambda agent: agent.state == "active",
-            lambda count: f"All suitable agents are draining or in quarantine ({units.show_count(count, 'agent')}).",
+            lambda agents: f"All suitable agents are draining or in quarantine ({_count(agents)}).",
         ),
         (
             lambda agent: agent.held < agent.max_tasks,
-            lambda count: f"All suitable agents are busy ({units.show_count(count, 'agent')}).",
+            lambda agents: f"All suitable agents are busy ({_count(agents)}).",
         ),
         (
             lambda agent: agent.slots > 0,
-            lambda count: (
-                f"No suitable agent takes work at the moment ({units.show_count(count, 'agent')}); "
+            lambda agents: (
+                f"No suitable agent takes work at the moment ({_count(agents)}); "
                 "`agentina status` on the host says why."
             ),
         ),
         (
             lambda agent: waits.memory_bytes <= agent.memory_bytes,
-            lambda count: (
-                f"It needs {memory} of memory; none of {units.show_count(count, 'suitable agent')} offers that now."
-            ),
+            lambda agents: f"It needs {memory} of memory; none of {_count(agents)} that could take it offers that now.",
         ),
     ]
+
+
+def _count(agents: Sequence[Candidate]) -> str:
+    return units.show_count(len(agents), "agent")
+
+
+def _withheld(wanted: fleet.JobClass, agents: Sequence[Candidate]) -> str:
+    """What a broken gateway has to do with a runner that nobody has."""
+    broken = [agent for agent in agents if agent.is_gateway_broken]
+    if not broken or wanted.runner == "command":
+        return ""
+    return f" No AI agents are offered without a gateway. {_broken(broken)}"
+
+
+def _broken(agents: Sequence[Candidate]) -> str:
+    """What is wrong with the first one's gateway, and what to do."""
+    first = agents[0]
+    others = f" (and {len(agents) - 1} more)" if len(agents) > 1 else ""
+    unusable = errors.GATEWAY_UNUSABLE
+    return f"On {first.name}{others}: {first.gateway} ({unusable.code}). {unusable.remedy}"

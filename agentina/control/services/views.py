@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 import agentina
+from agentina import errors
 from agentina.control import fleet, plane
 from agentina.control.services import blockers, pathclaims, releases, usage
 from agentina.control.store import engine, jobs, tasks
@@ -46,7 +47,7 @@ def job_view(control: plane.Plane, public_id: str) -> api.JobView:
             tasks=[task_view(control, public_id, row) for row in tasks.of_job(tx, job.id)],
             events=[job_event(public_id, row) for row in jobs.events(tx, job.id, after=0, limit=_MAX_EVENTS)],
             artifacts=[artifact(row) for row in tasks.artifacts_of_job(tx, job.id)],
-            blockers=_blockers(control, tx, job) if job.state is State.QUEUED else [],
+            blockers=_blockers(control, tx, job, spec) if job.state is State.QUEUED else [],
             dead_letter=bool(job.dead_letter),
             usage=usage.of_job(tx, job.id),
         )
@@ -54,16 +55,19 @@ def job_view(control: plane.Plane, public_id: str) -> api.JobView:
     return control.store.read(read)
 
 
-def _blockers(control: plane.Plane, tx: engine.Transaction, job: jobs.Job) -> list[str]:
+def _blockers(control: plane.Plane, tx: engine.Transaction, job: jobs.Job, spec: protocol_jobs.JobSpec) -> list[str]:
     now = control.clock.boot()
     waits = blockers.Waits(
         needs=[need.public_id for need in jobs.needs(tx, job.id) if need.state is not State.SUCCEEDED],
         backoff_seconds=0 if job.ready else max(job.runnable_ms - control.clock.wall_ms(), 0) / 1000,
         memory_bytes=job.memory_bytes,
         paths=pathclaims.explain(tx, job),
+        has_budget=spec.budget is not None,
+        has_hosts=bool(spec.scope.hosts),
     )
     candidates = [
         blockers.Candidate(
+            name=f"{agent.hostname}/{agent.instance}",
             organization_id=agent.organization_id,
             role=agent.role,
             labels=agent.labels,
@@ -74,6 +78,8 @@ def _blockers(control: plane.Plane, tx: engine.Transaction, job: jobs.Job) -> li
             max_tasks=min(agent.max_concurrent_tasks, agent.license_tasks),
             slots=agent.poll_slots,
             memory_bytes=agent.poll_memory,
+            gateway="" if agent.host is None else agent.host.gateway,
+            is_gateway_broken=agent.host is not None and errors.GATEWAY_UNUSABLE.code in agent.host.attention,
         )
         for agent in control.fleet.agents.values()
     ]

@@ -100,7 +100,7 @@ def examine(instance: paths.InstancePaths, *, control_plane: str = "", ca_file: 
         yield from check_control_plane(url, ca_file or (settings.ca_file if settings else ""))
     yield check_policy(instance.layout.policy_file)
     if settings is not None and settings.gateway:
-        yield check_gateway(Path(settings.gateway))
+        yield check_gateway(Path(settings.gateway), instance)
     if installed:
         yield check_identity(instance)
         if service.is_managed(instance.layout):
@@ -340,15 +340,31 @@ def check_policy(path: Path) -> Check:
     return ok("policy", f"{path} is valid.")
 
 
-def check_gateway(path: Path) -> Check:
-    """Settings of the gateway, without which no job with a budget runs; keys that systemd hands over are not seen."""
+def check_gateway(path: Path, instance: paths.InstancePaths) -> Check:
+    """Settings of the gateway, without which no job with a budget runs, and the keys they name.
+
+    Only the daemon sees the keys that systemd hands over, so it is asked. Of one that does not run, or that this user
+    may not ask, the unit tells which ones it would get; whether they can be decrypted nobody knows before.
+    """
     from agentina.gateway import settings  # noqa: PLC0415 - only hosts with a gateway pay for its code
 
     try:
-        settings.read(path)
+        told = settings.read(path)
     except errors.AgentinaError as error:
         return failed("gateway", error)
-    return ok("gateway", f"{path} is valid.")
+    try:
+        status = local.ask(instance, "status")
+    except errors.AgentinaError:
+        handed = services.credentials_of(instance.name) if service.is_managed(instance.layout) else set()
+        missing = settings.missing_keys(told, path, handed)
+        if missing:
+            return failed("gateway", errors.GATEWAY_UNUSABLE(problem=f"there is no key {', '.join(missing)}"))
+        from_unit = f"; systemd is to hand over {', '.join(sorted(handed))}" if handed else ""
+        return ok("gateway", f"{path} is valid and its keys are there{from_unit}. Only a running daemon can use them.")
+    for problem in status.get("problems", []):
+        if problem["code"] == errors.GATEWAY_UNUSABLE.code:
+            return fail("gateway", problem["message"], problem["remedy"])
+    return ok("gateway", f"{path} is valid, and the daemon can use it and its keys.")
 
 
 def check_identity(instance: paths.InstancePaths) -> Check:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _NAME: Final = "gateway.json"
 _MAX: Final = 4 << 20
+#: Why a host whose configuration names no settings for one holds no budgets.
+NO_GATEWAY: Final = "it has none (`gateway` in its configuration)"
 #: One process more than the task's own: what passes bytes between its tools and the gateway.
 _FORWARDER: Final = 1
 #: Notes of warnings in one task's timeline; further ones are in the log and the record only.
@@ -96,7 +98,7 @@ class Gates:
         """The task's job, with the variables that tell its tools of the way out, unless it has them itself.
 
         Raises:
-            AgentinaError: ``TASK_START_FAILED``: the job asks for what this host cannot hold.
+            AgentinaError: ``GATEWAY_UNUSABLE``: the job has a budget, and this host has no gateway to hold it.
 
         """
         job = entry.job
@@ -106,8 +108,7 @@ class Gates:
         if not self._settings:
             if job.budget is None:
                 return job  # scopes were never more than what the executor can hold
-            why = "this host has no gateway (`gateway` in its configuration)"
-            raise errors.TASK_START_FAILED(problem=f"the job has a budget, and {why}")
+            raise errors.GATEWAY_UNUSABLE(problem=NO_GATEWAY)
         from agentina.gateway import tokens, variables  # noqa: PLC0415 - see the class
 
         entry.token = entry.token or tokens.make()

@@ -235,10 +235,9 @@ class Agent(Client):
     def take(self, **changes: Any) -> list[str]:
         return [assignment.task_id for assignment in self.assignments(self.poll(**changes))]
 
-    def heartbeat(self, *held: tuple[str, State]) -> wire.HeartbeatAnswer:
-        message = wire.Heartbeat(
-            session=self.session, tasks=[wire.Held(task_id=task, state=state) for task, state in held]
-        )
+    def heartbeat(self, *held: tuple[str, State], **changes: Any) -> wire.HeartbeatAnswer:
+        tasks = [wire.Held(task_id=task, state=state) for task, state in held]
+        message = wire.Heartbeat(session=self.session, tasks=tasks, **changes)
         return msgspec.convert(self.call("POST", "/v1/agent/heartbeat", message), wire.HeartbeatAnswer)
 
     def fact(self, task: str, kind: Any, **changes: Any) -> wire.Report:

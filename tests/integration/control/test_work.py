@@ -258,6 +258,20 @@ def test_roles_labels_and_organizations_keep_jobs_apart(control: Any, operator: 
     assert matching.take() == [f"{picky}.1"]
 
 
+def test_a_job_that_hosts_give_back_for_want_of_a_gateway_says_so(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    agent.heartbeat(host=wire.HostFacts(gateway="it has none"))
+    agent.take()
+    job = operator.submit(budget={"tokens": 10})
+    (blocker,) = operator.show(job)["blockers"]
+    assert "it has none (GATEWAY_UNUSABLE)" in blocker
+    codex = operator.submit(runner="codex", payload={"prompt": "x"})
+    assert "gateway" not in operator.show(codex)["blockers"][0]
+    agent.heartbeat(host=wire.HostFacts(gateway="no key", attention=["GATEWAY_UNUSABLE"]))
+    (blocker,) = operator.show(codex)["blockers"]
+    assert "no key (GATEWAY_UNUSABLE)" in blocker
+
+
 @pytest.mark.parametrize("act", ["drain", "quarantine"])
 def test_an_agent_set_aside_is_told_at_once_and_gets_nothing(
     control: Any, operator: simulated.Operator, act: str

@@ -115,6 +115,7 @@ async def test_a_host_whose_gateway_is_unusable_gives_jobs_back_and_offers_no_ag
             lambda: bool(bed.plane.heartbeats) and "GATEWAY_UNUSABLE" in bed.plane.heartbeats[-1].host.attention
         )
         assert missing in bed.log
+        assert missing in bed.plane.heartbeats[-1].host.gateway
         task = bed.plane.submit("true", budget={"tokens": 10})
         await bed.plane.until(lambda: "returned" in task.kinds)
         (given_back,) = [report for report in bed.plane.reports if report.kind == "returned"]
@@ -124,6 +125,27 @@ async def test_a_host_whose_gateway_is_unusable_gives_jobs_back_and_offers_no_ag
         bed.process.send_signal(signal.SIGHUP)
         await bed.plane.until(lambda: "claude-code" in bed.plane.sessions[-1].runners)
         after = bed.plane.submit("true", budget={"tokens": 10})
+        await bed.plane.until_ended(after)
+        assert after.outcome is not None
+        assert after.outcome.state is State.SUCCEEDED
+
+
+async def test_a_host_without_a_gateway_gives_jobs_with_a_budget_back() -> None:
+    def forget(root: Path) -> None:
+        path = root / "etc/agentina/default.yaml"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if not line.startswith("gateway:")))
+
+    async with beds.made(prepare=forget) as bed:
+        task = bed.plane.submit("true", budget={"tokens": 10})
+        await bed.plane.until(lambda: "returned" in task.kinds)
+        del bed.plane.tasks[task.id]  # it goes to another host
+        given_back = next(report for report in bed.plane.reports if report.kind == "returned")
+        assert "GATEWAY_UNUSABLE" in given_back.detail
+        assert "it has none (`gateway` in its configuration)" in given_back.detail
+        await bed.plane.until(lambda: bool(bed.plane.heartbeats) and bool(bed.plane.heartbeats[-1].host.gateway))
+        assert bed.plane.heartbeats[-1].host.attention == [], "nothing is wrong with such a host"
+        after = bed.plane.submit("true")
         await bed.plane.until_ended(after)
         assert after.outcome is not None
         assert after.outcome.state is State.SUCCEEDED

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from agentina import errors
 from agentina.control import fleet
 from agentina.control.services import blockers
 
 WANTED = fleet.JobClass(id=1, organization_id=1, role="coder", labels={"gpu": "a100"}, runner="command")
 GOOD: dict[str, Any] = {
-    "organization_id": 1, "role": "coder", "labels": {"gpu": "a100"}, "runners": ["command"], "state": "active",
-    "is_online": True, "held": 0, "max_tasks": 1, "slots": 1, "memory_bytes": 4 << 30,
+    "name": "build-1/default", "organization_id": 1, "role": "coder", "labels": {"gpu": "a100"},
+    "runners": ["command"], "state": "active", "is_online": True, "held": 0, "max_tasks": 1, "slots": 1,
+    "memory_bytes": 4 << 30,
 }  # fmt: skip
 
 
@@ -36,6 +39,45 @@ def explain(*changes: dict[str, Any], **waits: Any) -> list[str]:
 def test_the_obstacle_is_named(change: dict[str, object], said: str) -> None:
     (sentence,) = explain(change)
     assert said in sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "waits", "is_said"),
+    [
+        ({"gateway": "no key"}, {"has_budget": True}, True),
+        ({"gateway": "no key"}, {"has_hosts": True}, False),
+        ({"gateway": "no key", "is_gateway_broken": True}, {"has_hosts": True}, True),
+        ({"gateway": "no key", "is_gateway_broken": True}, {}, False),
+        ({}, {"has_budget": True, "has_hosts": True}, False),
+    ],
+)
+def test_a_gateway_that_does_not_serve_the_job_is_named(
+    change: dict[str, object], waits: dict[str, bool], *, is_said: bool
+) -> None:
+    said = explain(change, change, **waits)
+    assert bool(said) is is_said
+    for sentence in said:
+        assert "On build-1/default (and 1 more): no key (GATEWAY_UNUSABLE)." in sentence
+        assert errors.GATEWAY_UNUSABLE.remedy in sentence
+
+
+def test_runners_that_a_broken_gateway_withholds_are_explained() -> None:
+    wanted = msgspec.structs.replace(WANTED, runner="codex")
+    broken = blockers.Candidate(**{**GOOD, "gateway": "no key", "is_gateway_broken": True})
+    others = [blockers.Candidate(**GOOD), broken]
+    (sentence,) = blockers.explain(blockers.Waits(), wanted, others)
+    assert sentence.startswith(
+        "None of 2 agents has the runner 'codex'. No AI agents are offered without a gateway. On"
+    )
+    assert "no key (GATEWAY_UNUSABLE)" in sentence
+    (sentence,) = blockers.explain(blockers.Waits(), wanted, others[:1])
+    assert "gateway" not in sentence
+
+
+def test_a_pause_says_what_it_is_for() -> None:
+    said = explain({"gateway": "it has none"}, backoff_seconds=4.0, has_budget=True)
+    assert len(said) == 2
+    assert "it has none (GATEWAY_UNUSABLE)" in said[1]
 
 
 def test_one_suitable_agent_is_enough() -> None:

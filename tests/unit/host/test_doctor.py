@@ -87,13 +87,58 @@ def test_pressure(tmp_path: Path) -> None:
         (None, FAIL, "No such file"), ("providerz: []", FAIL, "providerz"), ("networks: [here]", FAIL, "networks"),
         ("providers: [{name: a, api: anthropic, url: 'http://a.example', credentials: [a]}]", FAIL, "https"),
         ("providers: [{name: a, api: anthropic, url: 'https://a.example', credentials: [a]}]", OK, "valid"),
+        ("providers: [{name: a, api: anthropic, url: 'https://a.example', credentials: [a, b]}]", FAIL, "no key b"),
     ],
 )  # fmt: skip
 def test_gateway(tmp_path: Path, content: str | None, verdict: doctor.Verdict, words: str) -> None:
     path = tmp_path / "gateway.yaml"
     if content is not None:
         path.write_text(content)
-    check = doctor.check_gateway(path)
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials/a").write_text("key")
+    check = doctor.check_gateway(path, paths.Layout(tmp_path).instance("default"))
+    assert check.verdict is verdict
+    assert words in check.message
+    assert verdict is OK or check.remedy
+
+
+PROVIDERS = "providers: [{name: a, api: anthropic, url: 'https://a.example', credentials: [a, b]}]"
+
+
+def test_keys_that_systemd_is_to_hand_over_are_known_without_a_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(PROVIDERS)
+    units = systemctl.Systemctl(tmp_path, monkeypatch)
+    units.put(credentials=["LoadCredentialEncrypted=a:/etc/agentina/a.sealed", "LoadCredential=b:/etc/agentina/b"])
+    monkeypatch.setattr(service, "is_managed", lambda _: True)
+    check = doctor.check_gateway(path, paths.Layout(tmp_path).instance("default"))
+    assert check.verdict is OK
+    assert "systemd is to hand over a, b" in check.message
+    units.put(credentials=["LoadCredential="])
+    assert doctor.check_gateway(path, paths.Layout(tmp_path).instance("default")).verdict is FAIL
+
+
+@pytest.mark.parametrize(
+    ("problems", "verdict", "words"),
+    [
+        ([], OK, "the daemon can use it and its keys"),
+        ([{"code": "GATEWAY_UNUSABLE", "message": "no key b", "remedy": "Mend it."}], FAIL, "no key b"),
+    ],
+)
+def test_the_daemon_s_word_on_keys_counts(
+    problems: list[dict[str, str]],
+    verdict: doctor.Verdict,
+    words: str,
+    *,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(PROVIDERS)
+    monkeypatch.setattr("agentina.client.local.ask", lambda *_: {"problems": problems})
+    check = doctor.check_gateway(path, paths.Layout(tmp_path).instance("default"))
     assert check.verdict is verdict
     assert words in check.message
 

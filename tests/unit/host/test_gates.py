@@ -81,7 +81,7 @@ def test_a_budget_nobody_holds_is_refused_and_a_scope_is_as_before(tmp_path: Pat
     ours = gates_of(settings="")
     with pytest.raises(errors.AgentinaError) as caught:
         ours.dress(entry_of(tmp_path, budget={"tokens": 1}))
-    assert caught.value.code == "TASK_START_FAILED"
+    assert caught.value.code == "GATEWAY_UNUSABLE"
     scoped = entry_of(tmp_path, scope={"hosts": ["example.com"]})
     assert ours.dress(scoped) is scoped.job
 
