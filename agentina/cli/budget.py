@@ -67,7 +67,7 @@ def list_budgets(*, as_json: bool) -> None:
     with connection.open_client() as client:
         found = client.list_budgets()
     if as_json:
-        output.document(found)
+        output.document(output.whole(found))
         return
     rows = [
         (view.scope, view.label or view.name, *_cells(view), view.on_exhausted, len(view.parked) or "-")
@@ -160,7 +160,7 @@ def _resolved(client: api_client.Client, subject: tuple[str, str]) -> tuple[str,
 
 def _print(view: budgets.BudgetView, *, as_json: bool) -> None:
     if as_json:
-        output.document(view)
+        output.document(output.whole(view))
         return
     when = f", {view.day} (UTC)" if view.day else ", each of its tasks"
     output.answer(f"{view.scope} {output.clean(view.label or view.name)}{when}")

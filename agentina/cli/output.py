@@ -53,6 +53,13 @@ def document(content: Any) -> None:
     click.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
+def whole(content: Any) -> Any:
+    """A struct as plain data with all its fields: on the wire those are left out that are as usual, such as zeros."""
+    if hasattr(content, "__struct_fields__"):
+        return {name: whole(getattr(content, name)) for name in content.__struct_fields__}
+    return [whole(one) for one in content] if isinstance(content, list) else content
+
+
 def failure(error: errors.AgentinaError, *, as_json: bool) -> None:
     """Print an error: for people on stderr, and with ``--json`` as the one document on stdout."""
     say(f"{paint('error', to=sys.stderr)}: {clean(error.message)}")

@@ -53,7 +53,7 @@ def usage(
     with connection.open_client() as client:
         found = client.get_usage(query)
     if as_json:
-        output.document(found)
+        output.document(output.whole(found))
     elif as_csv:
         _write_csv(found)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -84,14 +84,20 @@ def explain(error: msgspec.ValidationError, kind: Any, where: str) -> errors.Age
     if unknown is not None:
         path = where + (unknown["path"] or "")
         known = _known_keys(kind, unknown["path"] or "")
-        near = difflib.get_close_matches(unknown["key"], known, n=1)
-        suggestion = f" (did you mean {near[0]!r}?)" if near else ""
         key = unknown["key"][:80]
+        suggestion = suggest(unknown["key"], known)
         return errors.INPUT_UNKNOWN_KEY(where=path, key=key, suggestion=suggestion, known=", ".join(known))
     located = _LOCATED.match(text)
     assert located is not None
     problem = located["problem"][:1].lower() + located["problem"][1:]
     return errors.INPUT_INVALID(where=where + (located["path"] or ""), problem=problem)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The known word that was probably meant, in brackets, whatever its case; or nothing."""
+    words = {one.casefold(): one for one in known}
+    near = difflib.get_close_matches(word.casefold(), words, n=1)
+    return f" (did you mean {words[near[0]]!r}?)" if near else ""
 
 
 def _known_keys(kind: Any, path: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -193,6 +193,11 @@ def listed(
         terms.append("(a.last_ms, a.id) < (:before_ms, :before_id)")
         values |= {"before_ms": before[0], "before_id": before[1]}
     return tx.all(f"{_SELECT} WHERE {' AND '.join(terms)} ORDER BY a.last_ms DESC, a.id DESC LIMIT :limit", **values)
+
+
+def words(tx: engine.Transaction, column: Literal["kind", "code"]) -> set[str]:
+    """All kinds, or codes, that there are."""
+    return {row[column] for row in tx.all("SELECT DISTINCT kind, code FROM anomalies")}
 
 
 def reports(tx: engine.Transaction, number: int) -> list[engine.Row]:

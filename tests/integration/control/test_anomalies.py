@@ -61,9 +61,17 @@ def test_the_same_is_added_up_over_the_fleet(control: Any, operator: simulated.O
     ):  # fmt: skip
         assert len(listed(operator, query)) == count, query
     # An empty list would look as if nothing were wrong there.
-    for query, code in (("organization=x", "NOT_FOUND"), ("job=job_none", "JOB_UNKNOWN"), ("agent=x", "NOT_FOUND")):
-        with pytest.raises(errors.AgentinaError, match=code):
+    for query, said in (
+        ("organization=x", "There is no organization"), ("job=job_none", "There is no job"), ("agent=x", "no agent"),
+        ("code=egres_refused", r"no code of anomalies \(did you mean 'EGRESS_REFUSED'\?\)"), ("code=x", "no code"),
+        ("kind=egres", r"no kind of anomalies \(did you mean 'egress'\?\)"),
+    ):  # fmt: skip
+        with pytest.raises(errors.AgentinaError, match=said):
             listed(operator, f"?{query}")
+    agent = control.agent()
+    newer = wire.Anomaly(id="n1", kind="weather", code="RAIN", summary="it rains")
+    agent.report(agent.fact("", "anomaly", anomaly=newer))
+    assert len(listed(operator, "?kind=weather&code=RAIN")) == 1
 
 
 def test_a_report_is_applied_once_by_its_id(control: Any, operator: simulated.Operator) -> None:

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from agentina.cli import report
+from agentina.cli import output, report
 from agentina.protocol import budgets
 
 
@@ -39,3 +39,8 @@ def test_a_job_s_name_is_no_formula_in_a_spreadsheet(capsys: pytest.CaptureFixtu
     assert dict(zip(header, line, strict=True)) == {
         "job": "job_1", "name": "'=1+1,\"x\"", **dict.fromkeys(budgets.FIGURES, "0"), "calls": "3", "cost_nano": "12",
     }  # fmt: skip
+
+
+def test_json_has_zeros_too() -> None:
+    (row,) = output.whole(found(budgets.UsageRow(key="job_1", calls=1)))["rows"]
+    assert row == {"key": "job_1", "name": "", **dict.fromkeys(budgets.FIGURES, 0), "calls": 1}
