@@ -80,12 +80,13 @@ def _pressures(limits: Limits, load: Load, facts: wire.HostFacts) -> list[str]:
     return found
 
 
-def improves(held: Offer, now: Offer) -> bool:
+def replaces(held: Offer, now: Offer) -> bool:
     """Whether a poll that waits with ``held`` should be replaced by one with ``now``.
 
     A poll that waits with a free slot returns as soon as there is a job, and the next one offers everything; so more
-    slots alone change nothing. No slot before, or clearly more memory (a job may be waiting for just that), does.
+    slots alone change nothing. No slot before, or clearly more memory (a job may be waiting for just that), does. So
+    does a reason to take nothing any more: what came would be given back.
     """
     if now.slots == 0:
-        return False
+        return held.slots > 0 and bool(now.why)
     return held.slots == 0 or now.memory_bytes > 2 * held.memory_bytes

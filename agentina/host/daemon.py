@@ -496,7 +496,7 @@ class Daemon:
         else:
             _log.info("this host stays; work is taken again", extra={"action": "drain-ended"})
         if self._departure.near:
-            self._tasks.move(reason)
+            self._tasks.move(reason, grace_seconds=departure.GRACE_SECONDS)
         self._heartbeat.beat_now()
         self._reconsider()
 

@@ -1,8 +1,8 @@
 """Asks for work: one long poll at a time, answered the moment there is something.
 
-A poll that waits is followed by another only when the host can take clearly more than it said. The control plane
-answers the older one then, with nothing; should it have been bringing something, that was not acknowledged and comes
-again with the newer one. So the connection stays in use, and nothing is lost.
+A poll that waits is followed by another only when the host can take clearly more than it said, or nothing any more. The
+control plane answers the older one then, with nothing; should it have been bringing something, that was not
+acknowledged and comes again with the newer one. So the connection stays in use, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Poll:
     def reconsider(self) -> None:
         """What the host can take may have changed."""
         self._changed.set()
-        if self._waiting is not None and admission.improves(self._waiting[0], self._offer()):
+        if self._waiting is not None and admission.replaces(self._waiting[0], self._offer()):
             _end(self._waiting[1])
 
     def ask_anew(self) -> None:

@@ -65,9 +65,12 @@ def next_package(package: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run_lab(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Lab]:
-    """A control plane for the tests of one module."""
-    with lab.running(tmp_path_factory.mktemp("control-plane"), package) as running:
+def run_lab(
+    package: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[lab.Lab]:
+    """A control plane for the tests of one module; a module's ``LAB`` has the options of its own."""
+    options = getattr(request.module, "LAB", {})
+    with lab.running(tmp_path_factory.mktemp("control-plane"), package, **options) as running:
         yield running
 
 

@@ -27,6 +27,8 @@ _SOURCE: Final = Path(__file__).parents[2]
 NEXT: Final = "99.0"
 #: What packages are dated with: the same sources make the same package, whichever commit has them.
 SOURCE_DATE: Final = "1767225600"
+#: Options of a control plane that soon gives up hosts which are gone.
+IMPATIENT: Final = {"heartbeat_seconds": 1.0, "lease_seconds": 20.0}
 #: Where hosts have the control plane's certificate.
 CERTIFICATE: Final = "/etc/ssl/certs/agentina-test.pem"
 

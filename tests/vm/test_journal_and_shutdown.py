@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from agentina.protocol.states import Reason, State
-from tests.fakes import cloud_metadata
-from tests.vm import container, host, lab
+from tests.vm import cloud, container, host, lab
 
 
 @pytest.fixture(scope="module")
@@ -149,36 +145,8 @@ def test_stopped_service_leaves_its_tasks(there: container.Container, run_lab: l
     assert run_lab.fleet.output(job) == b"before\n"
 
 
-@contextlib.contextmanager
-def cloud() -> Iterator[tuple[str, Callable[..., None]]]:
-    """Google's metadata service, as hosts reach it: its address, and what sets whether the host is preempted."""
-    ready: list[Any] = []
-    begun, ending = threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        async with cloud_metadata.Metadata(listen="0.0.0.0") as service:
-            ready.extend((asyncio.get_running_loop(), service))
-            begun.set()
-            await ending.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert begun.wait(host.PATIENCE)
-    loop, service = ready
-
-    def preempt(*, announced: bool) -> None:
-        loop.call_soon_threadsafe(lambda: service.change(preempted=announced))
-
-    try:
-        port = service.address.rpartition(":")[2]
-        yield f"10.0.2.2:{port}", preempt
-    finally:
-        loop.call_soon_threadsafe(ending.set)
-        thread.join()
-
-
 def test_preemption_is_told_and_no_work_taken(there: container.Container, run_lab: lab.Lab) -> None:
-    with cloud() as (address, preempt):
+    with cloud.google() as (address, preempt):
         run_lab.activate(there, "spot", "--role spot --max-concurrent-tasks 2")
         there.run(f"printf 'cloud: gce\\ncloud_metadata: {address}\\n' >> /etc/agentina/spot.yaml")
         there.run("systemctl restart agentina@spot")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -12,6 +12,7 @@ from tests.acceptance import fleet as fleets
 from tests.fakes import interrupted_cli
 from tests.vm import container, host, lab
 
+LAB: Final = lab.IMPATIENT
 _RECORDING: Final = "/usr/local/lib/recording.jsonl"
 #: The same commit on every host.
 _REPOSITORY: Final = """
@@ -27,14 +28,6 @@ until ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q /big; do :; done
 pkill -KILL -f packer[.]py
 wait
 """
-
-
-@pytest.fixture(scope="module")
-def run_lab(package: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Lab]:
-    """One that soon gives up hosts which are gone."""
-    root = tmp_path_factory.mktemp("control-plane")
-    with lab.running(root, package, heartbeat_seconds=1.0, lease_seconds=20.0) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

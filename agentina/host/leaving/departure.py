@@ -11,15 +11,19 @@ Several sources speak of it, each at its own level: what it says last is what ho
 
 What follows: no new work is taken, the control plane hears the reason with a heartbeat that is sent at once, and
 `agentina status` shows it. When the end is near, tasks that have not started are given back too, so that another host
-has them now and not when a lease has run out. Running tasks go on: PID 1 ends them with their grace when it comes to
-that. Nothing of this is written down. A host that comes back takes work again, and a restarted daemon asks the
-sources anew.
+has them now and not when a lease has run out, and those that can go on elsewhere are ended, packed and sent. Other
+running tasks go on: PID 1 ends them with their grace when it comes to that. Nothing of this is written down. A host
+that comes back takes work again, and a restarted daemon asks the sources anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
+#: Longest grace of tasks that go on elsewhere when the end is near. The shortest notice is one of 30 s (Google's); the
+#: rest of it is for packing and sending.
+GRACE_SECONDS: Final = 10.0
 #: Sources.
 LOGIND = "logind"
 CLOUD = "cloud"

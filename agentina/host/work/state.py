@@ -133,6 +133,8 @@ class StopAsked:
 
     reason: Reason
     detail: str = ""
+    #: Seconds between SIGTERM and SIGKILL, at most; None: the job's own.
+    grace_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -283,13 +285,19 @@ _HANDLERS: Final = {
 def _on_stop(task: Task, event: StopAsked) -> Step:
     if task.phase in {Phase.COLLECTING, Phase.UPLOADING, Phase.REPORTED}:
         return task, []
-    # The first reason stays: a second one explains nothing that already ends.
-    stopped = task if task.stop is not None else msgspec.structs.replace(task, stop=event)
+    # The first reason stays: a second one explains nothing that already ends. It may be in more of a hurry.
+    grace = _shorter(task.stop, event)
+    stopped = msgspec.structs.replace(task, stop=dataclasses.replace(task.stop or event, grace_seconds=grace))
     if task.phase is Phase.PREPARING:
         return stopped, [Do.INTERRUPT]
     if task.phase is Phase.RUNNING:
         return stopped, [Do.STOP]
     return stopped, []
+
+
+def _shorter(before: StopAsked | None, event: StopAsked) -> float | None:
+    said = [asked.grace_seconds for asked in (before, event) if asked is not None and asked.grace_seconds is not None]
+    return min(said, default=None)
 
 
 def _on_forgotten(task: Task) -> Step:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import math
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -209,8 +210,8 @@ class Tasks:
                 )  # fmt: skip
                 self.feed(entry, state.StopAsked(Reason.HOST_RESTARTED, why))
 
-    def move(self, why: str) -> None:
-        """Have the tasks that can go on elsewhere do so; others are not touched."""
+    def move(self, why: str, *, grace_seconds: float = math.inf) -> None:
+        """Have the tasks that can go on elsewhere do so, with at most so much grace; others are not touched."""
         self.give_back_unstarted(why)
         for entry in self.running():
             if self._work.can_move(entry):
@@ -218,7 +219,8 @@ class Tasks:
                     "task %s goes on elsewhere: %s", entry.task_id, why,
                     extra={"action": "task-moved", "task": entry.task_id},
                 )  # fmt: skip
-                self.feed(entry, state.StopAsked(Reason.CHECKPOINT, why))
+                grace = None if entry.job is None else min(entry.job.limits.grace, grace_seconds)
+                self.feed(entry, state.StopAsked(Reason.CHECKPOINT, why, grace))
 
     def refuse(self, refused: intake.Refused) -> None:
         """Report that an assignment is not taken."""
@@ -392,8 +394,11 @@ class Tasks:
 
     def _stop_process(self, entry: entries.Entry) -> None:
         asked = entry.task.stop
-        reason = contract.StopReason.CANCELED if asked is None else _STOP_REASONS.get(asked.reason)
-        self._executor.stop(entry.directory.path, reason or contract.StopReason.CANCELED)
+        if asked is None:
+            self._executor.stop(entry.directory.path, contract.StopReason.CANCELED)
+            return
+        reason = _STOP_REASONS.get(asked.reason, contract.StopReason.CANCELED)
+        self._executor.stop(entry.directory.path, reason, grace_seconds=asked.grace_seconds)
 
     def _remove(self, entry: entries.Entry) -> None:
         del self._entries[entry.task_id]

@@ -69,19 +69,21 @@ def test_blocks_are_all_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "now", "better"),
+    ("held", "now", "replaced"),
     [
-        ((0, 0), (1, 5), True),
-        ((2, 5), (4, 5), False),
-        ((2, 5), (2, 11), True),
-        ((2, 5), (0, 50), False),
-        ((0, 0), (0, 0), False),
+        ((0, 0, ""), (1, 5, ""), True),
+        ((2, 5, ""), (4, 5, ""), False),
+        ((2, 5, ""), (2, 11, ""), True),
+        ((2, 5, ""), (0, 50, ""), False),
+        ((0, 0, ""), (0, 0, ""), False),
+        ((2, 5, ""), (0, 0, "drained"), True),
+        ((0, 0, ""), (0, 0, "drained"), False),
     ],
 )
-def test_waiting_poll_is_replaced_only_for_something_better(
-    held: tuple[int, int],
-    now: tuple[int, int],
-    better: bool,  # noqa: FBT001
+def test_waiting_poll_is_replaced_for_something_better_or_nothing(
+    held: tuple[int, int, str],
+    now: tuple[int, int, str],
+    replaced: bool,  # noqa: FBT001
 ) -> None:
-    before, after = (admission.Offer(slots=slots, memory_bytes=memory) for slots, memory in (held, now))
-    assert admission.improves(before, after) is better
+    before, after = (admission.Offer(slots=slots, memory_bytes=memory, why=why) for slots, memory, why in (held, now))
+    assert admission.replaces(before, after) is replaced

@@ -27,6 +27,7 @@ EVENTS: list[state.Event] = [
     state.Uploaded(GOOD),
     STOP,
     state.StopAsked(Reason.LEASE_EXPIRED),
+    state.StopAsked(Reason.CHECKPOINT, grace_seconds=3.0),
     state.Forgotten(),
 ]
 
@@ -141,3 +142,13 @@ def test_resumed_task_is_started_only_when_it_never_was(found: Found, events: li
 def test_stop_reasons_decide_the_outcome_of_an_unstarted_task() -> None:
     assert state.stopped_outcome(Reason.LEASE_EXPIRED, "").state is State.LOST
     assert state.stopped_outcome(Reason.NEED_NOT_MET, "").state is State.CANCELED
+
+
+def test_a_second_wish_for_the_end_is_heard_if_it_is_in_more_of_a_hurry() -> None:
+    """The host is drained, then it is about to go: the reason stays, the grace gets shorter, and never longer."""
+    drained = state.StopAsked(Reason.CHECKPOINT, "drained", 30.0)
+    task, commands = run(
+        state.Task(Phase.RUNNING), drained, state.StopAsked(Reason.CHECKPOINT, "preempted", 10.0), STOP, drained
+    )
+    assert task.stop == state.StopAsked(Reason.CHECKPOINT, "drained", 10.0)
+    assert commands == [Do.STOP] * 4
