@@ -19,7 +19,9 @@ from tests.vm import host, lab, models
 
 _CALC: Final = "def add(a, b):\n    return a - b\n"
 _TEST: Final = "import calc; assert calc.add(2, 3) == 5\n"
+#: With the same commit on every host.
 _REPOSITORY: Final = f"""
+export GIT_AUTHOR_DATE=2026-01-01T00:00:00Z GIT_COMMITTER_DATE=2026-01-01T00:00:00Z
 mkdir -p /srv/repository && cd /srv/repository && git init -q -b main
 printf %s '{_CALC}' > calc.py
 printf %s '{_TEST}' > test_calc.py
@@ -114,7 +116,8 @@ class Bench:
 
     def hold(self, number: int, runner: str, **fields: Any) -> str:
         """Submit a job; returns when its agent has the beginning of the answer to its request of this number."""
-        self.provider.held_from = number
+        self.provider.holding.clear()
+        self.provider.held_from = len(self.provider.asked) + number
         job = self.submit(runner, **fields)
         host.wait_for(self.provider.holding.is_set, f"the model answers {runner}, and does not go on")
         return job
@@ -210,13 +213,18 @@ def on(there: host.Host, run_lab: lab.Lab) -> Iterator[Bench]:
     """One on a host that has the package, with room for twenty tasks."""
     provider = coding_model.CodingModel(FIX)
     with models.running(provider, run_lab):
-        run_lab.activate(there, "default", "--max-concurrent-tasks 20")
-        there.run(_REPOSITORY)
-        # Its disk is small; what failed is to be kept whole all the same.
-        there.run("echo 'disk_reserve: 1000000\nagent_linger: 1' >> /etc/agentina/default.yaml")
-        models.give(there, provider.port)
-        run_lab.wait_online(there)
-        yield Bench(there, run_lab, provider)
+        yield join(there, run_lab, provider)
+
+
+def join(there: host.Host, run_lab: lab.Lab, provider: coding_model.CodingModel, settings: str = "") -> Bench:
+    """One on a host that has the package, with a model that there is."""
+    run_lab.activate(there, "default", "--max-concurrent-tasks 20")
+    there.run(_REPOSITORY)
+    # Its disk is small; what failed is to be kept whole all the same.
+    there.run(f"echo 'disk_reserve: 1000000\nagent_linger: 1\n{settings}' >> /etc/agentina/default.yaml")
+    models.give(there, provider.port)
+    run_lab.wait_online(there)
+    return Bench(there, run_lab, provider)
 
 
 def notes(view: api.JobView) -> str:
