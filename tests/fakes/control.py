@@ -78,6 +78,8 @@ class FakeControl:
         self.agent_key = signing.SigningKey.generate()
         self.tasks: dict[str, Task] = {}
         self.queue: list[Task] = []
+        #: Assignments cross the poll that withdraws the offer which they are for.
+        self.crosses = False
         self.session = 0
         self.applied: dict[str, int] = {}
         self.reports: list[wire.Report] = []
@@ -425,7 +427,7 @@ class FakeControl:
             self._check(message.session)
             if message is not self.polls[-1]:
                 return wire.PollAnswer(number=message.number, server_time_ms=self.now_ms(), directives=self.directives)
-            while self.queue and given < message.slots and not self.directives.drain:
+            while self.queue and (given < message.slots or self.crosses) and not self.directives.drain:
                 task = self.queue.pop(0)
                 task.state, task.poll, task.taken = State.ASSIGNED, message.number, False
                 given += 1

@@ -394,6 +394,7 @@ async def test_job_that_meets_a_policy_broken_meanwhile_is_given_back(
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
     await plane.until(lambda: "policy-broken" in daemon.log.read_text())
+    plane.crosses = True
     task = plane.submit("true")
     await plane.until(lambda: bool(task.kinds))
     assert task.kinds == ["returned"]
@@ -411,6 +412,8 @@ async def test_job_that_meets_a_drain_is_given_back(daemon: DaemonProcess, plane
     await plane.until(lambda: bool(plane.polls))
     assert plane.polls[-1].slots
     await daemon.ask("drain")
+    await plane.until(lambda: plane.polls[-1].slots == 0)
+    plane.crosses = True
     task = plane.submit("true")
     await plane.until(lambda: bool(task.kinds))
     assert (task.kinds, plane.reports[-1].detail) == (["returned"], "drained on this host")
@@ -588,6 +591,7 @@ async def test_preemption_drains_and_is_told_here_and_there(
     assert plane.heartbeats[-1].drain_reason == "this host is being preempted by Google Compute Engine"
     status = await daemon.ask()
     assert (status.state, status.state_reason) == ("draining", plane.heartbeats[-1].drain_reason)
+    plane.crosses = True
     late = plane.submit("true")
     await plane.until(lambda: "returned" in late.kinds)
     (root / "go").touch()
