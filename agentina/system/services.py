@@ -17,7 +17,7 @@ TASK_TEMPLATE: Final = "agentina-task@.service"
 USER: Final = "agentina"
 _UNIT_DIRECTORIES: Final = ("etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 _POLICY_DIRECTORIES: Final = ("etc/polkit-1/rules.d", "usr/share/polkit-1/rules.d")
-_CREDENTIALS: Final = ("LoadCredential", "LoadCredentialEncrypted")
+_CREDENTIALS: Final = ("LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted")
 _RUNS: Final = "--state=active,activating,reloading,deactivating"
 _TIMEOUT: Final = 90.0
 #: Seconds tasks may take to end: each unit's own time to stop, and some.
@@ -89,14 +89,18 @@ def state_of(instance: str) -> str:
 
 
 def credentials_of(instance: str) -> set[str]:
-    """Names of the credentials that the instance's unit is to be handed (systemd.exec(5)).
+    """Names of the credentials that the instance's unit is to be handed (systemd.exec(5)), as its files have them.
 
-    Not those of SetCredential=, which systemctl shows with what is in them.
+    ``systemctl show`` does not tell them in all versions. What ImportCredential= finds is not known before the start.
     """
-    said = call("show", *(f"--property={name}" for name in _CREDENTIALS), unit_of(instance)).stdout
-    lines = (line.partition("=") for line in said.splitlines())
-    # ``ID:PATH`` each, one a line.
-    return {value.partition(":")[0] for name, _, value in lines if name in _CREDENTIALS and value}
+    found: dict[str, set[str]] = {name: set() for name in _CREDENTIALS}
+    for line in call("cat", unit_of(instance)).stdout.splitlines():
+        name, _, value = line.partition("=")
+        if name in found and value:
+            found[name].add(value.partition(":")[0])
+        elif name in found:
+            found[name].clear()  # an empty one takes those before it back (systemd.unit(5))
+    return set().union(*found.values())
 
 
 def has_failed(instance: str) -> bool:

@@ -40,8 +40,8 @@ elif verb == "is-enabled":
     code = 0 if unit in state["enabled"] else 1
 elif verb == "is-failed":
     code = 0 if state["broken"] else 1
-elif "--property=LoadCredential" in sys.argv:
-    print("\\n".join(state["credentials"]))
+elif verb == "cat":
+    print("# /etc/systemd/system/agentina@.service\\n[Service]", *state["credentials"], sep="\\n")
 elif verb == "show":
     print("ActiveState=failed\\nSubState=failed\\nResult=exit-code" if state["broken"] else
           "ActiveState=active\\nSubState=running\\nResult=success")

@@ -243,6 +243,25 @@ def test_key_of_each_provider_is_used(bench: coding.Bench) -> None:
     assert used == [models.KEYS["spare"]]
 
 
+def test_doctor_knows_of_keys_that_systemd_hands_over(bench: coding.Bench) -> None:
+    """The daemon says whether they can be used; without it, its unit says which ones there will be."""
+
+    def said() -> str:
+        checks = json.loads(bench.there.run("agentina doctor --json"))["checks"]
+        (told,) = [f"{check['verdict']}: {check['message']}" for check in checks if check["name"] == "gateway"]
+        return told
+
+    assert "ok: /etc/agentina/gateway.yaml is valid, and the daemon can use it and its keys." in said()
+    bench.there.run("systemctl stop agentina@default")
+    try:
+        assert (
+            "ok: /etc/agentina/gateway.yaml is valid and its keys are there; systemd is to hand over openai, spare."
+            in (said())
+        )
+    finally:
+        bench.there.run("systemctl start agentina@default")
+
+
 def test_task_reaches_its_own_gateway_only(bench: coding.Bench, neighbour: Neighbour) -> None:
     to_root = bench.there.run("cat > /root/connect.py; python3 /root/connect.py", text=attacks.CONNECT).split()
     assert neighbour.socket in to_root

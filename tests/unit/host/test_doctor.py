@@ -116,7 +116,7 @@ def test_keys_that_systemd_is_to_hand_over_are_known_without_a_daemon(
     check = doctor.check_gateway(path, paths.Layout(tmp_path).instance("default"))
     assert check.verdict is OK
     assert "systemd is to hand over a, b" in check.message
-    units.put(credentials=["LoadCredential="])
+    units.put(credentials=["LoadCredential=b:/etc/agentina/b", "LoadCredential="])
     assert doctor.check_gateway(path, paths.Layout(tmp_path).instance("default")).verdict is FAIL
 
 
