@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 #: Up to so many seconds the record is made durable on the event loop: a thread costs as much as a fast disk.
 _FAST: Final = 0.001
+#: Seconds between two looks whether anything was carried, while the task may have connections.
+_ALIVE_SECONDS: Final = 2.0
 #: Names of one task that are looked up at once.
 RESOLVING: Final = 4
 #: Kinds of refusal told to the daemon; more are answered only.
@@ -65,6 +67,8 @@ class Account:
         #: Why calls are held, by call.
         self._parked: dict[object, str] = {}
         self._told: set[tuple[str, str, str]] = set()
+        #: What its model is to be told; empty: nothing.
+        self.nudge = ""
         #: Set, and replaced, whenever a call ended or the budget was raised.
         self.changed = asyncio.Event()
         self.closing = asyncio.Event()
@@ -75,6 +79,9 @@ class Account:
         #: Bytes of all its connections.
         self.carried = streams.Carried() if before is None else streams.Carried(before.received, before.sent)
         self._noting: asyncio.TimerHandle | None = None
+        #: The next telling of it, once a task has made a connection, and what was told last.
+        self._showing: asyncio.TimerHandle | None = None
+        self._shown = 0
         if story.began_ms is None:
             self._record.write(record.Began(at_ms=clocks.wall_ms()))
         for number, asked in list(story.open.items()):
@@ -92,6 +99,8 @@ class Account:
             self._tell_used()
         if self._noting is not None:
             self._noting.cancel()
+        if self._showing is not None:
+            self._showing.cancel()
         self._note_carried()
         self._record.close()
 
@@ -116,6 +125,18 @@ class Account:
             self._record.write(record.Reached(host=host, at_ms=self._clock.wall_ms()))
         except errors.AgentinaError as problem:
             _log.warning("a host that task %s reached is not written down: %s", self.task_id, problem)
+
+    def note_connection(self) -> None:
+        """The task has made a connection: from now on what is carried is told, as a sign of life."""
+        if self._showing is None:
+            self._show_carried()
+
+    def _show_carried(self) -> None:
+        total = self.carried.received + self.carried.sent
+        if total != self._shown:
+            self._shown = total
+            self._tell(channel.Carried(task_id=self.task_id, total=total))
+        self._showing = asyncio.get_running_loop().call_later(_ALIVE_SECONDS, self._show_carried)
 
     def note_connection_ended(self) -> None:
         """Write down soon what was carried by now."""
@@ -210,6 +231,12 @@ class Account:
             self._tell(channel.Parked(task_id=self.task_id, reason=now))
         if now and not before:
             self._days.on_unmet()
+
+    def note_nudged(self, text: str) -> None:
+        """Its model was told ``text``, and has answered."""
+        if self.nudge == text:
+            self.nudge = ""
+        self._tell(channel.Nudged(task_id=self.task_id, text=text))
 
     async def sync(self) -> None:
         """Return when what was settled survives a power cut, or cannot be made to."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -185,8 +186,37 @@ def _check_gemini(document: dict[str, Any], config: _GeminiConfig) -> None:
         raise errors.GATEWAY_REQUEST_INVALID(problem="several answers to one request are not metered")
 
 
-def rewrite(api: usage.Api, wish: Wish, body: bytes, *, output: int, asked: int) -> bytes:
-    """The request as it is sent: byte for byte, but where output is cut down, or usage would not be told.
+class _Talk(NamedTuple):
+    """Where a request has what was said so far."""
+
+    key: str
+    #: What is in it when a tool's result is.
+    result: bytes
+    #: Something that the user says.
+    say: Callable[[str], dict[str, Any]]
+
+
+_TALKS: Final = {
+    usage.Api.ANTHROPIC: _Talk("messages", b'"tool_result"', lambda text: {"role": "user", "content": text}),
+    usage.Api.CHAT: _Talk("messages", b'"tool_call_id"', lambda text: {"role": "user", "content": text}),
+    usage.Api.RESPONSES: _Talk(
+        "input", b'_call_output"',
+        lambda text: {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]},
+    ),
+    usage.Api.GEMINI: _Talk(
+        "contents", b'"functionResponse"', lambda text: {"role": "user", "parts": [{"text": text}]}
+    ),
+}  # fmt: skip
+
+
+def goes_on(api: usage.Api, wish: Wish, body: bytes) -> bool:
+    """Whether a call goes on with an agent's work: a side call (a title, a summary) has no results of tools."""
+    talk = _TALKS[api]
+    return isinstance(wish.body.get(talk.key), list) and talk.result in body
+
+
+def rewrite(api: usage.Api, wish: Wish, body: bytes, *, output: int, asked: int, nudge: str = "") -> bytes:
+    """The request as it is sent: byte for byte, but where output is cut down, usage would not be told, or for a nudge.
 
     Args:
         api: Its language.
@@ -194,9 +224,13 @@ def rewrite(api: usage.Api, wish: Wish, body: bytes, *, output: int, asked: int)
         body: As it came.
         output: Output it may have.
         asked: Output that was asked for.
+        nudge: What the user is to say last; only for one that :func:`goes_on`.
 
     """
     changes: dict[str, Any] = {}
+    if nudge:
+        talk = _TALKS[api]
+        changes[talk.key] = [*wish.body[talk.key], talk.say(nudge)]
     if api is usage.Api.GEMINI:
         if output < asked:
             config = wish.body.get("generationConfig")

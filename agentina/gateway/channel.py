@@ -77,6 +77,13 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True, tag="learn", tag_field="v
     is_away: bool = False
 
 
+class Nudge(msgspec.Struct, frozen=True, kw_only=True, tag="nudge", tag_field="verb"):
+    """Say something to the model of a task, with the next call that goes on from a tool's result."""
+
+    task_id: str
+    text: str
+
+
 class Reload(msgspec.Struct, frozen=True, kw_only=True, tag="reload", tag_field="verb"):
     """Read settings and keys again."""
 
@@ -133,8 +140,22 @@ class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used", tag_field="ver
     usage: list[protocol_budgets.ModelUsage]
 
 
-Order = Begin | Learn | Open | Listen | Close | Raise | Reload
-Word = Opened | Closed | Refused | Warned | Used | Wanted | Parked
+class Nudged(msgspec.Struct, frozen=True, kw_only=True, tag="nudged", tag_field="verb"):
+    """A model was told what a :class:`Nudge` says, and has answered."""
+
+    task_id: str
+    text: str
+
+
+class Carried(msgspec.Struct, frozen=True, kw_only=True, tag="carried", tag_field="verb"):
+    """How many bytes went to and from a task by now; told while that changes."""
+
+    task_id: str
+    total: int
+
+
+Order = Begin | Learn | Open | Listen | Close | Raise | Nudge | Reload
+Word = Opened | Closed | Refused | Warned | Used | Wanted | Parked | Carried | Nudged
 orders: Final = msgspec.json.Decoder(Order)
 words: Final = msgspec.json.Decoder(Word)
 

@@ -70,6 +70,7 @@ class Listener:
         current = asyncio.current_task()
         assert current is not None
         self._connections.add(current)
+        self.task.note_connection()
         try:
             async with self._room:
                 await self._serve(streams.Client(reader, writer, self.task.carried))

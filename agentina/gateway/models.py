@@ -216,6 +216,8 @@ class _Call:
             await self._run_free()
             return
         wish = calls.understand(self._route.api, self._body, self._route)
+        nudge = self._task.nudge if calls.goes_on(self._route.api, wish, self._body) else ""
+        wish = wish._replace(size=wish.size + len(nudge.encode()))
         try:
             source = self._models.loaded.find(self._route.api, wish.model)
             row = self._models.loaded.prices.find(wish.model) if wish.is_standard else None
@@ -227,7 +229,7 @@ class _Call:
             self._task.note_refusal(error)
             await self._answer.refuse(error, status=_status(error), extra=_retry_header(error))
             return
-        body = calls.rewrite(self._route.api, wish, self._body, output=admitted.output, asked=asked.output)
+        body = calls.rewrite(self._route.api, wish, self._body, output=admitted.output, asked=asked.output, nudge=nudge)
         meter = usage.Meter(self._route.api, streamed=wish.streamed)
         try:
             await self._exchange(source, body, meter)
@@ -236,6 +238,8 @@ class _Call:
             charge = calls.charge_of(self._end, heard, admitted.reserved, price) if self._sent else None
             self._task.settle(admitted.number, self._end, charge)
         if self._end in _WHOLE:
+            if nudge:
+                self._task.note_nudged(nudge)
             await self._task.sync()
         await self._finish()
 

@@ -95,7 +95,7 @@ class Gateway:
                 self._wish.set()  # what it held is given back
             self._tell(channel.Closed(task_id=order.task_id))
         else:
-            self._raise(order)
+            self._change(order)
 
     async def _open(self, order: channel.Open) -> str:
         """Begin to serve a task; what is wrong, or nothing."""
@@ -151,9 +151,11 @@ class Gateway:
             pause = min(2 * pause, _PARKED_SECONDS) if is_in_vain else _SOON_SECONDS
             await asyncio.sleep(pause)
 
-    def _raise(self, order: channel.Raise) -> None:
+    def _change(self, order: channel.Raise | channel.Nudge) -> None:
         door = self._doors.get(order.task_id)
-        if door is not None:
+        if door is not None and isinstance(order, channel.Nudge):
+            door.task.nudge = order.text
+        elif door is not None and isinstance(order, channel.Raise):
             try:
                 door.task.raise_to(order.limits)
             except errors.AgentinaError as error:

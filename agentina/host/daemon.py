@@ -256,8 +256,9 @@ class Daemon:
         )
         self._work.doors = self._doors
         self._work.health = healthwatch.HealthWatch(
-            executor=self._executor, findings=self.anomalies, notices=self._doors, clocks=self._clock
-        )
+            executor=self._executor, findings=self.anomalies, notices=self._doors, nudge=self._gates.nudge,
+            clocks=self._clock,
+        )  # fmt: skip
         self._parts.append(self._doors.close)
         self._parts.append(self._tasks.close)
         self._janitor = janitor.Janitor(

@@ -171,13 +171,17 @@ class Health(_Spec, frozen=True, kw_only=True):
     Watched over are AI agents, and other jobs that have this key.
     """
 
-    #: Seconds without a byte of output, processor time, or use of models.
+    #: Seconds without a byte of output, processor time, or a byte through the gateway.
     stuck_after: Seconds = 1800.0
-    #: Calls of tools that repeat with the same results, or fail alike, in a row.
+    #: Calls of tools that repeat with the same results, or fail alike, in a row; ten times as many where they wait.
     loop_after: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 8
     #: Filled share of the model's context.
     context_at: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.9
-    #: Once it has gone on for twice as long: only ``report`` it; ``nudge`` the agent with its next tool of agentina's;
+    #: Tokens that the model's context holds; absent: as the agent's command line says, which some do only in the end.
+    context_window: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] | None = None
+    #: Seconds for which its process may stay after its result, before it is ended; absent: the host's `agent_linger`.
+    hung_after: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+    #: Once it has gone on for twice as long: only ``report`` it; ``nudge`` the agent with its model's next call;
     #: ``stop`` the task; ``retry``: stop it and, within ``retry.max_attempts``, begin afresh.
     act: Literal["report", "nudge", "stop", "retry"] = "report"
 

@@ -304,6 +304,7 @@ class Door:
 
     async def _wait(self, number: int, seconds: float, reader: asyncio.StreamReader) -> verbs.Answer:
         """The answer to a question, for which the task waits; not longer than whoever asked is there."""
+        self._entry.asking += 1
         gone = tasks.start(reader.read(1), name=f"peer {self._entry.task_id}", on_failure=lambda _: None)
         deadline = asyncio.get_running_loop().time() + seconds
         try:
@@ -315,6 +316,7 @@ class Door:
                 await asyncio.wait({gone, change}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 await tasks.cancel(change)
         finally:
+            self._entry.asking -= 1
             await tasks.cancel(gone)
         return said.answer_to(self._said, number)
 

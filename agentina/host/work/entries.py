@@ -52,6 +52,8 @@ class Entry:
     hosts: list[str] = dataclasses.field(default_factory=list)
     #: Bytes that the gateway carried for it, once it has ended; None: not known.
     carried: gateway_record.Carried | None = None
+    #: The same while it runs, as the gateway told it last.
+    passed: int = 0
     #: Why the gateway holds it at a call; empty: it does not.
     parked: str = ""
     #: Its budget, where an operator changed it since.
@@ -71,6 +73,8 @@ class Entry:
     declared: list[str] | None = None
     #: The number of the last answer of an operator that it has.
     answered: int = 0
+    #: How many of its questions it waits for just now.
+    asking: int = 0
     next: state.Do | None = None
     driver: asyncio.Task[None] | None = None
     #: The driver is inside an operation, so that canceling it cancels that.

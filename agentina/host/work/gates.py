@@ -257,6 +257,15 @@ class Gates:
         entry.budget = budget
         self._keeper.tell(channel.Raise(task_id=task_id, limits=budget))
 
+    def nudge(self, task_id: str, text: str) -> bool:
+        """Have a task's model told something with its next call; False: its calls do not pass here."""
+        if self._keeper is None or task_id not in self._open:
+            return False
+        from agentina.gateway import channel  # noqa: PLC0415 - loaded already: the gateway runs
+
+        self._keeper.tell(channel.Nudge(task_id=task_id, text=text))
+        return True
+
     def close(self, entry: entries.Entry) -> None:
         """Let go of a task that has ended, or was never started."""
         if entry.job is None or not asks(entry.job):
@@ -307,6 +316,10 @@ class Gates:
             self._tell(word.task_id, f"the budget is nearly used up: {word.text}")
         elif isinstance(word, said.Used) and word.task_id in self._open:
             self._open[word.task_id].models = word.usage
+        elif isinstance(word, said.Nudged):
+            self._tell(word.task_id, f"its model was told: {word.text}")
+        elif isinstance(word, said.Carried) and word.task_id in self._open:
+            self._open[word.task_id].passed = word.total
         elif isinstance(word, said.Parked) and word.task_id in self._open:
             self._open[word.task_id].parked = word.reason
             self._tell(

@@ -1,16 +1,19 @@
 """Judges from several signals whether a run of a task goes well. Pure.
 
 Signals: what the agent's stream says (:mod:`agentina.runners.streams.events`), how much it has written, its processor
-time, and what it used of models. One alone deceives: a long test run is silent and busy, a long thought of the model
-is silent and idle but comes through the gateway, a loop is anything but silent.
+time, and what passes the gateway. One alone deceives: a long test run is silent and busy, a long answer of the model
+is silent and idle but comes through the gateway, a loop is anything but silent. Who waits for a person (a question, a
+budget that is used up) is not stuck however long.
 
 ===========  ==========================================================================================
 finding      when
 ===========  ==========================================================================================
-``stuck``    for ``stuck_after`` nothing was written, less than 1 % of a processor was used, and no call
-             of a model ended
+``stuck``    for ``stuck_after`` nothing was written, less than 1 % of a processor was used, and nothing
+             passed the gateway
 ``looping``  the last ``loop_after`` calls of tools are one to four, over and over (each at least three
-             times), with the same results; or one tool failed so often in a row with the same error
+             times), with the same results; or one tool failed so often in a row with the same error; ten
+             times as many where one of them waits by its own words (``sleep``, a tool that reads what a
+             background command wrote): that is how one polls
 ``context``  the model's context is filled to ``context_at``
 ===========  ==========================================================================================
 
@@ -25,6 +28,7 @@ import collections
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Iterable
 from typing import Final, Literal
 
@@ -41,6 +45,14 @@ _CONTEXT_GAP: Final = 0.1
 #: Open calls remembered, and characters of what is told of one.
 _MOST_OPEN: Final = 200
 _SHORT: Final = 200
+#: How many times as often calls that wait may repeat.
+PATIENCE: Final = 10
+#: What they are: commands of a shell, and tools that say what a command in the background wrote, or an operator.
+_SHELLS: Final = re.compile(r"bash|shell|exec", re.IGNORECASE)
+_WAITING_WORDS: Final = re.compile(r"\b(?:sleep|wait|inotifywait|watch)\b")
+_WAITING_TOOLS: Final = re.compile(
+    r"BashOutput|TaskOutput|AgentOutputTool|Monitor|write_stdin|wait|sleep|(?:mcp__)?agentina(?:__|_|\.)(?:answer|ask)"
+)
 
 Kind = Literal["stuck", "looping", "context"]
 
@@ -54,8 +66,10 @@ class Signals:
     output_bytes: int
     #: Of all its processes so far; None: not known here, and then no sign of life either.
     cpu_seconds: float | None
-    #: Tokens and calls of models so far.
-    model_use: int
+    #: Bytes to and from it through the gateway so far.
+    gateway_bytes: int = 0
+    #: It waits for a person.
+    waits: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,18 +89,21 @@ class Loops:
 
     def __init__(self) -> None:
         self._last: collections.deque[bytes] = collections.deque(maxlen=LONGEST_LOOP)
+        #: Which of them wait.
+        self._waits: collections.deque[bool] = collections.deque(maxlen=LONGEST_LOOP)
         #: For each length of a loop: calls in a row that equal the one so many before.
         self._same = [0] * (LONGEST_LOOP + 1)
         #: The last failure, and how often it came in a row.
         self._failure = b""
         self._failures = 0
 
-    def take(self, call: bytes, *, failure: bytes = b"") -> None:
+    def take(self, call: bytes, *, failure: bytes = b"", waits: bool = False) -> None:
         """Note one finished call: ``call`` stands for tool, arguments and result; ``failure`` for tool and error."""
         for length in range(1, LONGEST_LOOP + 1):
             is_same = len(self._last) >= length and self._last[-length] == call
             self._same[length] = self._same[length] + 1 if is_same else 0
         self._last.append(call)
+        self._waits.append(waits)
         self._failures = self._failures + 1 if failure and failure == self._failure else int(bool(failure))
         self._failure = failure
 
@@ -100,6 +117,11 @@ class Loops:
         """How many of the last calls are a loop, its first time included."""
         length = self.length
         return self._same[length] + length if length else 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether one of the calls of the loop, or else the last one, waits."""
+        return any(list(self._waits)[-(self.length or 1) :])
 
     @property
     def failures(self) -> int:
@@ -149,9 +171,9 @@ class Watch:
 
     def _is_alive(self, now: Signals) -> bool:
         before = self._before
-        if before is None:
+        if before is None or now.waits:
             return True
-        if (now.output_bytes, now.model_use) != (before.output_bytes, before.model_use):
+        if (now.output_bytes, now.gateway_bytes) != (before.output_bytes, before.gateway_bytes):
             return True
         if now.cpu_seconds is None or before.cpu_seconds is None:
             return False
@@ -161,7 +183,7 @@ class Watch:
         idle = now - self._alive_at
         limit = self._policy.stuck_after
         doing = ", ".join(f"{name} {arguments}"[:_SHORT].strip() for name, arguments in list(self._open.values())[-3:])
-        text = f"nothing written, no processor time and no use of models for {idle:.0f} s"
+        text = f"nothing written, no processor time and nothing through the gateway for {idle:.0f} s"
         evidence = {"it waits for": doing} if doing else {}
         return self._judge(Finding(kind="stuck", text=text, evidence=evidence), idle, limit)
 
@@ -174,10 +196,12 @@ class Watch:
         if event.is_error:
             # What differs from one time to the next (times, ids, temporary paths) does not make another error.
             failure = _digest(name, anomalies.normalised(event.text))
-        self._loops.take(_digest(name, arguments, event.text, str(event.is_error)), failure=failure)
+        self._loops.take(
+            _digest(name, arguments, event.text, str(event.is_error)), failure=failure, waits=_waits(name, arguments)
+        )
 
     def _judge_loops(self) -> list[Finding]:
-        limit = self._policy.loop_after
+        limit = self._policy.loop_after * (PATIENCE if self._loops.waits else 1)
         calls, failures = self._loops.calls, self._loops.failures
         text = f"the same tool failed alike {failures} times in a row"
         if calls >= failures:
@@ -190,7 +214,8 @@ class Watch:
     # --- context -------------------------------------------------------------------------------------------------
 
     def _judge_context(self) -> list[Finding]:
-        tokens, window = self._context
+        tokens, said = self._context
+        window = self._policy.context_window or said
         filled = tokens / window if window else 0.0
         limit = self._policy.context_at
         if not limit or filled < limit:
@@ -220,6 +245,13 @@ class Watch:
 def period(policy: jobs.Health) -> float:
     """Seconds between two looks."""
     return min(15.0, max(0.25, (policy.stuck_after or math.inf) / 20))
+
+
+def _waits(name: str, arguments: str) -> bool:
+    """Whether a call waits for something, by its own words."""
+    if _SHELLS.search(name) and _WAITING_WORDS.search(arguments):
+        return True
+    return _WAITING_TOOLS.fullmatch(name) is not None
 
 
 def _digest(*parts: str) -> bytes:

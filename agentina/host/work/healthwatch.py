@@ -7,7 +7,9 @@ task, which may be another one, knows why it was stopped.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +18,7 @@ import msgspec
 from agentina import errors
 from agentina.executors import contract
 from agentina.host.work import anomalies, doors, entries, health, runs
-from agentina.protocol import budgets, jobs, wire
+from agentina.protocol import jobs, wire
 from agentina.protocol.states import Reason, State
 from agentina.system import clock, files
 
@@ -62,11 +64,19 @@ class HealthWatch:
     """The watch over all tasks of an instance."""
 
     def __init__(
-        self, *, executor: contract.Executor, findings: anomalies.Anomalies, notices: doors.Doors, clocks: clock.Clock
+        self,
+        *,
+        executor: contract.Executor,
+        findings: anomalies.Anomalies,
+        notices: doors.Doors,
+        nudge: Callable[[str, str], bool],
+        clocks: clock.Clock,
     ) -> None:
+        """``nudge`` has a task's model told something by the gateway, if its calls pass there."""
         self._executor = executor
         self._anomalies = findings
         self._doors = notices
+        self._nudge = nudge
         self._clock = clocks
 
     async def watch(self, entry: entries.Entry, run: runs.Run | None) -> None:
@@ -89,40 +99,47 @@ class HealthWatch:
         )
 
     def _signals(self, entry: entries.Entry) -> health.Signals:
-        used = budgets.add(entry.models)
         return health.Signals(
             at=self._clock.boot(),
             output_bytes=entry.directory.output_size(),
             cpu_seconds=self._executor.cpu_seconds(entry.directory.path),
-            model_use=used.tokens + used.calls,
+            gateway_bytes=entry.passed,
+            waits=bool(entry.parked or entry.asking),
         )
 
     async def _take(self, entry: entries.Entry, policy: jobs.Health, finding: health.Finding) -> None:
-        fields = {"action": "task-health", "task": entry.task_id, "code": _CODES[finding.kind]}
         if not finding.is_due:
-            _log.warning("task %s is unwell: %s", entry.task_id, finding.text, extra=fields)
-            self._anomalies.report(
-                "health", _CODES[finding.kind], f"{finding.kind}: {finding.text}",
-                task_id=entry.task_id, evidence=finding.evidence, name=_name(entry, finding.kind),
-            )  # fmt: skip
-            return
-        if policy.act == "report":
-            return
-        _log.warning("task %s is unwell (%s): %s", entry.task_id, policy.act, finding.text, extra=fields)
-        try:
-            if policy.act == "nudge":
-                await self._doors.notify(entry.task_id, _NUDGES[finding.kind].format(text=finding.text))
-            else:
-                await self._stop(entry, finding)
-        except errors.AgentinaError as error:
-            _log.error("nothing is done about task %s: %s", entry.task_id, error, extra=fields)
+            self._report(entry, finding, name=finding.kind)
+        elif policy.act != "report" and entry.task.stop is None:  # else somebody wants its end already
+            try:
+                done = await (self._tell(entry, finding) if policy.act == "nudge" else self._stop(entry, finding))
+            except errors.AgentinaError as error:
+                done = f"nothing, for {error}"
+            evidence = {**finding.evidence, "done about it": f"{policy.act}: {done}"}
+            self._report(entry, dataclasses.replace(finding, evidence=evidence), name=f"{finding.kind}:{policy.act}")
 
-    async def _stop(self, entry: entries.Entry, finding: health.Finding) -> None:
-        if entry.task.stop is not None:
-            return  # somebody wants its end already
+    def _report(self, entry: entries.Entry, finding: health.Finding, *, name: str) -> None:
+        code, text = _CODES[finding.kind], f"{finding.kind}: {finding.text}"
+        fields = {"action": "task-health", "task": entry.task_id, "code": code}
+        _log.warning("task %s is unwell, %s %s", entry.task_id, text, finding.evidence, extra=fields)
+        self._anomalies.report(
+            "health", code, text, task_id=entry.task_id, evidence=finding.evidence, name=_name(entry, name)
+        )
+
+    async def _tell(self, entry: entries.Entry, finding: health.Finding) -> str:
+        """Tell the agent; what became of that."""
+        text = _NUDGES[finding.kind].format(text=finding.text)
+        if self._nudge(entry.task_id, f"A note from agentina, which watches over this run: {text}"):
+            return "its model is told with its next call"
+        if await self._doors.notify(entry.task_id, text):
+            return "it is told with the next tool of agentina's that it calls, for its calls of models pass no gateway"
+        return "it cannot be told"
+
+    async def _stop(self, entry: entries.Entry, finding: health.Finding) -> str:
         content = msgspec.json.encode(Stopped(text=finding.text))
         await asyncio.to_thread(files.write_atomic, entry.directory.path / _NAME, content)
         self._executor.stop(entry.directory.path, contract.StopReason.CANCELED)
+        return "its task is ended"
 
 
 def _name(entry: entries.Entry, kind: str) -> str:

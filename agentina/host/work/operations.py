@@ -275,7 +275,9 @@ class Operations:
         beside: list[asyncio.Task[None]] = []
         if runner is not None and runner.stream:
             run = entry.run = collecting.run_of(entry, runner)
-            follow = run.follow(lambda: self._end_hung(entry), linger=self.agent_linger)
+            wished = None if job is None or job.health is None else job.health.hung_after
+            linger = self.agent_linger if wished is None else wished
+            follow = run.follow(lambda: self._end_hung(entry), linger=linger)
             beside.append(tasks.start(follow, name=f"run {entry.task_id}"))
         if self.health is not None and job is not None and healthwatch.applies(job, has_stream=bool(beside)):
             beside.append(tasks.start(self.health.watch(entry, entry.run), name=f"health {entry.task_id}"))

@@ -46,6 +46,7 @@ def _system(line: dict[str, Any]) -> Iterator[events.Event]:
             model=values.text(line, "model"),
             version=values.text(line, "claude_code_version"),
         )
+        yield events.Context(window=_window(values.text(line, "model")))
     elif kind == "api_retry":
         status = values.count(line, "error_status")
         words = values.text(line, "error") or "no answer"
@@ -54,6 +55,11 @@ def _system(line: dict[str, Any]) -> Iterator[events.Event]:
         yield events.Denied(values.text(line, "tool_name"))
     elif kind == "compact_boundary":
         yield events.Context(tokens=values.count(line, "compact_metadata", "post_tokens"))
+
+
+def _window(model: str) -> int | None:
+    """Tokens of a model's context, where its name tells: it says so itself only in the end."""
+    return 1_000_000 if model.endswith("[1m]") else None
 
 
 def _assistant(line: dict[str, Any]) -> Iterator[events.Event]:

@@ -49,11 +49,14 @@ class Told:
     def __init__(self) -> None:
         self.words: list[channel.Word] = []
         self.refused = asyncio.Event()
+        self.carried = asyncio.Event()
 
     def take(self, word: channel.Word) -> None:
         self.words.append(word)
         if isinstance(word, channel.Refused):
             self.refused.set()
+        if isinstance(word, channel.Carried):
+            self.carried.set()
 
 
 @dataclasses.dataclass

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from agentina.gateway import budgets, channel, record, streams, usage
+from agentina.gateway import account, budgets, channel, record, streams, usage
 from agentina.protocol import budgets as protocol
 from agentina.protocol import jobs
+from agentina.system import tasks
 from tests.fakes import deadlines
 from tests.integration.gateway import gates
 
@@ -59,6 +60,41 @@ async def test_a_request_goes_on_byte_for_byte(tmp_path: Path) -> None:
     async with gates.opened(tmp_path) as gate:
         await gate.ask("/anthropic/v1/messages", body=odd)
         assert gate.provider.asked[0].body == odd
+
+
+async def test_nudge_goes_with_one_call_that_is_answered(tmp_path: Path) -> None:
+    """Not with a side call, and again where the provider fails."""
+    work = [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "x"}]}]
+    async with gates.opened(tmp_path) as gate:
+        gate.account.nudge = "do something else"
+        await gate.message()
+        gate.provider.scenario = "500"
+        await gate.message(messages=work)
+        assert gate.account.nudge
+        gate.provider.scenario = "text"
+        for _ in range(2):
+            await gate.message(messages=work)
+        told = [b"do something else" in asked.body for asked in gate.provider.asked]
+        assert told == [False, True, True, False]
+        words = [word for word in gate.told.words if isinstance(word, channel.Nudged)]
+        assert [word.text for word in words] == ["do something else"]
+        fresh, cached, output = gate.provider.billed
+        assert gate.totals.used.counted + gate.totals.used.cached == fresh + cached + output
+
+
+async def test_what_is_carried_is_told_while_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of an answer: a sign of life."""
+    monkeypatch.setattr(account, "_ALIVE_SECONDS", 0.01)
+    async with gates.opened(tmp_path) as gate:
+        gate.provider.scenario = "held"
+        asking = tasks.start(gate.message(), name="call")
+        async with asyncio.timeout(deadlines.HANG):
+            await gate.told.carried.wait()
+        assert not asking.done()
+        gate.provider.go_on.set()
+        await asking
+        totals = [word.total for word in gate.told.words if isinstance(word, channel.Carried)]
+        assert totals == sorted(set(totals))
 
 
 async def test_chat_is_asked_to_tell_its_usage(tmp_path: Path) -> None:

@@ -183,4 +183,33 @@ async def test_stuck_task_is_reported_and_then_stopped(daemon: DaemonProcess, pl
     assert task.outcome is not None
     assert (task.outcome.state, task.outcome.reason) == (State.FAILED, Reason.UNHEALTHY)
     assert "nothing written" in task.outcome.detail
-    assert len(plane.anomalies) == 1
+    assert [one.evidence.get("done about it") for one in plane.anomalies] == [None, "retry: its task is ended"]
+
+
+async def test_what_cannot_be_told_at_once_is_said_plainly(plane: control.FakeControl, daemon: DaemonProcess) -> None:
+    """Without the gateway a nudge waits for the task's next word to us."""
+    assert daemon
+    task = plane.submit("sleep 600", health={"stuck_after": 1, "act": "nudge"})
+    await plane.until(lambda: len(plane.anomalies) > 1)
+    assert "with the next tool of agentina's" in plane.anomalies[1].evidence["done about it"]
+    plane.cancel(task)
+    await plane.until_ended(task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script",
+    [
+        "timeout 9 sh -c 'while :; do :; done' || true",  # a compile: its parent sleeps until it has ended
+        "for i in 1 2 3 4 5 6 7 8 9 10; do timeout 0.9 sh -c 'while :; do :; done' & wait; done",  # many short ones
+    ],
+)
+async def test_busy_task_that_says_nothing_is_well(
+    plane: control.FakeControl, daemon: DaemonProcess, script: str
+) -> None:
+    assert daemon
+    task = plane.submit(script, health={"stuck_after": 3, "act": "stop"})
+    await plane.until_ended(task)
+    assert task.outcome is not None
+    assert task.outcome.state is State.SUCCEEDED
+    assert not plane.anomalies

@@ -92,6 +92,33 @@ def test_output_is_cut_down_under_the_name_it_came_with(api: usage.Api, given_as
     assert calls.rewrite(api, wish, body, output=5000, asked=5000) is body
 
 
+USER = {"role": "user", "content": "go"}
+TALKS = [
+    (usage.Api.ANTHROPIC, "messages", [USER, {"role": "user", "content": [{"type": "tool_result"}]}]),
+    (usage.Api.CHAT, "messages", [USER, {"role": "tool", "tool_call_id": "c", "content": "x"}]),
+    (usage.Api.RESPONSES, "input", [USER, {"type": "custom_tool_call_output", "output": "x"}]),
+    (usage.Api.GEMINI, "contents", [USER, {"role": "user", "parts": [{"functionResponse": {}}]}]),
+]
+
+
+@pytest.mark.parametrize(("api", "key", "talk"), TALKS)
+def test_nudge_is_said_last_by_the_user(api: usage.Api, key: str, talk: list[dict[str, object]]) -> None:
+    body = json.dumps({"model": "m", "x": 1, key: talk}).encode()
+    wish = calls.understand(api, body)
+    assert calls.goes_on(api, wish, body)
+    sent = json.loads(calls.rewrite(api, wish, body, output=9, asked=9, nudge="stop that"))
+    assert (sent["x"], sent[key][:-1]) == (1, talk)
+    assert sent[key][-1]["role"] == "user"
+    assert "stop that" in json.dumps(sent[key][-1])
+
+
+@pytest.mark.parametrize(("api", "key", "talk"), TALKS)
+def test_call_that_goes_on_with_no_work_is_not_nudged(api: usage.Api, key: str, talk: list[dict[str, object]]) -> None:
+    for said in ({key: talk[:1]}, {key: json.dumps(talk)}, {}):
+        body = json.dumps({"model": "m", **said}).encode()
+        assert not calls.goes_on(api, calls.understand(api, body), body)
+
+
 def meter_of(known: bytes, size: int) -> usage.Meter:
     meter = usage.Meter(usage.Api.ANTHROPIC, streamed=True)
     meter.feed(known)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,8 +17,10 @@ RECORDED = Path(__file__).parents[2] / "data/cli-streams"
 POLICY = jobs.Health(stuck_after=100, loop_after=6, context_at=0.9)
 
 
-def signals(at: float, *, output: int = 0, cpu: float | None = 0.0, used: int = 0) -> health.Signals:
-    return health.Signals(at=at, output_bytes=output, cpu_seconds=cpu, model_use=used)
+def signals(
+    at: float, *, output: int = 0, cpu: float | None = 0.0, passed: int = 0, waits: bool = False
+) -> health.Signals:
+    return health.Signals(at=at, output_bytes=output, cpu_seconds=cpu, gateway_bytes=passed, waits=waits)
 
 
 def call(
@@ -47,7 +51,8 @@ def heard(calls: Iterable[list[events.Event]], policy: jobs.Health = POLICY) -> 
         (signals(100), True),
         (signals(99), False),
         (signals(100, output=1), False),
-        (signals(100, used=1), False),
+        (signals(100, passed=1), False),
+        (signals(100, waits=True), False),
         (signals(100, cpu=1.0), False),
         (signals(100, cpu=0.9), True),
         (signals(100, cpu=None), True),
@@ -120,6 +125,59 @@ def test_same_call_with_other_results_or_arguments_is_no_loop() -> None:
     assert not heard([call(n, "read", arguments=f"file{n}") for n in range(50)])
 
 
+POLLS = [
+    ("Bash", '{"command":"sleep 30; gh run view 7"}'), ("BashOutput", '{"bash_id":"bash_1"}'),
+    ("shell", "/bin/bash -lc 'sleep 5 && curl -sf localhost:80'"), ("write_stdin", '{"chars":""}'),
+    ("mcp__agentina__answer", '{"question":1}'), ("agentina.answer", '{"question":1}'), ("exec_command", "wait 7"),
+    ("run_shell_command", '{"command":"until test -e x; do sleep 1; done"}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_error", [False, True])
+@pytest.mark.parametrize(("name", "arguments"), POLLS)
+def test_agent_that_polls_is_well_for_long(name: str, arguments: str, is_error: bool) -> None:  # noqa: FBT001
+    calls = [
+        call(number, name, "pending" if not is_error else f"exit {number}", arguments=arguments, is_error=is_error)
+        for number in range(health.PATIENCE * 8)
+    ]
+    assert not heard(calls[:-1], jobs.Health())
+    assert [found.kind for found in heard(calls, jobs.Health())] == ["looping"]
+
+
+def test_agent_that_polls_by_turns_is_well_for_long() -> None:
+    """Waits with one tool and looks with another."""
+    turns = [
+        [call(n, "Bash", "", arguments="sleep 20"), call(n, "Read", "pending", arguments="state")] for n in range(39)
+    ]
+    assert not heard([one for turn in turns for one in turn], jobs.Health())
+    assert heard([call(n, "Read", "pending", arguments="sleep.txt") for n in range(8)], jobs.Health())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "EtEtEtEt",  # a test that fails alike after each other edit
+        "RRRRRRR",  # a file read again and again, not yet eight times
+        "RERERERER",
+    ],
+)
+def test_honest_work_is_well_by_default(names: str) -> None:
+    honest = {"E": lambda n: call(n, "Edit", "ok", arguments=f"change {n}"), "R": lambda n: call(n, "Read"),
+              "t": lambda n: call(n, "Bash", "1 failed", arguments="make test", is_error=True)}  # fmt: skip
+    assert not heard([honest[name](number) for number, name in enumerate(names)], jobs.Health())
+
+
+@pytest.mark.parametrize("sign", ["output", "cpu", "passed", "waits"])
+def test_run_with_any_one_sign_of_life_is_never_stuck_by_default(sign: str) -> None:
+    """A compile (processor time alone), an answer or download of an hour (bytes at the gateway alone), a person."""
+    policy = jobs.Health()
+    watch = health.Watch(policy, 0.0)
+    period = health.period(policy)
+    for step in range(int(4 * policy.stuck_after / period)):
+        alive: dict[str, Any] = {"output": step, "cpu": step * period / 2, "passed": 100 * step, "waits": True}
+        assert not watch.look(signals(step * period, **{sign: alive[sign]}))
+
+
 def test_loop_is_due_at_twice_its_threshold_and_over_with_another_call() -> None:
     found = heard([call(n, "A") for n in range(30)] + [call(30, "B")] + [call(31 + n, "A") for n in range(7)])
     assert [(one.kind, one.is_due) for one in found] == [("looping", False), ("looping", True), ("looping", False)]
@@ -164,6 +222,20 @@ def test_context_is_reported_when_nearly_full_and_again_after_it_was_emptied() -
         found.append([one.text for one in watch.look(signals(number, output=number))])
     full = "{} of 100 tokens of the context are filled"
     assert found == [[], [full.format(95)], [], [], [], [], [full.format(92)]]
+
+
+@pytest.mark.parametrize(("model", "wished", "window"), [("x[1m]", None, 1_000_000), ("x", 1000, 1000), ("x", None, 0)])
+def test_context_of_claude_code_is_known_while_it_runs(model: str, wished: int | None, window: int) -> None:
+    """By the model's name, or the job's word: its own word comes with its result."""
+    reader = reading.Reader(formats.FORMATS["claude-code"])
+    watch = health.Watch(jobs.Health(context_window=wished), 0.0)
+    used = {"input_tokens": 10, "cache_read_input_tokens": int(window * 0.9) or 190_000}
+    for line in (
+        {"type": "system", "subtype": "init", "model": model, "session_id": "s"},
+        {"type": "assistant", "message": {"id": "m", "model": model, "content": [], "usage": used}},
+    ):
+        watch.hear(reader.feed(json.dumps(line).encode() + b"\n"))
+    assert [found.kind for found in watch.look(signals(0))] == (["context"] if window else [])
 
 
 # --- as recorded, and rules that are off -----------------------------------------------------------------------------

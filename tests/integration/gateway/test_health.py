@@ -1,0 +1,105 @@
+"""Runs of agents that go in circles, or seem to stand still, on a real daemon with its gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentina.protocol.states import Reason, State
+from tests.fakes import coding_model, control, real_clis
+from tests.integration.gateway import beds
+
+NOTE = "A note from agentina"
+
+
+class Circling(coding_model.CodingModel):
+    """Has the same two commands run by turns, for ever, or until it is told of it."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def _call(self, tools: set[str], step: int) -> tuple[str, Any] | None:  # noqa: ARG002 - it never comes to an end
+        if NOTE in self.asked[-1].body.decode():
+            return None
+        # Takes its time without words that tell of waiting.
+        self.command = f"timeout 0.2 tail -f /dev/null; echo {'ab'[len(self.asked) % 2]}"
+        return super()._call(tools, 0)
+
+
+class Trickling(coding_model.CodingModel):
+    """Takes long for an answer, and says now and then that it is still there."""
+
+    SECONDS = 14
+
+    async def _trouble(self, writer: asyncio.StreamWriter) -> bool:
+        for _ in range(2 * self.SECONDS):
+            await self._event(writer, {"type": "ping"})
+            await asyncio.sleep(0.5)
+        return True
+
+
+def install(root: Path) -> None:
+    """The real command lines where there are some."""
+    beds.install_agents(root)
+    for runner in ("claude-code", "codex"):
+        program = real_clis.installed(real_clis.CLIS[runner])
+        if program is not None:
+            (root / f"etc/agentina/runners.d/{runner}.yaml").write_text(f"program: {program}\n")
+
+
+@pytest.fixture
+async def circling() -> AsyncIterator[beds.Bed]:
+    async with beds.made(Circling(), prepare=install) as running:
+        yield running
+
+
+def submit(bed: beds.Bed, runner: str, act: str) -> control.Task:
+    return bed.plane.submit(
+        runner=runner, payload={"prompt": "Say hello."}, budget={"tokens": 100_000_000},
+        health={"loop_after": 6, "stuck_after": 20, "act": act}, resources={"memory": "3GiB"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("runner", ["claude-code", "codex"])
+async def test_agent_that_goes_in_circles_is_told_by_its_model(circling: beds.Bed, runner: str) -> None:
+    """Though it calls no tool of agentina's: the note goes with a call, and the agent ends well."""
+    task = submit(circling, runner, "nudge")
+    await circling.plane.until_ended(task)
+    assert task.outcome is not None
+    assert task.outcome.reason is Reason.AGENT_FINISHED, bytes(task.output)
+    found, acted = circling.plane.anomalies
+    assert (found.code, acted.code) == ("RUN_LOOPING", "RUN_LOOPING")
+    assert "the same 2 calls in turn with the same results" in found.summary
+    assert acted.evidence["done about it"] == "nudge: its model is told with its next call"
+    told = [note for note in task.notes if note.startswith(f"its model was told: {NOTE}")]
+    assert len(told) == 1
+    # As much is counted as was billed, the note included.
+    fresh, cached, output = circling.provider.billed
+    (used,) = task.outcome.models
+    assert (used.input, used.cached, used.output) == (fresh, cached, output)
+
+
+async def test_agent_that_goes_in_circles_is_stopped_with_what_it_did(circling: beds.Bed) -> None:
+    task = submit(circling, "claude-code", "retry")
+    await circling.plane.until_ended(task)
+    assert task.outcome is not None
+    assert (task.outcome.state, task.outcome.reason) == (State.FAILED, Reason.UNHEALTHY), bytes(task.output)
+    assert [one.evidence.get("done about it") for one in circling.plane.anomalies] == [
+        None, "retry: its task is ended",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+async def test_long_answer_of_a_model_is_no_standstill() -> None:
+    """For longer than ``stuck_after`` nothing is written and no processor used; bytes pass the gateway."""
+    async with beds.made(Trickling(""), prepare=beds.install_agents) as bed:
+        health = {"stuck_after": 6, "act": "stop"}
+        task = bed.plane.submit(runner="claude-code", payload={"prompt": "x"}, budget={}, health=health)
+        await bed.plane.until_ended(task)
+        assert task.outcome is not None
+        assert task.outcome.reason is Reason.AGENT_FINISHED, bytes(task.output)
+        assert not bed.plane.anomalies
