@@ -46,7 +46,7 @@ _MAX_ORDERED: Final = 64
 #: processor.
 _CALM_SECONDS: Final = 0.002
 _FREE_SECONDS: Final = 10.0
-#: Seconds between looks whether those that have tasks were stopped.
+#: Seconds between looks whether those that have tasks were stopped, or do not answer.
 _LOOK_SECONDS: Final = 2.0
 #: Most that are free; each has 1.7 MiB of its own.
 _MAX_FREE: Final = 128
@@ -81,6 +81,8 @@ class Run:
 
     def __init__(self, directory: Path, answer: asyncio.Future[Word]) -> None:
         self.directory = directory
+        #: When it was asked for (the loop's clock).
+        self.asked = answer.get_loop().time()
         self.answer = answer
         #: Set when the supervisor has nothing to do with it any more.
         self.over = asyncio.Event()
@@ -116,17 +118,15 @@ class Supervisor:
         self.tasks += 1
         self._run = run = Run(directory, self._loop.create_future())
         self._pool.on_asked()
-        doubt = self._loop.call_later(_ANSWER_SECONDS, self._doubt, run)
-        try:
-            return await run.answer
-        finally:
-            doubt.cancel()
+        return await run.answer
 
     def look(self) -> bool:
-        """End it if it was stopped; returns whether it has a task."""
+        """End it if it was stopped or does not answer; returns whether it has a task."""
         if self._run is None:
             return False
-        if self.pid and self._standstill.lasts(self.pid):
+        if not self._run.answer.done() and self._loop.time() - self._run.asked >= _ANSWER_SECONDS:
+            self._doubt(self._run)
+        elif self.pid and self._standstill.lasts(self.pid):
             _log.warning("supervisor %d was stopped; it is ended, with its task %s", self.pid, self._run.directory.name)
             _kill(self.pid, self._channel)
         return True

@@ -580,6 +580,25 @@ async def test_spare_killed_with_the_task_on_its_way_costs_no_start(
     assert (launch.directory / "ran").read_text() == "ran\n"
 
 
+async def test_spare_that_does_not_answer_is_ended_and_another_asked(
+    executor: process.ProcessExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_STANDSTILL_SECONDS", float("inf"))
+    await until(lambda: len(free_of(executor)) == 1)
+    (spare,) = free_of(executor)
+    os.kill(spare, signal.SIGSTOP)
+    launch = shell(tmp_path, "echo ran >> ../ran")
+    starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
+    await until(lambda: spare not in free_of(executor))
+    with monkeypatch.context() as impatient:
+        impatient.setattr(pool, "_ANSWER_SECONDS", 0.0)
+        executor._pool._look()
+    async with asyncio.timeout(deadlines.HANG):
+        await starting
+    assert (await ended(executor, launch.directory)).exit_code == 0
+    assert (launch.directory / "ran").read_text() == "ran\n"
+
+
 async def test_supervisor_killed_between_fence_and_start_is_no_second_start(
     executor: process.ProcessExecutor, tmp_path: Path
 ) -> None:
