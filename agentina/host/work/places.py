@@ -36,7 +36,10 @@ class Places:
         runner = None if job is None else self._runners.find(entry, job)
         if job is None or runner is None:
             return False
-        return job.checkpoint is not None or bool(runner.session_directory(self.seen(entry, job, runner)))
+        if job.checkpoint is not None:
+            return True
+        # Sessions are in the home.
+        return runner.needs_home and bool(runner.session_directory(self.seen(entry, job, runner)))
 
 
 def leaves_files(job: jobs.JobSpec) -> bool:
