@@ -35,15 +35,14 @@ def asked(work: changes.Work, actor: str, job: jobs.Job, spec: protocol_jobs.Job
 
 def touched(work: changes.Work, task: tasks.Task, outcome: wire.Outcome) -> None:
     """A task has ended, and this is what it did beyond its own directory."""
+    if not (outcome.commit or outcome.changed or outcome.hosts or outcome.models or outcome.agent):
+        return
     used = budgets.add(outcome.models)
     detail: dict[str, Any] = {
         "commit": outcome.commit, "changed": _some(outcome.changed), "hosts": _some(outcome.hosts),
         "models": _some(sorted({row.model for row in outcome.models})), "tokens": used.tokens,
-        "cost_nano": used.cost_nano,
+        "cost_nano": used.cost_nano, "state": outcome.state.value,
     }  # fmt: skip
-    if not (outcome.commit or outcome.changed or outcome.hosts or outcome.models or outcome.agent):
-        return
-    detail["state"] = outcome.state.value
     actor = f"agent:{agents.by_id(work.tx, task.agent_id)['public_id']}"
     audit.append(
         work.tx, actor=actor, action="task.end", subject=task.public_id, detail=_said(detail), now_ms=work.now_ms
