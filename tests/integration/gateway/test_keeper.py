@@ -159,7 +159,10 @@ async def test_what_was_carried_is_in_the_record_when_the_task_was_let_go(host: 
     await host.keeper.closed(TASK_A)
     again = record.read(directory)
     assert again is not None
-    assert again.carried == record.Carried(received=2 * story.carried.received, sent=2 * story.carried.sent)
+    assert again.carried is not None
+    assert again.carried.sent == 2 * story.carried.sent
+    # How an answer is cut into chunks goes by what came together.
+    assert again.carried.received > story.carried.received + len(output)
 
 
 async def test_nobody_waits_for_a_killed_gateway_to_let_go(host: Host) -> None:
