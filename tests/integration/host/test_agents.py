@@ -102,6 +102,17 @@ async def test_bad_ends_are_failures(  # noqa: PLR0917 - fixtures and parameters
     assert outcome.agent.session_id
 
 
+async def test_job_says_how_long_its_process_may_stay(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    agent_cli.install(root, "claude-code", "claude_ok", then="sleep 1; echo lived")
+    await daemon.start()
+    task = submit(plane, "claude-code", health={"hung_after": 60})
+    assert (await outcome_of(plane, task)).reason is Reason.AGENT_FINISHED
+    assert b"lived" in task.output
+    assert not plane.anomalies
+
+
 async def test_who_finishes_and_hangs_keeps_its_result(
     daemon: DaemonProcess, plane: control.FakeControl, root: Path
 ) -> None:
