@@ -44,7 +44,7 @@ def test_agent_fixes_a_bug(
     measured(f"a real {name} in a slot: {bench.provider.billed} tokens billed, and as many counted")
 
 
-@pytest.mark.parametrize("runner", FIRST)
+@pytest.mark.parametrize("runner", real_clis.CLIS)
 def test_agent_uses_its_tools(bench: coding.Bench, copies: programs.Copies, runner: str) -> None:
     """The model has our server's tools used; what the agent says reaches the operators, and their answer the model."""
     bench.provider.command = ""
