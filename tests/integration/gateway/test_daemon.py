@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import operator
+import os
 import signal
 import sys
 from pathlib import Path
 
 from agentina.gateway import variables
 from agentina.protocol.states import State
+from tests.fakes import procfs, stalling_reader
 from tests.integration.gateway import beds, gates
 
 WAY = "echo $AGENTINA_GATEWAY $HTTPS_PROXY"
@@ -149,3 +153,39 @@ async def test_a_host_without_a_gateway_gives_jobs_with_a_budget_back() -> None:
         await bed.plane.until_ended(after)
         assert after.outcome is not None
         assert after.outcome.state is State.SUCCEEDED
+
+
+async def test_an_answer_of_200_mb_waits_for_its_reader_in_flat_memory(bed: beds.Bed) -> None:
+    bed.provider.scenario, bed.provider.large = "large", stalling_reader.SIZE
+    program = bed.root / "reader.py"
+    program.write_text(stalling_reader.PROGRAM)
+    task = bed.plane.submit(f"{sys.executable} {program}", budget={"tokens": 1_000_000})
+    workspace = bed.root / f"var/lib/agentina/default/tasks/{task.id}/workspace"
+    await bed.plane.until(lambda: stalling_reader.WAITS.encode() in task.output)
+    written = -1
+    while written != bed.provider.written:  # until nothing moves any more
+        written = bed.provider.written
+        await asyncio.sleep(0.5)
+    assert written < stalling_reader.ON_THE_WAY
+    ways = [
+        pid for pid, command in procfs.command_lines().items()
+        if os.fsencode(bed.root) in command and (b"gateway.process" in command or b"forwarder.py" in command)
+    ]  # fmt: skip
+    before = [memory_mib(pid, "VmRSS") for pid in ways]
+    (workspace / stalling_reader.REST).touch()
+    await bed.plane.until(lambda: len(task.output.split(b"\n")) == 3)
+    after = [memory_mib(pid, "VmHWM") for pid in ways]
+    assert len(ways) == 2
+    assert max(map(operator.sub, after, before)) < stalling_reader.GROWTH, (before, after)
+    (workspace / stalling_reader.END).touch()
+    await bed.plane.until_ended(task)
+    assert int(task.output.split()[-1]) > stalling_reader.SIZE
+    assert task.outcome is not None
+    (row,) = task.outcome.models
+    assert [row.input, row.cached, row.output] == bed.provider.billed
+
+
+def memory_mib(pid: int, name: str) -> float:
+    """What of a process is in memory, or was at most (proc(5))."""
+    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(found[name].split()[0]) / 1024
