@@ -53,7 +53,7 @@ def gates_of(*, settings: str = "/x/gateway.yaml") -> gates.Gates:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [({}, False), ({"budget": {}}, True), ({"budget": {"cost": 1}}, True), ({"scope": {"hosts": ["x"]}}, True),
-     ({"scope": {"paths": ["x"]}}, False)],
+     ({"scope": {"paths": ["x"]}, "workspace": {"git": "/srv/app"}}, False)],
 )  # fmt: skip
 def test_a_budget_or_hosts_ask_for_it(tmp_path: Path, fields: dict[str, Any], *, expected: bool) -> None:
     job = entry_of(tmp_path, **fields).job
