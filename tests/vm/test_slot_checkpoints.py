@@ -20,6 +20,17 @@ export GIT_AUTHOR_DATE=2026-01-01T00:00:00Z GIT_COMMITTER_DATE=2026-01-01T00:00:
 git init -q /srv/app && cd /srv/app && touch gone.txt kept.txt && git add -A
 git -c user.name=t -c user.email=t@example.com commit -q -m first && chmod -R a+rX /srv/app
 """
+#: Has one checkpoint, and stays in the middle of the next; says in the end what it was given.
+_PACKS: Final = """
+[ -z "$AGENTINA_RESUMED_FROM" ] || { cat log; ls; exit 0; }
+echo whole > log && agentina task checkpoint && echo half > log && touch late
+agentina task checkpoint & until pkill -STOP -f packer[.]py; do :; done; echo stopped; sleep 100000
+"""
+#: What is left of a checkpoint that was not completed.
+_LEFT: Final = (
+    "find /var/lib/agentina/default /var/lib/agentina/.slots"
+    " -name '*.tmp' -o -name checkpoint.git -o -name companion -o -name 'pack-*'"
+)
 #: Ends the packer when it has begun with a large file.
 _KILLS: Final = """
 truncate -s 300M big
@@ -35,10 +46,10 @@ def new_agent(
     new_container: Callable[..., container.Container], run_lab: lab.Lab
 ) -> Callable[[str], container.Container]:
     def make(name: str) -> container.Container:
-        made = new_container(name)
+        made = new_container(name, forgets=True)
         made.put(interrupted_cli.program(_RECORDING).encode(), "/usr/local/bin/claude", mode=0o755)
         made.put(interrupted_cli.RECORDING, _RECORDING)
-        made.run(_REPOSITORY)
+        made.run(f"{_REPOSITORY}\nsync")
         run_lab.activate(made, "default", "--max-concurrent-tasks 2")
         run_lab.wait_online(made)
         return made
@@ -103,6 +114,40 @@ def test_a_task_wants_one(first: container.Container, run_lab: lab.Lab, script: 
     outcome = view.tasks[0].outcome
     assert outcome is not None
     assert (outcome.usage.wall_seconds or 0.0) < host.PATIENCE, outcome
+
+
+def begin_to_pack(first: container.Container, run_lab: lab.Lab) -> str:
+    """A job that has one checkpoint, and is in the middle of the next; no other has left anything."""
+    job = run_lab.fleet.submit_script(
+        _PACKS, checkpoint={"every": 0}, retry={"max_attempts": 2, "backoff": 0}, limits={"grace": 1}
+    )
+    fleets.wait_for(lambda: b"stopped" in run_lab.fleet.output(job), "the second is packed")
+    wait_told(run_lab, job, "checkpoint-000001.tar is stored")
+    found = first.wait(f"{_LEFT} | grep tmp", "a part of it is on disk")
+    assert f"{job}.1/checkpoints/.checkpoint-000002.tar.tmp" in found
+    return job
+
+
+def test_daemon_is_killed_while_one_is_packed(first: container.Container, run_lab: lab.Lab) -> None:
+    """The next daemon takes another, and what was left is gone."""
+    job = begin_to_pack(first, run_lab)
+    first.run("systemctl kill --kill-whom=main -s KILL agentina@default")
+    run_lab.fleet.answer("job", "checkpoint", job)
+    wait_told(run_lab, job, "checkpoint-000002.tar is stored")
+    first.wait(f'test -z "$({_LEFT})"', "nothing is left")
+    run_lab.fleet.answer("job", "cancel", job)
+    assert run_lab.fleet.wait_final(job).job.state is State.CANCELED
+
+
+def test_power_is_cut_while_one_is_packed(first: container.Container, run_lab: lab.Lab) -> None:
+    """The job goes on from the one before, and what was left is gone."""
+    job = begin_to_pack(first, run_lab)
+    first.power_cut()
+    view = run_lab.fleet.wait_final(job)
+    assert view.job.state is State.SUCCEEDED, view
+    assert [task.state for task in view.tasks] == [State.LOST, State.SUCCEEDED]
+    assert run_lab.fleet.output(job) == b"whole\nlog\n"
+    first.wait(f'test -z "$({_LEFT})" && test -z "$(ls /var/lib/agentina/default/tasks)"', "nothing is left")
 
 
 def test_a_host_that_is_gone_at_once_has_left_a_checkpoint(
