@@ -37,7 +37,7 @@ class Held:
     """A task an agent holds, with its lease."""
 
     __slots__ = (
-        "agent", "answers", "checkpoint_poll", "checkpointed", "deadline", "is_taken", "job", "job_id",
+        "agent", "answers", "checkpoint_poll", "checkpointed", "deadline", "is_missing", "is_taken", "job", "job_id",
         "memory_bytes", "models", "parked", "poll", "run", "spec", "state", "stop", "stop_poll", "task", "task_id",
     )  # fmt: skip
 
@@ -60,6 +60,8 @@ class Held:
         self.spec = spec
         #: The host is known to have it: it is not sent again.
         self.is_taken = state is not State.ASSIGNED
+        #: Its host has no record of it any more.
+        self.is_missing = False
         self.stop: wire.StopTask | None = None
         #: How far an AI agent is, as of the last heartbeat.
         self.run: wire.AgentRun | None = None

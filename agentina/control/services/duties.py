@@ -87,13 +87,13 @@ class Duties:
         # Looked at again here, in the order of operations: a new session may have renewed it since.
         if task.ended_ms is not None or held.deadline > self._control.clock.boot():
             return
-        is_removed = self._control.fleet.find(held.agent.public_id) is None
-        outcome = wire.Outcome(
-            state=State.LOST,
-            reason=Reason.AGENT_REMOVED if is_removed else Reason.LEASE_EXPIRED,
-            detail=f"{held.agent.name} was not heard of for {self._control.settings.lease_seconds:.0f} s",
-        )
-        outcomes.end_task(work, task, outcome)
+        reason = Reason.LEASE_EXPIRED
+        detail = f"{held.agent.name} was not heard of for {self._control.settings.lease_seconds:.0f} s"
+        if self._control.fleet.find(held.agent.public_id) is None:
+            reason = Reason.AGENT_REMOVED
+        elif held.is_missing:
+            reason, detail = Reason.RECORD_DAMAGED, "its host has no record of it any more"
+        outcomes.end_task(work, task, wire.Outcome(state=State.LOST, reason=reason, detail=detail))
 
     async def end_backoffs(self) -> None:
         """Make jobs ready whose backoff is over."""

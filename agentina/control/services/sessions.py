@@ -98,7 +98,7 @@ async def open_session(control: plane.Plane, agent: fleet.Agent, message: wire.S
     activation.check_protocol(message.protocol)
     listed = {held.task_id: held for held in message.tasks}
 
-    def conclude(work: changes.Work) -> tuple[engine.Row, int, _Unheld, str]:
+    def conclude(work: changes.Work) -> tuple[engine.Row, int, _Unheld, str, set[str]]:
         tx = work.tx
         if agents.standing(tx, agent.id) is None:
             raise errors.AGENT_UNKNOWN()  # noqa: RSE102 - calling the entry makes the exception
@@ -109,9 +109,9 @@ async def open_session(control: plane.Plane, agent: fleet.Agent, message: wire.S
         renew(control, agent, kept)
         unheld = _Unheld(control, agent)
         unheld.judge(tx, (held for task_id, held in listed.items() if task_id not in kept))
-        return agents.by_id(tx, agent.id), agents.applied(tx, agent.id, message.stream), unheld, former
+        return agents.by_id(tx, agent.id), agents.applied(tx, agent.id, message.stream), unheld, former, kept
 
-    row, applied, unheld, former = await control.write(conclude)
+    row, applied, unheld, former, kept = await control.write(conclude)
     if former not in {"", message.boot_id, *agent.former_boots}:
         agent.former_boots.append(former)
     plane.refresh_agent(agent, row)
@@ -121,9 +121,9 @@ async def open_session(control: plane.Plane, agent: fleet.Agent, message: wire.S
     # A poll of the session before is answered now; it finds that it was superseded.
     agent.wake()
     stops = list(unheld.stop)
-    renew(control, agent, set(agent.held))
+    renew(control, agent, kept)
     for held in agent.held.values():
-        held.is_taken, held.spec = True, None
+        held.is_taken, held.spec, held.is_missing = True, None, held.task_id not in kept
         if held.stop is not None:
             stops.append(held.stop)
     return wire.SessionOpened(
@@ -214,11 +214,8 @@ def _conclude_held(work: changes.Work, agent: fleet.Agent, listed: dict[str, wir
             kept.add(task.public_id)
         elif task.state is State.ASSIGNED:
             outcomes.return_task(work, task, "its host never took it over")
-        else:
-            lost = wire.Outcome(
-                state=State.LOST, reason=Reason.RECORD_DAMAGED, detail="its host has no record of it any more"
-            )
-            outcomes.end_task(work, task, lost)
+        # Of others the host has no record any more, but it may still run there: until its lease ends, which holds there
+        # without a daemon, it is given to nobody.
     return kept
 
 

@@ -35,10 +35,17 @@ def test_an_assigned_task_that_is_not_listed_never_started(control: Any, operato
     assert agent.take() == [f"{job}.2"]
 
 
-def test_a_task_whose_record_is_gone_is_lost(control: Any, operator: simulated.Operator) -> None:
+def test_a_task_whose_record_is_gone_is_lost_when_it_cannot_run_any_more(
+    control: Any, operator: simulated.Operator
+) -> None:
     agent = control.agent()
     job, _ = running(agent, operator, retry={"on": []})
+    control.step_boot(100)
     agent.open()
+    control.step_boot(79)
+    agent.heartbeat()
+    assert operator.state(job)[0] == "running"
+    control.step_boot(2)
     shown = operator.show(job)
     assert (shown["job"]["state"], shown["job"]["reason"]) == ("lost", "record-damaged")
     assert shown["job"]["attempts"] == 1
