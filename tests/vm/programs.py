@@ -1,4 +1,4 @@
-"""The real command lines of AI agents (tests/fakes/real_clis.py) as a host's own copies."""
+"""Command lines of AI agents on hosts: the real ones (tests/fakes/real_clis.py) as its own copies, and stand-ins."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.fakes import real_clis
+from tests.fakes import real_clis, stand_in_cli
 from tests.vm import host, images
 
+#: By runner, the names of the programs that there is a stand-in for.
+STAND_INS: Final = {"claude-code": "claude", "codex": "codex"}
 #: Models by the runners that do not choose one that the gateway serves.
 _MODELS: Final = {"gemini": "gemini-2.5-flash", "opencode": "anthropic/claude-haiku-4-5"}
 
@@ -39,6 +41,13 @@ class Copies:
         install = f"agentina runner install {runner} --from /root/program --program {program.name}"
         self._there.run(f"{install}; rm -r /root/program")
         return self._there.run(f"agentina runner list | grep -o '^{runner}@[^ ]*'").strip()
+
+
+def stand_in(there: host.Host) -> None:
+    """Have a host's daemon use stand-ins."""
+    for name in STAND_INS.values():
+        there.put(Path(stand_in_cli.__file__), f"/usr/local/bin/{name}", mode=0o755)
+    there.run("systemctl reload agentina@default")
 
 
 def _program(runner: str) -> Path:

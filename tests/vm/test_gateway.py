@@ -20,21 +20,15 @@ from agentina.gateway import forwarder, variables
 from agentina.host.work import doors
 from agentina.inside import toolserver
 from agentina.protocol.states import State
-from tests.fakes import model_provider
-from tests.vm import attacks, coding, host, models
-
-RUNNERS: Final = {"claude-code": "claude", "codex": "codex"}
+from tests.vm import attacks, coding, host, models, programs
 
 
 @pytest.fixture(autouse=True, scope="module")
 def stand_ins(coding_bench: coding.Bench) -> None:
-    program = Path(model_provider.__file__).with_name("stand_in_cli.py")
-    for name in RUNNERS.values():
-        coding_bench.there.put(program, f"/usr/local/bin/{name}", mode=0o755)
-    coding_bench.there.run("systemctl reload agentina@default")
+    programs.stand_in(coding_bench.there)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", programs.STAND_INS)
 def test_stand_in_fixes_a_bug(bench: coding.Bench, runner: str) -> None:
     _, output = bench.fix(runner)
     # It is a user of its own, and has loopback, its own files, orders, and nothing else.
@@ -335,7 +329,6 @@ def test_task_speaks_for_itself_only(bench: coding.Bench, neighbour: Neighbour) 
     assert bench.there.run("python3 /usr/local/share/say.py").splitlines() == ["heard"] * 3
     assert bench.there.run("python3 /usr/local/share/say.py", user="nobody").splitlines() == ["Permission denied"] * 3
     program = f"""{SAY}
-import time
 own = os.environ["AGENTINA_TASK_SOCKET"]
 while not os.path.exists(own):
     time.sleep(0.02)  # it opens a moment after the start

@@ -121,7 +121,8 @@ class HealthWatch:
     def _report(self, entry: entries.Entry, finding: health.Finding, *, name: str) -> None:
         code, text = _CODES[finding.kind], f"{finding.kind}: {finding.text}"
         fields = {"action": "task-health", "task": entry.task_id, "code": code}
-        _log.warning("task %s is unwell, %s %s", entry.task_id, text, finding.evidence, extra=fields)
+        # Not the evidence: what the agent does may hold secrets, which are masked in what is reported only.
+        _log.warning("task %s is unwell (%s): %s", entry.task_id, name, text, extra=fields)
         self._anomalies.report(
             "health", code, text, task_id=entry.task_id, evidence=finding.evidence, name=_name(entry, name)
         )
