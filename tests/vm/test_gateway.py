@@ -36,6 +36,32 @@ def test_stand_in_fixes_a_bug(bench: coding.Bench, runner: str) -> None:
     assert '\\nhome\\nmirror\\norders\\nworkspace\\nlo:\\n"' in output
 
 
+@pytest.mark.parametrize("scope", ["agent", "organization"])
+def test_budget_of_a_day_that_is_used_up_holds_an_agent_until_it_is_raised(bench: coding.Bench, scope: str) -> None:
+    fleet = bench.lab.fleet
+    agent = next(one for one in fleet.client.list_agents().agents if one.hostname == bench.there.name)
+    name = {"agent": agent.id, "organization": agent.organization}[scope]
+    bench.fix("claude-code")
+    first = len(bench.provider.asked[0].body) // 3
+    used = fleet.document("budget", "set", f"--{scope}", name, "--tokens", "1000000000", "--json")["used"]["tokens"]
+    # The first call fits with some output, the second, which brings what the command printed, does not.
+    limit = used + first + 400
+    fleet.answer("budget", "set", f"--{scope}", name, "--tokens", str(limit), "--on-exhausted", "park")
+    try:
+        bench.begin_anew()
+        job = bench.submit()
+        reason = host.wait_for(lambda: fleet.job(job).tasks and fleet.job(job).tasks[-1].parked, "it is parked")
+        assert f"of {limit} tokens of the {scope}'s budget of the day are used" in reason
+        assert len(bench.provider.asked) == 1
+        fleet.answer("budget", "raise", f"--{scope}", name, "--tokens", "1000000")
+        bench.ended(job)
+        fresh, _, output = bench.provider.billed
+        shown = fleet.document("budget", "show", f"--{scope}", name, "--json")
+        assert shown["used"]["tokens"] == used + fresh + output
+    finally:
+        fleet.answer("budget", "set", f"--{scope}", name, "--none")
+
+
 # --- while things are restarted --------------------------------------------------------------------------------------
 
 
