@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+from agentina import errors
 from agentina.host.trees import git
 from agentina.system import files
 
@@ -143,7 +144,7 @@ class Mirror:
     async def _is_whole(self) -> bool:
         """Whether the mirror itself is in order: then a failed fetch was the other side's."""
         try:
-            await self._git("rev-parse", "--git-dir")
+            await self._git("config", "--local", "--get", "remote.origin.url")
             await self._git("fsck", "--connectivity-only", "--no-dangling", "--no-reflogs", "--no-progress")
         except git.GitError:
             return False
@@ -170,11 +171,20 @@ class Mirror:
             for left in place.glob("*.lock"):
                 left.unlink(missing_ok=True)
 
+    def _configure(self) -> None:
+        """Have git's configuration as it has to be: a power cut may have left an empty one."""
+        wanted = git.configuration().encode()
+        try:
+            found = files.read_bounded(self._configuration)
+        except (OSError, errors.AgentinaError):
+            found = b""
+        if found != wanted:
+            files.write_atomic(self._configuration, wanted, durable=False)
+
     @contextlib.asynccontextmanager
     async def _locked(self) -> AsyncIterator[int]:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self._configuration.exists():
-            files.write_atomic(self._configuration, git.configuration().encode(), durable=False)
+        self._configure()
         descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:

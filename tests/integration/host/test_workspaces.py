@@ -151,6 +151,11 @@ async def test_rewritten_history_is_followed_and_old_tasks_keep_their_objects(
     assert await made.collect(job(repository, "main"), old, before.commit) == []
 
 
+def only(directory: Path, pattern: str) -> Path:
+    (found,) = directory.glob(pattern)
+    return found
+
+
 def mirror_of(cache: Path) -> Path:
     return next((cache / "mirrors").glob("*.git"))
 
@@ -206,6 +211,22 @@ async def test_damaged_mirror_is_set_aside_and_made_anew(repository: Repository,
     prepared = await made.prepare(job(repository, repository.first), task)
     assert content(prepared.path) == content(repository.path)
     assert len(list((cache / "mirrors").glob("*.damaged-*"))) == 1
+
+
+@pytest.mark.parametrize("emptied", ["gitconfig", "mirrors/*.git/config", "mirrors/*.git/HEAD"])
+async def test_files_that_a_power_cut_emptied_are_made_anew(
+    emptied: str, repository: Repository, cache: Path, task: Path
+) -> None:
+    """They are not synced, so they may be there without what was in them."""
+    await workspaces.Workspaces(cache).prepare(job(repository, "main"), task)
+    found = only(cache, emptied)
+    before = found.read_bytes()
+    found.write_bytes(b"")
+    repository.write("new", b"x")
+    second = repository.commit("second")
+    prepared = await workspaces.Workspaces(cache).prepare(job(repository, "main"), task)
+    assert prepared.commit == second
+    assert found.read_bytes() == before
 
 
 async def test_missing_blob_in_the_mirror_is_noticed(repository: Repository, cache: Path, task: Path) -> None:
