@@ -94,12 +94,12 @@ class Site:
         self.wait_for_tasks()
         return jobs
 
-    def wait_for_tasks(self, *, attempt: int = 1) -> None:
-        """Wait until this attempt of every job runs, and no other, and remember their processes."""
+    def wait_for_tasks(self) -> None:
+        """Wait until every job runs, and remember their processes."""
 
         def run() -> bool:
             views = [self.lab.fleet.job(job) for job in self.jobs]
-            if not all(view.job.state is states.State.RUNNING and len(view.tasks) >= attempt for view in views):
+            if not all(view.job.state is states.State.RUNNING for view in views):
                 return False
             return len(self.lab.units(self.there)) == self._tasks
 
