@@ -329,7 +329,7 @@ def test_token_is_worth_nothing_after_its_task(bench: coding.Bench, neighbour: N
 
 #: Says something to a task's daemon; prints what comes of it.
 SAY: Final = """
-import json, os, socket
+import json, os, socket, time
 def say(place, **request):
     try:
         with socket.socket(socket.AF_UNIX) as made:
