@@ -122,12 +122,17 @@ class Supervisor:
 
     def look(self) -> bool:
         """End it if it was stopped or does not answer; returns whether it has a task."""
-        if self._run is None:
+        run = self._run
+        if run is None:
             return False
-        if not self._run.answer.done() and self._loop.time() - self._run.asked >= _ANSWER_SECONDS:
-            self._doubt(self._run)
+        if self._is_mute(run):
+            _log.warning("supervisor %d does not answer; it is ended and another asked", self.pid)
+            if self.pid:
+                _kill(self.pid, self._channel)
+            else:
+                self.made_by.kill()
         elif self.pid and self._standstill.lasts(self.pid):
-            _log.warning("supervisor %d was stopped; it is ended, with its task %s", self.pid, self._run.directory.name)
+            _log.warning("supervisor %d was stopped; it is ended, with its task %s", self.pid, run.directory.name)
             _kill(self.pid, self._channel)
         return True
 
@@ -187,15 +192,11 @@ class Supervisor:
         self._pool.on_over(run)
         self._pool.on_free(self)
 
-    def _doubt(self, run: Run) -> None:
-        """End a supervisor that did not answer, unless the task has begun: then it answers when the disk lets it."""
-        if (run.directory / "supervisor").exists():
-            return
-        _log.warning("supervisor %d does not answer; it is ended and another asked", self.pid)
-        if self.pid:
-            _kill(self.pid, self._channel)
-        else:
-            self.made_by.kill()
+    def _is_mute(self, run: Run) -> bool:
+        """Whether it owes an answer for too long. Once the task has begun it answers when the disk lets it."""
+        if run.answer.done() or self._loop.time() - run.asked < _ANSWER_SECONDS:
+            return False
+        return not (run.directory / "supervisor").exists()
 
 
 class Pool:

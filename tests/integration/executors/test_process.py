@@ -599,6 +599,27 @@ async def test_spare_that_does_not_answer_is_ended_and_another_asked(
     assert (launch.directory / "ran").read_text() == "ran\n"
 
 
+async def test_supervisor_that_was_stopped_before_it_answered_is_ended_though_the_task_has_begun(
+    executor: process.ProcessExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await until(lambda: len(free_of(executor)) == 1)
+    (spare,) = free_of(executor)
+    os.kill(spare, signal.SIGSTOP)
+    launch = shell(tmp_path, "echo ran >> ../ran")
+    starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
+    await until(lambda: spare not in free_of(executor))
+    (launch.directory / "supervisor").touch()
+    monkeypatch.setattr(pool, "_ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "_STANDSTILL_SECONDS", 0.0)
+    for _ in range(2):
+        executor._pool._look()
+    await until(lambda: not Path(f"/proc/{spare}").exists())
+    async with asyncio.timeout(deadlines.HANG):
+        # Nobody knows of it how far it came, so it is taken for one that was started.
+        assert (await starting).pid == 0
+    assert not (launch.directory / "ran").exists()
+
+
 async def test_supervisor_killed_between_fence_and_start_is_no_second_start(
     executor: process.ProcessExecutor, tmp_path: Path
 ) -> None:
