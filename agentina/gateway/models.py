@@ -216,7 +216,9 @@ class _Call:
             await self._run_free()
             return
         wish = calls.understand(self._route.api, self._body, self._route)
-        nudge = self._task.nudge if calls.goes_on(self._route.api, wish, self._body) else ""
+        nudge = self._task.nudge
+        if nudge and not calls.goes_on(self._route.api, wish, self._body):
+            nudge = ""
         wish = wish._replace(size=wish.size + len(nudge.encode()))
         try:
             source = self._models.loaded.find(self._route.api, wish.model)
