@@ -153,9 +153,11 @@ class Gateway:
 
     def _change(self, order: channel.Raise | channel.Nudge) -> None:
         door = self._doors.get(order.task_id)
-        if door is not None and isinstance(order, channel.Nudge):
+        if door is None:
+            return
+        if isinstance(order, channel.Nudge):
             door.task.nudge = order.text
-        elif door is not None and isinstance(order, channel.Raise):
+        else:
             try:
                 door.task.raise_to(order.limits)
             except errors.AgentinaError as error:
