@@ -139,7 +139,7 @@ def load(path: Path, *, credentials: Path | None = None) -> Loaded:
 
     """
     settings = read(path)
-    places = [*([credentials] if credentials is not None else []), path.parent / "credentials"]
+    places = [*([credentials] if credentials is not None else []), _store(path)]
     return Loaded(settings, [_source(provider, places) for provider in settings.providers])
 
 
@@ -179,7 +179,12 @@ def missing_keys(settings: Settings, path: Path, handed: Container[str]) -> list
 
     """
     named = dict.fromkeys(name for provider in settings.providers for name in provider.credentials)
-    return [name for name in named if name not in handed and not _is_there(path.parent / "credentials" / name)]
+    return [name for name in named if name not in handed and not _is_there(_store(path) / name)]
+
+
+def _store(path: Path) -> Path:
+    """Where an owner keeps keys, beside ``gateway.yaml``."""
+    return path.parent / "credentials"
 
 
 def _is_there(path: Path) -> bool:
