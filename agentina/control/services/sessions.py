@@ -121,7 +121,6 @@ async def open_session(control: plane.Plane, agent: fleet.Agent, message: wire.S
     # A poll of the session before is answered now; it finds that it was superseded.
     agent.wake()
     stops = list(unheld.stop)
-    renew(control, agent, kept)
     for held in agent.held.values():
         held.is_taken, held.spec, held.is_missing = True, None, held.task_id not in kept
         if held.stop is not None:

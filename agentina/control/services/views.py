@@ -67,7 +67,7 @@ def _blockers(control: plane.Plane, tx: engine.Transaction, job: jobs.Job, spec:
     )
     candidates = [
         blockers.Candidate(
-            name=f"{agent.hostname}/{agent.instance}",
+            name=agent.name,
             organization_id=agent.organization_id,
             role=agent.role,
             labels=agent.labels,
