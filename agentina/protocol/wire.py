@@ -37,10 +37,10 @@ MAX_EVIDENCE: Final = 8192
 MAX_CHANGED: Final = 500
 #: Most tasks one agent reports as held.
 MAX_HELD: Final = 10_000
+#: Most tools of one run that are told apart.
+MAX_TOOLS: Final = 32
 
 Short = Annotated[str, msgspec.Meta(max_length=256)]
-#: Most tools of one run that are told apart.
-MAX_TOOLS = 32
 Detail = Annotated[str, msgspec.Meta(max_length=MAX_DETAIL)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
 Labels = Annotated[dict[str, str], msgspec.Meta(max_length=64)]
