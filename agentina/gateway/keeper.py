@@ -181,7 +181,7 @@ class Keeper:
                 self._is_ending = self._writer.is_closing()
                 self._writer.close()
                 self._writer = None
-            await asyncio.shield(_end(process))
+            await tasks.finish(_end(process))
             for task_id in list(self._closing):
                 self._on_closed(task_id)
 

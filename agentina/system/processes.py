@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from agentina import errors
+from agentina.system import tasks
 
 #: Most of an environment that is looked at; the kernel's own limit for it is a quarter of the stack, 2 MiB.
 _MAX_ENVIRONMENT: Final = 4 << 20
@@ -242,7 +243,7 @@ async def run(
     finally:
         if process.returncode is None:
             _kill_group(process.pid)
-            await asyncio.shield(process.wait())
+            await tasks.finish(process.wait())
         process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - else pipes a grandchild holds leak
     return Completed(code=code, output=bytes(sink.kept), problem=problem.text(), truncated=sink.truncated)
 

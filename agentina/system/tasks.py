@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -48,12 +48,12 @@ async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
     await asyncio.gather(*started, return_exceptions=True)
 
 
-async def in_thread(function: Callable[..., T], *arguments: object, on_cancel: Callable[[], None] = lambda: None) -> T:
-    """What ``function`` returns. When this is canceled it waits all the same: a thread cannot be ended.
+async def finish(work: Awaitable[T], *, on_cancel: Callable[[], None] = lambda: None) -> T:
+    """What ``work`` comes to. When this is canceled it waits all the same, and only then is canceled itself.
 
-    For work on files that whoever comes next must not meet half done. ``on_cancel`` may hasten the thread's end.
+    For what whoever comes next must not meet half done. ``on_cancel`` may hasten its end.
     """
-    working = asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *arguments))
+    working = asyncio.ensure_future(work)  # noqa: TID251 - awaited here, whatever comes
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
@@ -62,3 +62,9 @@ async def in_thread(function: Callable[..., T], *arguments: object, on_cancel: C
         if not working.cancelled():
             working.exception()  # nobody hears of it, as of its result
         raise
+
+
+async def in_thread(function: Callable[..., T], *arguments: object, on_cancel: Callable[[], None] = lambda: None) -> T:
+    """What ``function`` returns. A thread cannot be ended, so it is waited for as :func:`finish` does."""
+    loop = asyncio.get_running_loop()
+    return await finish(loop.run_in_executor(None, functools.partial(function, *arguments)), on_cancel=on_cancel)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from agentina import errors
+from agentina.system import tasks
 
 #: Seconds until settings that were unusable are looked at again: somebody may have mended them without telling.
 _AGAIN_SECONDS: Final = 60.0
@@ -85,5 +86,5 @@ async def _ask(settings: Path) -> str:
     finally:
         if process.returncode is None:
             process.kill()
-            await asyncio.shield(process.wait())
+            await tasks.finish(process.wait())
     return told[:_MAX_PROBLEM].decode("utf-8", "replace").strip()

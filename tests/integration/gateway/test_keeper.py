@@ -176,6 +176,22 @@ async def test_nobody_waits_for_a_killed_gateway_to_let_go(host: Host) -> None:
     await asyncio.wait_for(running, deadlines.HANG)
 
 
+async def test_who_stops_it_waits_for_a_process_that_ends_already(host: Host) -> None:
+    await host.open(TASK_A)
+    pid = host.keeper.pid
+    os.kill(pid, signal.SIGSTOP)
+    host.keeper.close(TASK_A)
+    async with asyncio.timeout(deadlines.HANG):
+        while host.keeper.pid:  # noqa: ASYNC110 - it is told to end in its own time
+            await asyncio.sleep(0.005)
+        stopping = asyncio.ensure_future(host.keeper.stop())  # noqa: TID251 - awaited below
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGCONT)
+        await stopping
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 async def test_the_key_is_not_to_be_found_from_a_task(host: Host) -> None:
     directory, token = await host.open(TASK_A)
     search = f"cd /proc/{host.keeper.pid}; cat environ mem maps cmdline fd/* 2>/dev/null; env; echo done"

@@ -43,3 +43,37 @@ async def test_cancel_waits_until_tasks_have_ended() -> None:
     await asyncio.sleep(0)
     await tasks.cancel(task, None)
     assert ended == [True]
+
+
+async def test_what_must_finish_is_waited_for_though_canceled() -> None:
+    may_end, ended, hastened = asyncio.Event(), [], []
+
+    async def work() -> None:
+        await may_end.wait()
+        ended.append(True)
+
+    task = tasks.start(tasks.finish(work(), on_cancel=lambda: hastened.append(True)), name="x")
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert hastened == [True]
+    assert not task.done()
+    may_end.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert ended == [True]
+
+
+async def test_what_must_finish_may_fail_after_it_was_canceled() -> None:
+    may_end = asyncio.Event()
+
+    async def fail() -> None:
+        await may_end.wait()
+        raise ValueError("broken")
+
+    task = tasks.start(tasks.finish(fail()), name="x")
+    await asyncio.sleep(0)
+    task.cancel()
+    may_end.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
