@@ -98,16 +98,8 @@ def _license(
     except errors.AgentinaError as error:
         problems.append(_problem(error))
         return None
-    return local.LicenseView(
-        plan=license_.plan,
-        max_agents=license_.max_agents,
-        max_concurrent_tasks_per_agent=license_.max_concurrent_tasks_per_agent,
-        channel=license_.channel,
-        expires_ms=license_.expires_ms,
-        offline_grace_hours=license_.offline_grace_hours,
-        # How much of it is used up only a running daemon knows.
-        grace_left_seconds=license_.offline_grace_hours * 3600,
-    )
+    # How much of the grace is used up only a running daemon knows.
+    return local.LicenseView.of(license_, grace_left_seconds=license_.offline_grace_hours * 3600)
 
 
 def _problem(error: errors.AgentinaError) -> local.Problem:

@@ -12,7 +12,7 @@ from agentina.host import heartbeat, remote, standing
 from agentina.host.instance import config, identity, outbox, session
 from agentina.host.updating import orders, probe
 from agentina.host.work import entries, state, tasks
-from agentina.protocol import budgets, local, wire
+from agentina.protocol import budgets, local
 from agentina.protocol.states import Reason, State
 from agentina.system import clock, paths
 
@@ -67,7 +67,7 @@ class StatusView:
         problems = self._standing.problems()
         shown, why = self._state()
         failure = self._session.failure
-        license_ = self._standing.license
+        license_, grace_left = self._standing.license, self._standing.grace_left_seconds
         return local.InstanceStatus(
             instance=self._instance.name,
             version=__version__,
@@ -84,7 +84,7 @@ class StatusView:
             started_ms=self._started_ms,
             last_heartbeat_ms=self._heartbeat.last_ms or self._session.last_answer_ms,
             last_error="" if failure is None else str(failure),
-            license=None if license_ is None else self._license(license_),
+            license=None if license_ is None else local.LicenseView.of(license_, grace_left_seconds=grace_left),
             channel="" if license_ is None else license_.channel,
             update_available=self._session.directives.update_available,
             update_title=self._session.directives.update_title,
@@ -119,17 +119,6 @@ class StatusView:
         if draining is not None:
             return "draining", draining
         return "online", ""
-
-    def _license(self, license_: wire.License) -> local.LicenseView:
-        return local.LicenseView(
-            plan=license_.plan,
-            max_agents=license_.max_agents,
-            max_concurrent_tasks_per_agent=license_.max_concurrent_tasks_per_agent,
-            channel=license_.channel,
-            expires_ms=license_.expires_ms,
-            offline_grace_hours=license_.offline_grace_hours,
-            grace_left_seconds=self._standing.grace_left_seconds,
-        )
 
     def _task(self, entry: entries.Entry) -> local.LocalTask:
         shown, outcome = entry.task.shown, entry.task.outcome

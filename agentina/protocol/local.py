@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from agentina.protocol import budgets, jobs
+from agentina.protocol import budgets, jobs, wire
 from agentina.protocol.states import Reason, State
-from agentina.protocol.wire import HostFacts, Outcome, Progress, UpdateReport
 
 #: Longest request or answer line, in bytes.
 MAX_LINE = 8 << 20
@@ -55,7 +54,7 @@ class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
     #: Seconds until the lease runs out; None when nothing runs.
     lease_seconds: float | None = None
     #: How far it said it was.
-    progress: Progress | None = None
+    progress: wire.Progress | None = None
     #: What it used of models so far, and its budget; None: it has none.
     used: budgets.Amounts | None = None
     budget: jobs.Budget | None = None
@@ -73,7 +72,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     running: bool = False
     limit_bytes: int = 0
     #: How it ended; None: it has not, or could not be run.
-    outcome: Outcome | None = None
+    outcome: wire.Outcome | None = None
     #: Why it could not be run.
     error_code: str = ""
     detail: str = ""
@@ -90,6 +89,19 @@ class LicenseView(msgspec.Struct, frozen=True, kw_only=True):
     offline_grace_hours: float
     #: Seconds of grace left; the full grace while connected.
     grace_left_seconds: float
+
+    @classmethod
+    def of(cls, license_: wire.License, *, grace_left_seconds: float) -> LicenseView:
+        """Show a license."""
+        return cls(
+            plan=license_.plan,
+            max_agents=license_.max_agents,
+            max_concurrent_tasks_per_agent=license_.max_concurrent_tasks_per_agent,
+            channel=license_.channel,
+            expires_ms=license_.expires_ms,
+            offline_grace_hours=license_.offline_grace_hours,
+            grace_left_seconds=grace_left_seconds,
+        )
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,9 +131,9 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     #: The control plane's settings that hold here (``cfg-…``; ``none``; empty: it may set none), and what became of the
     #: latest order for some.
     configuration: str = ""
-    configuration_report: UpdateReport | None = None
+    configuration_report: wire.UpdateReport | None = None
     #: The latest update of this host; None: there was none.
-    update: UpdateReport | None = None
+    update: wire.UpdateReport | None = None
     #: The latest task over its memory limit; None: nobody asked for one.
     probe: Probe | None = None
     tasks: list[LocalTask] = []
@@ -133,7 +145,7 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     guarantees: dict[str, str] = {}
     #: Runners of AI agents, each with the program that it starts.
     runners: dict[str, str] = {}
-    host: HostFacts | None = None
+    host: wire.HostFacts | None = None
     reports_waiting: int = 0
     problems: list[Problem] = []
 
