@@ -26,7 +26,7 @@ from typing import Any, Final, Literal, cast
 import msgspec
 import uvloop
 
-from agentina.protocol import signing, wire
+from agentina.protocol import licensing, signing, wire
 from agentina.protocol.states import Reason, State
 from agentina.system import tasks
 from benchmarks import measure
@@ -123,11 +123,11 @@ class Agent:
     async def activate(self, url: str, context: ssl.SSLContext | None, token: str) -> Connection:
         """Redeem ``token`` and open a session; a connection with the agent's assertion is returned."""
         connection = await Connection.open(url, context)
-        request = wire.Activate(
+        request = licensing.Activate(
             token=token, public_key=self._key.public.key, proof=self._key.sign("activation", token.encode()),
             hostname=f"host-{self._number}", instance="default",
         )  # fmt: skip
-        activated = msgspec.json.decode(await connection.send("/v1/activate", request), type=wire.Activated)
+        activated = msgspec.json.decode(await connection.send("/v1/activate", request), type=licensing.Activated)
         self.assertion = signing.make_assertion(
             self._key,
             agent_id=activated.agent_id,

@@ -24,7 +24,7 @@ import msgspec
 from agentina import errors
 from agentina.client import address as addresses
 from agentina.client import backoff
-from agentina.protocol import api, budgets, inputs, wire
+from agentina.protocol import api, budgets, inputs, licensing, wire
 
 T = TypeVar("T")
 
@@ -334,9 +334,9 @@ class Client:
         """Who the token is, and which control plane this is."""
         return self._get("/v1/whoami", api.WhoAmI)
 
-    def activate(self, request: wire.Activate) -> wire.Activated:
+    def activate(self, request: licensing.Activate) -> licensing.Activated:
         """Redeem an activation token; repeating it with the same key is safe."""
-        return _decode(self.request("POST", "/v1/activate", body=request, repeatable=True), wire.Activated)
+        return _decode(self.request("POST", "/v1/activate", body=request, repeatable=True), licensing.Activated)
 
     def health(self) -> Answer:
         """``/healthz``; its ``agentina-time`` header tells the control plane's clock."""

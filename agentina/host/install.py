@@ -33,7 +33,7 @@ from agentina import errors
 from agentina.client import address, api, local
 from agentina.host.instance import config, doctor, identity, service
 from agentina.host.updating import backups
-from agentina.protocol import inputs, names, signing, units, versions, wire
+from agentina.protocol import inputs, licensing, names, signing, units, versions
 from agentina.system import files, paths, services, users
 
 Say = Callable[[str], None]
@@ -249,10 +249,10 @@ def _pending_identity(
     return fresh
 
 
-def _activation(instance: paths.InstancePaths, request: Request, key: signing.SigningKey) -> wire.Activate:
+def _activation(instance: paths.InstancePaths, request: Request, key: signing.SigningKey) -> licensing.Activate:
     from agentina.host.instance import fingerprint  # noqa: PLC0415 - only activation needs it
 
-    return wire.Activate(
+    return licensing.Activate(
         token=request.token,
         public_key=key.public.key,
         proof=key.sign("activation", request.token.encode()),
@@ -375,7 +375,7 @@ def wait_for_heartbeat(
         time.sleep(_LOOK_AGAIN)  # another process's state: there is nothing to await
 
 
-def _note_differences(known: identity.Identity, request: Request, license_: wire.License, say: Say) -> None:
+def _note_differences(known: identity.Identity, request: Request, license_: licensing.License, say: Say) -> None:
     """Say what was asked for and is not so."""
     if request.role is not None and request.role != known.role:
         say(f"The agent's role is {known.role or 'none'}, not {request.role}: its token or activation set it.")

@@ -12,7 +12,7 @@ from agentina.host.instance import config, grace, identity, outbox, policy, sess
 from agentina.host.leaving import departure
 from agentina.host.updating import orders
 from agentina.host.work import gates, tasks
-from agentina.protocol import local, signing, units, wire
+from agentina.protocol import licensing, local, signing, units, wire
 from agentina.protocol.jobs import JobSpec
 from agentina.system import clock, files, paths, pressure
 
@@ -62,7 +62,7 @@ class Standing:
         #: Why the owner wants no new work here; None: not drained locally.
         self.drain_reason: str | None = self._read_drain()
         #: The license, or why there is none.
-        self.license: wire.License | None = None
+        self.license: licensing.License | None = None
         self.license_error: errors.AgentinaError | None = None
         self.policy_error: errors.AgentinaError | None = None
         #: Damage found at start.
@@ -109,7 +109,7 @@ class Standing:
     def renew_license(self, signed: signing.Signed) -> None:
         """Take over a license the control plane sent, if it verifies, is this agent's and is newer."""
         try:
-            license_ = signing.verify_struct(signed, "license", self._identity.trusted_keys, wire.License)
+            license_ = signing.verify_struct(signed, "license", self._identity.trusted_keys, licensing.License)
             if license_.agent_id != self._identity.agent_id:
                 raise errors.LICENSE_INVALID(problem="it belongs to another agent")
             if self.license is not None and license_.issued_ms <= self.license.issued_ms:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from agentina.protocol import budgets, jobs, wire
+from agentina.protocol import budgets, jobs, licensing, wire
 from agentina.protocol.states import Reason, State
 
 #: Longest request or answer line, in bytes.
@@ -91,7 +91,7 @@ class LicenseView(msgspec.Struct, frozen=True, kw_only=True):
     grace_left_seconds: float
 
     @classmethod
-    def of(cls, license_: wire.License, *, grace_left_seconds: float) -> LicenseView:
+    def of(cls, license_: licensing.License, *, grace_left_seconds: float) -> LicenseView:
         """Show a license."""
         return cls(
             plan=license_.plan,

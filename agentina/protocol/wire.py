@@ -1,4 +1,4 @@
-"""The messages between an agent and the control plane (the agent API under /v1/agent and /v1/activate).
+"""The messages between an agent and the control plane (the agent API under /v1/agent).
 
 docs/reference/protocol.md gives the order of messages and the rules; the fields are documented here. Times ending in
 ``_ms`` are milliseconds since the Unix epoch; ``_seconds`` are durations; sizes are bytes.
@@ -51,7 +51,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all messages: unknown fields are skipped, absent ones take their default."""
 
 
-# --- activation ------------------------------------------------------------------------------------------------------
+# --- sessions and heartbeats ---------------------------------------------------------------------------------------
 
 
 class Fingerprint(_Message, frozen=True, kw_only=True):
@@ -62,64 +62,6 @@ class Fingerprint(_Message, frozen=True, kw_only=True):
     disk: Short = ""
     mac: Short = ""
     hostname: Short = ""
-
-
-class Activate(_Message, frozen=True, kw_only=True):
-    """``POST /v1/activate``: redeem an activation token for an agent identity. Idempotent for the same key."""
-
-    token: Annotated[str, msgspec.Meta(min_length=8, max_length=128)]
-    #: The host's new Ed25519 key, base64.
-    public_key: Annotated[str, msgspec.Meta(max_length=64)]
-    #: Signature with that key, purpose ``activation``, payload = the token: proves the key is held.
-    proof: signing.Signed
-    hostname: Short
-    instance: Short
-    fingerprint: Fingerprint = Fingerprint()
-    #: Wished; a token that fixes role or labels wins.
-    role: Short | None = None
-    labels: Labels = {}
-    max_concurrent_tasks: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
-    version: Short = ""
-    protocol: int = 1
-
-
-class License(_Message, frozen=True, kw_only=True):
-    """The signed grant (purpose ``license``)."""
-
-    agent_id: str
-    organization: str
-    plan: str
-    max_agents: int
-    max_concurrent_tasks_per_agent: int
-    channel: str
-    features: list[str] = []
-    #: Hours without the control plane after which no new work is taken.
-    offline_grace_hours: float
-    issued_ms: int
-    expires_ms: int
-    #: ``required``: a drifted fingerprint refuses; ``optional``: it is reported; ``none``.
-    machine_binding: Literal["required", "optional", "none"] = "optional"
-
-
-class Activated(_Message, frozen=True, kw_only=True):
-    """Answer to :class:`Activate`."""
-
-    agent_id: str
-    organization: str
-    #: The control plane's id: the audience of assertions.
-    control_plane_id: str
-    #: Keys that sign licenses and assignments; pinned by the host.
-    keys: list[signing.PublicKey]
-    license: signing.Signed
-    role: str | None = None
-    labels: Labels = {}
-    max_concurrent_tasks: int = 1
-    server_time_ms: int
-    #: False when the same key had redeemed the token before.
-    created: bool = True
-
-
-# --- sessions and heartbeats ---------------------------------------------------------------------------------------
 
 
 ProgressText = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]

@@ -22,7 +22,7 @@ import msgspec
 
 from agentina import errors
 from agentina.host.instance import config, identity
-from agentina.protocol import budgets, jobs, signing, states, wire
+from agentina.protocol import budgets, jobs, licensing, signing, states, wire
 from agentina.protocol.states import FINAL, Reason, State
 from agentina.system import paths
 from tests.fakes import deadlines
@@ -215,7 +215,7 @@ class FakeControl:
             "max_concurrent_tasks_per_agent": 64, "channel": "stable", "offline_grace_hours": 24.0,
             "issued_ms": int(time.time() * 1000), "expires_ms": int(time.time() * 1000) + 86_400_000, **changes,
         }  # fmt: skip
-        return self.key.sign_struct("license", wire.License(**fields))
+        return self.key.sign_struct("license", licensing.License(**fields))
 
     # --- HTTP --------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from agentina.control.api import routing
 from agentina.control.services import activation, polls, reports, sessions
-from agentina.protocol import wire
+from agentina.protocol import licensing, wire
 
 _UPLOAD: Final = (
     routing.Query(name="session", kind=int, required=True),
@@ -14,7 +14,7 @@ _UPLOAD: Final = (
 )
 
 
-async def activate(call: routing.Call) -> wire.Activated:
+async def activate(call: routing.Call) -> licensing.Activated:
     """Redeem an activation token."""
     return await activation.activate(call.control, call.body)
 
@@ -75,7 +75,7 @@ def routes() -> list[routing.Route]:
     return [
         routing.Route(
             method="POST", path="/v1/activate", handler=activate, summary="Redeem an activation token", auth="public",
-            request=wire.Activate, answer=wire.Activated, body_limit=64 << 10,
+            request=licensing.Activate, answer=licensing.Activated, body_limit=64 << 10,
         ),
         routing.Route(
             method="POST", path="/v1/agent/session", handler=open_session, summary="A daemon takes over", auth="agent",

@@ -12,7 +12,7 @@ from agentina import errors
 from agentina.control import fleet, ids, plane
 from agentina.control.services import licenses
 from agentina.control.store import agents, audit, engine, registry
-from agentina.protocol import names, signing, versions, wire
+from agentina.protocol import licensing, names, signing, versions
 from agentina.system import clock as clocks
 
 #: Refusals of one token that are audited; more are only counted, so that nobody fills the disk with them.
@@ -28,7 +28,7 @@ class _Redeemed:
     refusal: errors.AgentinaError | None = None
 
 
-async def activate(control: plane.Plane, message: wire.Activate) -> wire.Activated:
+async def activate(control: plane.Plane, message: licensing.Activate) -> licensing.Activated:
     """Give the machine that holds the token and the key an identity.
 
     Raises:
@@ -61,7 +61,7 @@ def check_protocol(version: int) -> None:
         )
 
 
-def _proven_key(message: wire.Activate) -> signing.PublicKey:
+def _proven_key(message: licensing.Activate) -> signing.PublicKey:
     key = signing.parse_public_key(message.public_key)
     payload = signing.verify(message.proof, "activation", {key.id: key}, "the activation")
     if payload != message.token.encode():
@@ -69,7 +69,7 @@ def _proven_key(message: wire.Activate) -> signing.PublicKey:
     return key
 
 
-def _check_wishes(message: wire.Activate) -> None:
+def _check_wishes(message: licensing.Activate) -> None:
     names.check_instance(message.instance)
     if message.role is not None:
         names.check_role(message.role)
@@ -77,7 +77,7 @@ def _check_wishes(message: wire.Activate) -> None:
         names.check_label(label, value)
 
 
-def _redeem(tx: engine.Transaction, message: wire.Activate, key: signing.PublicKey, now_ms: int) -> _Redeemed:
+def _redeem(tx: engine.Transaction, message: licensing.Activate, key: signing.PublicKey, now_ms: int) -> _Redeemed:
     token = registry.token_by_hash(tx, ids.digest(message.token))
     if token is None:
         return _Redeemed(refusal=errors.TOKEN_UNKNOWN())
@@ -111,7 +111,7 @@ def _refusal(tx: engine.Transaction, token: engine.Row, now_ms: int) -> errors.A
 
 
 def _make_agent(
-    tx: engine.Transaction, token: engine.Row, message: wire.Activate, key: signing.PublicKey, *, now_ms: int
+    tx: engine.Transaction, token: engine.Row, message: licensing.Activate, key: signing.PublicKey, *, now_ms: int
 ) -> engine.Row:
     labels = {**message.labels, **msgspec.json.decode(token["labels"])}
     new = agents.NewAgent(
@@ -129,8 +129,8 @@ def _make_agent(
     return agents.by_id(tx, agent)
 
 
-def _answer(control: plane.Plane, agent: fleet.Agent, *, created: bool) -> wire.Activated:
-    return wire.Activated(
+def _answer(control: plane.Plane, agent: fleet.Agent, *, created: bool) -> licensing.Activated:
+    return licensing.Activated(
         agent_id=agent.public_id, organization=agent.organization,
         control_plane_id=control.identity.control_plane_id, keys=[control.identity.signing_key.public],
         license=licenses.issue(control, agent), role=agent.role, labels=agent.labels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from agentina.control import fleet, plane
-from agentina.protocol import signing, wire
+from agentina.protocol import licensing, signing
 
 _DAY_MS: Final = 86_400_000
 #: Heartbeat answers that carry a renewed license, so that a lost one does no harm.
@@ -14,7 +14,7 @@ REPEATS: Final = 3
 
 def issue(control: plane.Plane, agent: fleet.Agent) -> signing.Signed:
     """Sign the license of an agent as of its ``license_issued_ms``."""
-    content = wire.License(
+    content = licensing.License(
         agent_id=agent.public_id, organization=agent.organization, plan=agent.plan, max_agents=agent.max_agents,
         max_concurrent_tasks_per_agent=agent.license_tasks, channel=agent.channel,
         offline_grace_hours=agent.offline_grace_hours, issued_ms=agent.license_issued_ms,

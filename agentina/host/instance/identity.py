@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.protocol import signing, wire
+from agentina.protocol import licensing, signing
 from agentina.system import files, paths
 
 #: Of an Ed25519 key (RFC 8032).
@@ -88,7 +88,7 @@ def save_license(instance: paths.InstancePaths, license_: signing.Signed) -> Non
     files.write_atomic(instance.license, msgspec.json.encode(license_))
 
 
-def load_license(instance: paths.InstancePaths, identity: Identity) -> wire.License:
+def load_license(instance: paths.InstancePaths, identity: Identity) -> licensing.License:
     """Read and verify the license.
 
     Raises:
@@ -96,7 +96,7 @@ def load_license(instance: paths.InstancePaths, identity: Identity) -> wire.Lice
     """
     try:
         signed = msgspec.json.decode(files.read_bounded(instance.license), type=signing.Signed)
-        license_ = signing.verify_struct(signed, "license", identity.trusted_keys, wire.License)
+        license_ = signing.verify_struct(signed, "license", identity.trusted_keys, licensing.License)
     except (FileNotFoundError, msgspec.MsgspecError, errors.AgentinaError) as error:
         raise errors.LICENSE_INVALID(problem=str(error)) from error
     if license_.agent_id != identity.agent_id:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from agentina import errors
-from agentina.protocol import signing, wire
+from agentina.protocol import licensing, signing, wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import deadlines
 
@@ -187,15 +187,15 @@ class Agent(Client):
         self.stream = os.urandom(4).hex()
         self.numbers = itertools.count(1)
 
-    def activation(self, token: str, **changes: Any) -> wire.Activate:
-        return wire.Activate(
+    def activation(self, token: str, **changes: Any) -> licensing.Activate:
+        return licensing.Activate(
             token=token, public_key=self.key.public.key, proof=self.key.sign("activation", token.encode()),
             hostname=f"host-{self.key.public.id[:6]}", instance=self.instance, **changes,
         )  # fmt: skip
 
-    def activate(self, token: str, **changes: Any) -> wire.Activated:
+    def activate(self, token: str, **changes: Any) -> licensing.Activated:
         answer = self.call("POST", "/v1/activate", self.activation(token, **changes))
-        self.activated = msgspec.convert(answer, wire.Activated)
+        self.activated = msgspec.convert(answer, licensing.Activated)
         self.authenticate()
         return self.activated
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentina import errors
-from agentina.protocol import signing, wire
+from agentina.protocol import licensing, signing
 from tests.integration.control import simulated
 
 
@@ -55,7 +55,7 @@ def test_a_lost_answer_is_recovered_by_the_same_key(control: Any, operator: simu
     first, second = agent.activate(token), agent.activate(token)
     assert (first.created, second.created) == (True, False)
     assert first.agent_id == second.agent_id
-    license_ = signing.verify_struct(second.license, "license", {key.id: key for key in second.keys}, wire.License)
+    license_ = signing.verify_struct(second.license, "license", {key.id: key for key in second.keys}, licensing.License)
     assert license_.agent_id == first.agent_id
 
 
@@ -95,7 +95,7 @@ def test_the_token_decides_role_and_labels_over_the_hosts_wish(control: Any, ope
 def test_a_key_that_is_not_held_proves_nothing(control: Any, operator: simulated.Operator) -> None:
     token, agent = operator.mint(), simulated.Agent(control.url)
     other = signing.SigningKey.generate()
-    forged = wire.Activate(
+    forged = licensing.Activate(
         token=token, public_key=agent.key.public.key, proof=other.sign("activation", token.encode()), hostname="h",
         instance="default",
     )  # fmt: skip
@@ -139,4 +139,4 @@ def test_a_changed_organization_reaches_its_agents_licenses(control: Any, operat
     renewed = agent.heartbeat().directives.license
     assert renewed is not None
     keys = {key.id: key for key in agent.activated.keys}
-    assert signing.verify_struct(renewed, "license", keys, wire.License).max_concurrent_tasks_per_agent == 3
+    assert signing.verify_struct(renewed, "license", keys, licensing.License).max_concurrent_tasks_per_agent == 3
