@@ -182,6 +182,12 @@ FILE_UNREADABLE = _entry(
     cause="The file does not exist, is a directory, or belongs to somebody else.",
     remedy="Check the path, and that this user may read it (`ls -l`).",
 )  # fmt: skip
+OUTPUT_UNWRITABLE = _entry(
+    "OUTPUT_UNWRITABLE", 507, Exit.STATE,
+    message="The answer cannot be written to stdout: {problem}.",
+    cause="stdout leads to a full disk, or to a device that fails. What was asked for may be done all the same.",
+    remedy="Make room or choose another file, and ask again; before repeating a change look at what became of it.",
+)  # fmt: skip
 INPUT_TOO_LARGE = _entry(
     "INPUT_TOO_LARGE", 413, Exit.USAGE,
     message="{where} has {size} bytes; at most {limit} are accepted.",
@@ -481,6 +487,12 @@ NOT_FOUND = _entry(
     message="There is no {what} {name!r}.",
     cause="The name or id is mistyped, or it was removed.",
     remedy="Check how it is written; `agentina agent list`, `organization list` and so on show what there is.",
+)  # fmt: skip
+NO_ROLLOUT = _entry(
+    "NO_ROLLOUT", 404, Exit.NOT_FOUND,
+    message="There has been no rollout yet.",
+    cause="The newest rollout was asked for, and nobody has started any.",
+    remedy="Start one with `agentina rollout start VERSION`.",
 )  # fmt: skip
 METHOD_NOT_ALLOWED = _entry(
     "METHOD_NOT_ALLOWED", 405, Exit.USAGE,

@@ -6,7 +6,6 @@ stdout has them as a document too.
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
@@ -88,6 +87,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
+    output.open_streams()
     interrupts.raise_until_heard()
     code = run(sys.argv[1:])
     interrupts.end_at_once()
@@ -96,7 +96,9 @@ def main() -> None:
     except BrokenPipeError:
         # A reader that went away (`| head`): nothing more to write, and nothing to complain about at exit. click does
         # the same for what breaks earlier, and ends with 1.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.discard()
+    except errors.AgentinaError as error:
+        code = _explain(error, as_json=False)
     sys.exit(code)
 
 

@@ -7,6 +7,8 @@ that no one can move a reader's cursor or recolour a table.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -66,7 +68,42 @@ def failure(error: errors.AgentinaError, *, as_json: bool) -> None:
     say(f"  remedy: {clean(error.remedy)}")
     say(f"  code: {error.code}")
     if as_json:
-        document(errors.to_wire(error))
+        # Should nobody read it, or nothing keep it: stderr has it.
+        with contextlib.suppress(BrokenPipeError, errors.AgentinaError):
+            document(errors.to_wire(error))
+
+
+class _Answer(io.FileIO):
+    """stdout of a process: a write that fails says that it was the answer's, and later ones go nowhere."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            discard()
+            raise errors.OUTPUT_UNWRITABLE(problem=error.strerror) from error
+
+
+def open_streams() -> None:
+    """Make the process's streams such that what is printed arrives, leads nowhere on purpose, or is an error."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        # Started without (a shell's `>&-`): the next file or socket would get the number, and what is printed with it.
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - for good
+    was = sys.stdout
+    assert isinstance(was, io.TextIOWrapper)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Answer(1, "w", closefd=False)), encoding=was.encoding, errors=was.errors,
+        line_buffering=was.line_buffering,
+    )  # fmt: skip
+
+
+def discard() -> None:
+    """Throw away whatever goes to stdout from now on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def colored(stream: Any) -> bool:

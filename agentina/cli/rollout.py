@@ -168,7 +168,7 @@ def status(rollout_id: str | None, *, follow: bool, show_all: bool, as_json: boo
 def _newest(client: clients.Client) -> str:
     listed = client.list_rollouts()
     if not listed.rollouts:
-        raise errors.NOT_FOUND(what="rollout", name="newest")
+        raise errors.NO_ROLLOUT()  # noqa: RSE102 - calling the entry makes the exception
     return listed.rollouts[0].id
 
 

@@ -137,3 +137,23 @@ def test_reader_that_goes_away_is_met_with_silence() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert done.stderr == b""
+
+
+def run_in_shell(line: str) -> subprocess.CompletedProcess[str]:
+    command = f"exec {sys.executable} -m agentina {line}"
+    return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("line", ["--help", "--version", "job schema", "completion bash", "job list --json"])
+def test_an_answer_that_cannot_be_written_is_an_error_of_the_catalogue(line: str) -> None:
+    done = run_in_shell(f"{line} > /dev/full")
+    assert "Traceback" not in done.stderr
+    expected = errors.CONTROL_PLANE_UNKNOWN if "list" in line else errors.OUTPUT_UNWRITABLE
+    assert (done.returncode, done.stderr.count(f"code: {expected.code}")) == (expected.exit, 1)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_process_started_without_a_stream_ends_as_usual(closed: str) -> None:
+    done = run_in_shell(f"--help {closed}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage:") == (">&-" not in closed.split())
