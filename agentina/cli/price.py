@@ -70,6 +70,7 @@ def show(model: str, instance: str, *, as_json: bool) -> None:
             ("for an hour", _dollars(told.cache_write_1h)),
             ("output", _dollars(told.output)),
             ("most output", told.max_output),
+            ("context", told.context_window),
             (
                 "above" if longer is None else f"above {longer.above} of input",
                 "" if longer is None else f"{_dollars(longer.input)} for input, {_dollars(longer.output)} for output",

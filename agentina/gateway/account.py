@@ -191,10 +191,16 @@ class Account:
             self._days.hold(self.task_id, decision.number, decision.reserved)
         return decision
 
-    def settle(self, number: int, end: calls.End, charge: budgets.Charge | None) -> None:
+    def settle(
+        self, number: int, end: calls.End, charge: budgets.Charge | None, context: record.Filled | None = None
+    ) -> None:
         """A call is over: written down, not yet durable (:meth:`sync`). What cannot be written stays reserved."""
+        known = self._record.story.context
+        # The first conversation is the task's own: sub-agents begin when it has asked for them.
+        if known is not None and context is not None and context.conversation != known.conversation:
+            context = None
         try:
-            self._end(number, end, charge)
+            self._end(number, end, charge, context)
         except errors.AgentinaError as error:
             # In memory as on disk the reservation stays: counted too high rather than too low.
             _log.error("the end of a call of task %s is not written down: %s", self.task_id, error)
@@ -212,7 +218,8 @@ class Account:
 
     def _tell_used(self) -> None:
         self._telling = None
-        self._tell(channel.Used(task_id=self.task_id, usage=self._record.story.usage()))
+        story = self._record.story
+        self._tell(channel.Used(task_id=self.task_id, usage=story.usage(), context=story.context))
 
     @property
     def is_parked(self) -> bool:
@@ -276,8 +283,11 @@ class Account:
         self.ledger.raise_to(limits)
         self.wake()
 
-    def _end(self, number: int, end: calls.End, charge: budgets.Charge | None) -> None:
-        self._record.write(record.Ended(number=number, end=end.value, charge=charge, at_ms=self._clock.wall_ms()))
+    def _end(
+        self, number: int, end: calls.End, charge: budgets.Charge | None, context: record.Filled | None = None
+    ) -> None:
+        now = self._clock.wall_ms()
+        self._record.write(record.Ended(number=number, end=end.value, charge=charge, at_ms=now, context=context))
 
     def wake(self) -> None:
         """Let calls that wait look again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -186,6 +187,10 @@ def _check_gemini(document: dict[str, Any], config: _GeminiConfig) -> None:
         raise errors.GATEWAY_REQUEST_INVALID(problem="several answers to one request are not metered")
 
 
+#: What is said before a conversation: keys of a request (Anthropic, Responses, Gemini), and roles of a first message.
+_SYSTEM: Final = ("system", "instructions", "systemInstruction", "developer")
+
+
 class _Talk(NamedTuple):
     """Where a request has what was said so far."""
 
@@ -213,6 +218,23 @@ def goes_on(api: usage.Api, wish: Wish, body: bytes) -> bool:
     """Whether a call goes on with an agent's work: a side call (a title, a summary) has no results of tools."""
     talk = _TALKS[api]
     return isinstance(wish.body.get(talk.key), list) and talk.result in body
+
+
+def conversation(api: usage.Api, wish: Wish) -> str:
+    """A name for the conversation that a call is part of; empty: a side call, which offers no tools.
+
+    Clients of OpenAI's API name their conversations for its cache, those of sub-agents apart. Elsewhere a sub-agent is
+    told by its system prompt: the messages of a conversation change when it is compacted.
+    """
+    talk = wish.body.get(_TALKS[api].key)
+    said = [item for item in talk if isinstance(item, dict)] if isinstance(talk, list) else []
+    # Codex tells newer models of their tools by an item of the input.
+    if not wish.body.get("tools") and not any(item.get("type") == "additional_tools" for item in said):
+        return ""
+    name: Any = wish.body.get("prompt_cache_key")
+    if not name:
+        name = [wish.body.get(key) for key in _SYSTEM] + [item for item in said[:1] if item.get("role") in _SYSTEM]
+    return hashlib.blake2b(msgspec.json.encode(name), digest_size=8).hexdigest()
 
 
 def rewrite(api: usage.Api, wish: Wish, body: bytes, *, output: int, asked: int, nudge: str = "") -> bytes:

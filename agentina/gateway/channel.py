@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from agentina.gateway import days
+from agentina.gateway import days, record
 from agentina.protocol import budgets as protocol_budgets
 from agentina.protocol import jobs
 
@@ -133,11 +133,12 @@ class Parked(msgspec.Struct, frozen=True, kw_only=True, tag="parked", tag_field=
 
 
 class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used", tag_field="verb"):
-    """What a task used by now."""
+    """What a task used by now, and how full its context is, as far as that is known."""
 
     task_id: str
     #: By day and model.
     usage: list[protocol_budgets.ModelUsage]
+    context: record.Filled | None = None
 
 
 class Nudged(msgspec.Struct, frozen=True, kw_only=True, tag="nudged", tag_field="verb"):

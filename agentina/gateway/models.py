@@ -14,7 +14,7 @@ from typing import Final
 import h11
 
 from agentina import errors
-from agentina.gateway import account, budgets, calls, egress, requests, settings, streams, usage
+from agentina.gateway import account, budgets, calls, egress, record, requests, settings, streams, usage
 from agentina.system import clock
 
 #: Seconds between pings to a task that waits, until one gives up waiting for other calls, and for the operator.
@@ -222,8 +222,8 @@ class _Call:
         wish = wish._replace(size=wish.size + len(nudge.encode()))
         try:
             source = self._models.loaded.find(self._route.api, wish.model)
-            row = self._models.loaded.prices.find(wish.model) if wish.is_standard else None
-            price = None if row is None else row.price
+            row = self._models.loaded.prices.find(wish.model)
+            price = row.price if row is not None and wish.is_standard else None
             asked = wish.priced(price)
             self._free_key(source)
             admitted = await self._admit(wish, asked)
@@ -238,12 +238,20 @@ class _Call:
         finally:
             heard = meter if meter.size else None
             charge = calls.charge_of(self._end, heard, admitted.reserved, price) if self._sent else None
-            self._task.settle(admitted.number, self._end, charge)
+            window = None if row is None else row.price.context_window
+            self._task.settle(admitted.number, self._end, charge, self._filled(wish, meter, window or 0))
         if self._end in _WHOLE:
             if nudge:
                 self._task.note_nudged(nudge)
             await self._task.sync()
         await self._finish()
+
+    def _filled(self, wish: calls.Wish, meter: usage.Meter, window: int) -> record.Filled | None:
+        """How full the context is of the conversation it is part of; None: that was not told, or there is none."""
+        if self._end is not calls.End.COMPLETED:
+            return None
+        name = calls.conversation(self._route.api, wish)
+        return record.Filled(conversation=name, tokens=meter.usage.given, window=window) if name else None
 
     async def _finish(self) -> None:
         """End an answer as it ended at the provider."""

@@ -52,6 +52,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache_write_1h: Dollars | None = None
     #: Most tokens of one answer, reserved when a call names no maximum itself.
     max_output: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
+    #: Tokens that the model's context holds; absent: not known.
+    context_window: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] | None = None
     #: Other prices of calls with much input; absent: none.
     long: Long | None = None
     #: What the number rests on: ``vendor``, the vendor's own page was read; ``lists``, independent lists that quote it
@@ -65,8 +67,7 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def cost(self, used: usage.Usage) -> int:
         """Nano-dollars of one call."""
-        total = used.input + used.cached + used.cache_write + used.cache_write_1h
-        if self.long is not None and total > self.long.above:
+        if self.long is not None and used.given > self.long.above:
             return self._long.cost(used)
         return (
             used.input * _nano(self.input)

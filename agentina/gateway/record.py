@@ -45,6 +45,16 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, tag="ask", tag_field="kin
     day: str = ""
 
 
+class Filled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How full the context of a model was at a call."""
+
+    #: By :func:`agentina.gateway.calls.conversation`.
+    conversation: str
+    #: What it was given, in tokens, and how much it takes; 0: not known.
+    tokens: int
+    window: int = 0
+
+
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="kind"):
     """A call is over."""
 
@@ -54,6 +64,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="kin
     #: None: it used nothing.
     charge: budgets.Charge | None = None
     at_ms: int = 0
+    #: None: it was not a call of the task's main conversation, or its provider did not say.
+    context: Filled | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag="refused", tag_field="kind"):
@@ -98,6 +110,8 @@ class Story(msgspec.Struct, kw_only=True):
     totals: budgets.Totals = budgets.Totals()
     #: The same by day and model.
     spent: dict[tuple[str, str], budgets.Totals] = {}
+    #: Of the main conversation, as its last call had it; None: nothing is known of any.
+    context: Filled | None = None
     limits: jobs.Budget | None = None
     #: Calls that were sent and have no end.
     open: dict[int, Asked] = {}
@@ -119,6 +133,7 @@ class Story(msgspec.Struct, kw_only=True):
             self.last_number = max(self.last_number, entry.number)
         elif isinstance(entry, Ended):
             asked = self.open.pop(entry.number, None)
+            self.context = entry.context or self.context
             if asked is not None and entry.charge is not None:
                 self._count(asked, entry.charge, entry.at_ms)
         elif isinstance(entry, Refusal):

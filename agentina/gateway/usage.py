@@ -34,6 +34,11 @@ class Api(enum.Enum):
 class Usage(budgets.Tokens, frozen=True, kw_only=True, omit_defaults=True):
     """Tokens that can be added."""
 
+    @property
+    def given(self) -> int:
+        """What the model was given, cached or not: so much of its context was filled."""
+        return self.input + self.cached + self.cache_write + self.cache_write_1h
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             input=self.input + other.input,

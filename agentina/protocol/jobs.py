@@ -177,7 +177,7 @@ class Health(_Spec, frozen=True, kw_only=True):
     loop_after: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 8
     #: Filled share of the model's context.
     context_at: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.9
-    #: Tokens that the model's context holds; absent: as the agent's command line says, which some do only in the end.
+    #: Tokens that the model's context holds; absent: as the agent's command line says, else the host's table of prices.
     context_window: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] | None = None
     #: Seconds for which its process may stay after its result, before it is ended; absent: the host's `agent_linger`.
     hung_after: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None

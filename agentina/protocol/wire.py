@@ -418,7 +418,8 @@ class AgentRun(_Message, frozen=True, kw_only=True):
     #: Tokens and cost are those of the session from its beginning: with those of earlier runs, if it was resumed.
     tokens_of_session: bool = False
     cost_usd: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    #: How much of the model's context was filled last, and how much there is, in tokens.
+    #: How much of the model's context was filled last, and how much there is, in tokens: by the gateway's account where
+    #: the command line did not say.
     context_tokens: Count | None = None
     context_window: Count | None = None
     #: The tool it waits for, with the beginning of its arguments; empty: none.

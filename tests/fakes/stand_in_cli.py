@@ -144,10 +144,12 @@ def codex(prompt: str) -> None:
     url = json.loads(base) + "/responses"
     asked: list[dict[str, Any]] = [{"type": "message", "role": "user", "content": prompt}]
     used = {"input_tokens": 0, "cached_input_tokens": 0, "output_tokens": 0}
-    say({"type": "thread.started", "thread_id": "01a1fd27-a813-7183-8d00-c947d8172d57"})
+    thread = "01a1fd27-a813-7183-8d00-c947d8172d57"
+    say({"type": "thread.started", "thread_id": thread})
     say({"type": "turn.started"})
     for number in range(1, 100):
         document = {"model": "gpt-test", "stream": True, "input": asked, "tools": [{"name": "exec_command"}]}
+        document["prompt_cache_key"] = thread
         whole = ask(url, headers, document)[-1]["response"]
         usage = whole["usage"]
         found = (usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"], usage["output_tokens"])

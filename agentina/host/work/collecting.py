@@ -60,7 +60,7 @@ class Collecting:
         if entry.run is None:
             entry.run = run_of(entry, runner)
         await asyncio.to_thread(entry.run.complete)
-        return entry.run.summary(entry.secrets)
+        return entry.account(is_whole=True)
 
     async def collect(self, entry: entries.Entry) -> state.Event:
         """Find out how a task ended, and keep what it left."""

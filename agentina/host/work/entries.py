@@ -7,7 +7,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentina.host.work import records, state
+import msgspec
+
+from agentina.host.work import health, records, state
 from agentina.protocol import budgets, jobs, wire
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Entry:
     token: str = dataclasses.field(default="", repr=False)
     #: What it used of models so far, by day and model, as the gateway said it last.
     models: list[budgets.ModelUsage] = dataclasses.field(default_factory=list)
+    #: How full its context is, as the gateway said last; None: it has not.
+    context: gateway_record.Filled | None = None
     #: Hosts it reached through the gateway, once it has ended.
     hosts: list[str] = dataclasses.field(default_factory=list)
     #: Bytes that the gateway carried for it, once it has ended; None: not known.
@@ -93,6 +97,20 @@ class Entry:
     def memory_bytes(self) -> int:
         """Memory promised to it."""
         return 0 if self.job is None else self.job.memory_bytes
+
+    def account(self, *, is_whole: bool = False) -> wire.AgentRun | None:
+        """What is known of an AI agent's run, in short while it goes on; None: its output cannot be read."""
+        if self.run is None:
+            return None
+        said = self.run.summary(self.secrets) if is_whole else self.run.so_far(self.secrets)
+        own = None if self.job is None or self.job.health is None else self.job.health.context_window
+        tokens, window = health.fill(own=own, said=(said.context_tokens, said.context_window), metered=self.metered)
+        return msgspec.structs.replace(said, context_tokens=tokens, context_window=window)
+
+    @property
+    def metered(self) -> health.Fill:
+        """How full its context is by the gateway's account."""
+        return (None, None) if self.context is None else (self.context.tokens, self.context.window or None)
 
     def keep(self, outcome: wire.Outcome, artifacts: dict[str, str]) -> None:
         """Remember what was collected, over a restart of the daemon too."""

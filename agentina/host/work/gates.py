@@ -294,6 +294,7 @@ class Gates:
         if story is not None:
             story.conclude()
             entry.models, entry.hosts, entry.carried = story.usage(), story.reached, story.carried
+            entry.context = story.context
             if entry.models:
                 await self.shares.end(entry.task_id, entry.models)
 
@@ -315,7 +316,8 @@ class Gates:
             _log.warning("the budget of task %s is nearly used up: %s", word.task_id, word.text, extra=fields)
             self._tell(word.task_id, f"the budget is nearly used up: {word.text}")
         elif isinstance(word, said.Used) and word.task_id in self._open:
-            self._open[word.task_id].models = word.usage
+            entry = self._open[word.task_id]
+            entry.models, entry.context = word.usage, word.context
         elif isinstance(word, said.Nudged):
             self._tell(word.task_id, f"its model was told: {word.text}")
         elif isinstance(word, said.Carried) and word.task_id in self._open:

@@ -14,7 +14,8 @@ finding      when
              times), with the same results; or one tool failed so often in a row with the same error; ten
              times as many where one of them waits by its own words (``sleep``, a tool that reads what a
              background command wrote): that is how one polls
-``context``  the model's context is filled to ``context_at``
+``context``  the model's context is filled to ``context_at``: by the stream's account of it, and where that
+             has none by the gateway's
 ===========  ==========================================================================================
 
 Each is reported once when it begins, and again only when it was over: there was a sign of life, another call or result,
@@ -55,6 +56,8 @@ _WAITING_TOOLS: Final = re.compile(
 )
 
 Kind = Literal["stuck", "looping", "context"]
+#: How much of a model's context is filled, and how much there is, in tokens; None: not known.
+Fill = tuple[int | None, int | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +71,8 @@ class Signals:
     cpu_seconds: float | None
     #: Bytes to and from it through the gateway so far.
     gateway_bytes: int = 0
+    #: By the gateway's account.
+    context: Fill = (None, None)
     #: It waits for a person.
     waits: bool = False
 
@@ -142,7 +147,7 @@ class Watch:
         self._open: collections.OrderedDict[str, tuple[str, str]] = collections.OrderedDict()
         self._loops = Loops()
         self._last_call = ""
-        self._context: tuple[int, int] = (0, 0)
+        self._said: Fill = (None, None)
         #: What was reported and is not over, and what was acted upon.
         self._found: set[Kind] = set()
         self._acted: set[Kind] = set()
@@ -157,15 +162,15 @@ class Watch:
             elif isinstance(event, events.ToolResult):
                 self._end_call(event)
             elif isinstance(event, events.Context):
-                tokens, window = self._context
-                self._context = (event.tokens or tokens, event.window or window)
+                tokens, window = self._said
+                self._said = (event.tokens or tokens, event.window or window)
 
     def look(self, now: Signals) -> list[Finding]:
         """What there is to report, and to act upon, at this moment."""
         if self._is_alive(now):
             self._alive_at = now.at
         self._before = now
-        return [*self._judge_stuck(now.at), *self._judge_loops(), *self._judge_context()]
+        return [*self._judge_stuck(now.at), *self._judge_loops(), *self._judge_context(now.context)]
 
     # --- stuck ---------------------------------------------------------------------------------------------------
 
@@ -213,10 +218,9 @@ class Watch:
 
     # --- context -------------------------------------------------------------------------------------------------
 
-    def _judge_context(self) -> list[Finding]:
-        tokens, said = self._context
-        window = self._policy.context_window or said
-        filled = tokens / window if window else 0.0
+    def _judge_context(self, metered: Fill) -> list[Finding]:
+        tokens, window = fill(own=self._policy.context_window, said=self._said, metered=metered)
+        filled = tokens / window if tokens and window else 0.0
         limit = self._policy.context_at
         if not limit or filled < limit:
             if filled < limit - _CONTEXT_GAP:
@@ -240,6 +244,12 @@ class Watch:
             self._acted.add(kind)
             return [dataclasses.replace(finding, is_due=True)]
         return []
+
+
+def fill(*, own: int | None, said: Fill, metered: Fill) -> Fill:
+    """How full a context is: as its stream said, else by the gateway's account. A job's ``own`` window goes first."""
+    tokens = metered[0] if said[0] is None else said[0]
+    return tokens, own or said[1] or metered[1]
 
 
 def period(policy: jobs.Health) -> float:

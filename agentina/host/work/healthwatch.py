@@ -104,6 +104,7 @@ class HealthWatch:
             output_bytes=entry.directory.output_size(),
             cpu_seconds=self._executor.cpu_seconds(entry.directory.path),
             gateway_bytes=entry.passed,
+            context=entry.metered,
             waits=bool(entry.parked or entry.asking),
         )
 

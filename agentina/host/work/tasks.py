@@ -124,7 +124,7 @@ class Tasks:
                 state=entry.task.shown,
                 output_bytes=entry.sent or 0,
                 answered=entry.answered,
-                agent=None if entry.run is None else entry.run.so_far(entry.secrets),
+                agent=entry.account(),
                 models=entry.models,
                 parked=entry.parked,
             )

@@ -32,6 +32,8 @@ from tests.fakes import deadlines, model_provider
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 KEY = "sk-real-0123456789"
+#: Tokens that the context of the model takes which has a price of its own here.
+WINDOW = 5000
 
 
 class Clock(clock.SystemClock):
@@ -193,7 +195,7 @@ def load(tmp_path: Path, url: str, *, keys: int = 1, name: str = "gateway.yaml")
         json.dumps(
             {
                 "providers": providers,
-                "prices": {"gpt-test": {"input": 1, "output": 2}},
+                "prices": {"gpt-test": {"input": 1, "output": 2, "context_window": WINDOW}},
                 "networks": ["127.0.0.0/8"],
             }
         )

@@ -57,10 +57,10 @@ async def circling() -> AsyncIterator[beds.Bed]:
         yield running
 
 
-def submit(bed: beds.Bed, runner: str, act: str) -> control.Task:
+def submit(bed: beds.Bed, runner: str, act: str, **health: Any) -> control.Task:
     return bed.plane.submit(
         runner=runner, payload={"prompt": "Say hello."}, budget={"tokens": 100_000_000},
-        health={"loop_after": 6, "stuck_after": 20, "act": act}, resources={"memory": "3GiB"},
+        health={"loop_after": 6, "stuck_after": 20, "act": act, **health}, resources={"memory": "3GiB"},
     )  # fmt: skip
 
 
@@ -91,6 +91,21 @@ async def test_agent_that_goes_in_circles_is_stopped_with_what_it_did(circling: 
     assert [one.evidence.get("done about it") for one in circling.plane.anomalies] == [
         None, "retry: its task is ended",
     ]  # fmt: skip
+
+
+async def test_context_that_is_nearly_full_is_seen_by_the_gateway(circling: beds.Bed) -> None:
+    """Codex says nothing of it."""
+    task = submit(circling, "codex", "report", loop_after=0, context_window=1000)
+    await circling.plane.until(lambda: bool(circling.plane.anomalies))
+    (found,) = circling.plane.anomalies
+    circling.plane.cancel(task)
+    await circling.plane.until_ended(task)
+    assert found.code == "RUN_CONTEXT_FULL"
+    assert "of 1,000 tokens of the context are filled" in found.summary
+    assert task.outcome is not None
+    assert task.outcome.agent is not None
+    assert task.outcome.agent.context_window == 1000
+    assert task.outcome.agent.context_tokens in {len(asked.body) // 4 for asked in circling.provider.asked}
 
 
 @pytest.mark.slow

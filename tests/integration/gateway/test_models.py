@@ -82,6 +82,46 @@ async def test_nudge_goes_with_one_call_that_is_answered(tmp_path: Path) -> None
         assert gate.totals.used.counted + gate.totals.used.cached == fresh + cached + output
 
 
+def talk(thread: str, size: int, **more: Any) -> dict[str, Any]:
+    """A request of a conversation, as Codex makes it."""
+    told = {"model": "gpt-test", "stream": True, "prompt_cache_key": thread, "tools": [{"name": "shell"}]}
+    return {**told, "input": [{"role": "user", "content": "x" * size}], **more}
+
+
+async def test_context_is_that_of_the_tasks_own_conversation(tmp_path: Path) -> None:
+    """Neither side calls, sub-agents, calls that fail nor counting make the figure jump; a restart neither."""
+    billed: list[int] = []
+    shown: list[int] = []
+
+    async def ask(gate: gates.Gate, document: dict[str, Any]) -> None:
+        before = list(gate.provider.billed)
+        await gate.ask("/openai/v1/responses", document)
+        fresh, cached = (now - then for now, then in zip(gate.provider.billed[:2], before[:2], strict=True))
+        billed.append(fresh + cached)
+        story = record.read(gate.directory)
+        assert story is not None
+        shown.append(0 if story.context is None else story.context.tokens)
+        assert story.context is None or story.context.window == gates.WINDOW
+
+    async with gates.opened(tmp_path) as gate:
+        await ask(gate, talk("title", 9000, tools=[]))
+        await ask(gate, talk("main", 2000))
+        await ask(gate, talk("sub-agent", 9000))
+        gate.provider.scenario = "500"
+        await ask(gate, talk("main", 9000))
+        gate.provider.scenario = "text"
+        await ask(gate, talk("main", 4000))
+        await gate.ask("/anthropic/v1/messages/count_tokens", gates.message())
+    async with gates.opened(tmp_path) as gate:
+        await ask(gate, talk("sub-agent", 9000))
+        await ask(gate, talk("main", 3000))  # compacted
+    told = [word.context.tokens for word in gate.told.words if isinstance(word, channel.Used) and word.context]
+    own = [billed[1], billed[4], billed[6]]
+    assert own[0] < own[2] < own[1]
+    assert shown == [0, own[0], own[0], own[0], own[1], own[1], own[2]]
+    assert told[-1] == own[2]
+
+
 async def test_what_is_carried_is_told_while_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of an answer: a sign of life."""
     monkeypatch.setattr(account, "_ALIVE_SECONDS", 0.01)

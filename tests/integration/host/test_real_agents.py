@@ -120,6 +120,9 @@ async def test_agent_fixes_a_bug(  # noqa: PLR0917 - fixtures
     tokens = outcome.agent.tokens
     assert tokens is not None
     assert [tokens.input, tokens.cached_input, tokens.output] == provider.billed
+    # How full the context was with the last call, whoever says it: Codex's stream does not.
+    last = provider.asked[-1]
+    assert outcome.agent.context_tokens == len(last.body) // 4
     # The provider's key came nowhere near it; the instructions did.
     output = bytes(task.output).decode()
     assert "AGENTINA_JOB_ID=" in output

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -117,6 +118,53 @@ def test_call_that_goes_on_with_no_work_is_not_nudged(api: usage.Api, key: str, 
     for said in ({key: talk[:1]}, {key: json.dumps(talk)}, {}):
         body = json.dumps({"model": "m", **said}).encode()
         assert not calls.goes_on(api, calls.understand(api, body), body)
+
+
+#: What two conversations differ by, as the command lines have it: the task's own, and a sub-agent's.
+CONVERSATIONS: list[tuple[usage.Api, dict[str, Any], dict[str, Any]]] = [
+    (usage.Api.RESPONSES, {"prompt_cache_key": "thread-1"}, {"prompt_cache_key": "thread-2"}),
+    (usage.Api.RESPONSES, {"instructions": "You are Codex."}, {"instructions": "You look for bugs."}),
+    (usage.Api.CHAT, {"messages": [{"role": "system", "content": "a"}]}, {"messages": [{"role": "system"}]}),
+    (usage.Api.CHAT, {"messages": [{"role": "developer", "content": "a"}]}, {"messages": [USER]}),
+    (usage.Api.GEMINI, {"systemInstruction": {"parts": [{"text": "a"}]}}, {"systemInstruction": {"parts": []}}),
+    (usage.Api.ANTHROPIC, {"system": [{"type": "text", "text": "a"}]}, {"system": "b"}),
+]
+TOOLS: dict[str, Any] = {"tools": [{"name": "shell"}]}
+
+
+def conversation(api: usage.Api, *parts: dict[str, Any]) -> str:
+    body: dict[str, Any] = {"model": "m"}
+    for part in parts:
+        body |= part
+    return calls.conversation(api, calls.understand(api, json.dumps(body).encode()))
+
+
+@pytest.mark.parametrize(("api", "own", "other"), CONVERSATIONS)
+def test_conversation_is_told_from_that_of_a_sub_agent(
+    api: usage.Api, own: dict[str, Any], other: dict[str, object]
+) -> None:
+    name = conversation(api, TOOLS, own)
+    assert name
+    assert conversation(api, TOOLS, other) not in {name, ""}
+    # It stays the same while it goes on, on another model too, and when it was compacted.
+    key = "contents" if api is usage.Api.GEMINI else "input" if api is usage.Api.RESPONSES else "messages"
+    first = own.get(key, [])
+    assert isinstance(first, list)
+    for talk in ([*first, USER], [*first, {"role": "user", "content": "A summary."}]):
+        assert conversation(api, TOOLS, own, {key: talk, "model": "n"}) == name
+
+
+@pytest.mark.parametrize(("api", "own", "other"), CONVERSATIONS)
+def test_side_call_without_tools_is_no_conversation(
+    api: usage.Api, own: dict[str, Any], other: dict[str, object]
+) -> None:
+    for part in (own, other, {**own, "tools": []}, {"input": ["x"], "messages": "x"}):
+        assert not conversation(api, part)
+
+
+def test_tools_that_are_told_within_the_input_make_a_conversation() -> None:
+    told = {"input": [USER, {"type": "additional_tools", "tools": []}]}
+    assert conversation(usage.Api.RESPONSES, told)
 
 
 def meter_of(known: bytes, size: int) -> usage.Meter:

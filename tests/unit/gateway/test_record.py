@@ -56,6 +56,20 @@ def test_what_a_newer_release_wrote_takes_nothing_along(tmp_path: Path) -> None:
     assert (story.size, story.totals.calls) == (len(content), 1)
 
 
+def test_how_full_the_context_was_stays_known_over_calls_that_do_not_say(tmp_path: Path) -> None:
+    """Also those of a release that knew nothing of it."""
+    filled = record.Filled(conversation="a", tokens=90, window=100)
+    old = b'{"kind":"end","number":2,"end":"completed","charge":null,"at_ms":1}'
+    lines = [
+        record.encode(ENTRIES[1]), record.encode(record.Ended(number=1, end="completed", context=filled)),
+        record.encode(ENTRIES[2]), b"%08x %s\n" % (zlib.crc32(old), old),
+    ]  # fmt: skip
+    (tmp_path / record.NAME).write_bytes(b"".join(lines))
+    story = record.read(tmp_path)
+    assert story is not None
+    assert (story.context, story.open) == (filled, {})
+
+
 @given(st.integers(0, 2000))
 def test_a_cut_anywhere_leaves_the_whole_lines_before_it(at: int) -> None:
     lines = [record.encode(entry) for entry in ENTRIES]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -236,6 +237,35 @@ def test_context_of_claude_code_is_known_while_it_runs(model: str, wished: int |
     ):
         watch.hear(reader.feed(json.dumps(line).encode() + b"\n"))
     assert [found.kind for found in watch.look(signals(0))] == (["context"] if window else [])
+
+
+@pytest.mark.parametrize(
+    ("own", "said", "metered", "expected"),
+    [
+        (None, (None, None), (None, None), (None, None)),
+        # Codex and Gemini say nothing, opencode not of how much, Claude Code all of it in the end.
+        (None, (None, None), (95, 100), (95, 100)),
+        (None, (10, None), (95, 100), (10, 100)),
+        (None, (10, 200), (95, 100), (10, 200)),
+        (None, (0, None), (95, None), (0, None)),
+        # A command line may work within less than the model has.
+        (50, (None, None), (95, 100), (95, 50)),
+        (50, (10, 200), (95, 100), (10, 50)),
+    ],
+)
+def test_stream_goes_before_the_gateway(
+    own: int | None, said: health.Fill, metered: health.Fill, expected: health.Fill
+) -> None:
+    assert health.fill(own=own, said=said, metered=metered) == expected
+
+
+def test_context_is_reported_by_the_gateways_account_alone() -> None:
+    watch = health.Watch(POLICY, 0.0)
+    found = []
+    for number, tokens in enumerate([None, 10, 95, 99, 70, 92]):
+        now = dataclasses.replace(signals(number, output=number), context=(tokens, 100))
+        found += [one.text for one in watch.look(now)]
+    assert found == [f"{tokens} of 100 tokens of the context are filled" for tokens in (95, 92)]
 
 
 # --- as recorded, and rules that are off -----------------------------------------------------------------------------
