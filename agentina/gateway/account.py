@@ -82,8 +82,8 @@ class Account:
         #: The next telling of it, once a task has made a connection, and what was told last.
         self._showing: asyncio.TimerHandle | None = None
         self._shown = 0
-        if story.began_ms is None:
-            self._record.write(record.Began(at_ms=clocks.wall_ms()))
+        if story.began is None:
+            self._record.write(record.Began(at_ms=clocks.wall_ms(), boot=clocks.boot()))
         for number, asked in list(story.open.items()):
             self._end(number, calls.End.INTERRUPTED, asked.reserved)
         limits = story.limits if story.limits is not None else opened.limits
@@ -170,8 +170,12 @@ class Account:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the task began, by the wall clock: its record has to be understood after a restart."""
-        return max(0.0, (self._clock.wall_ms() - (self._record.story.began_ms or 0)) / 1000)
+        """Seconds since the task began. It ends with its host's boot at the latest, so that clock tells them."""
+        began = self._record.story.began
+        assert began is not None, "written before anything is asked"
+        if began.boot is None:
+            return max(0.0, (self._clock.wall_ms() - began.at_ms) / 1000)
+        return self._clock.boot() - began.boot
 
     def ask(self, call: budgets.Call, model: str) -> budgets.Decision:
         """Decide on a call; when it is admitted that is written down.
@@ -182,13 +186,14 @@ class Account:
         """
         decision = self.ledger.ask(call, seconds=self.seconds)
         if isinstance(decision, budgets.Admitted):
-            asked = record.Asked(number=decision.number, model=model, reserved=decision.reserved, day=self._days.today)
+            day = self._days.today
+            asked = record.Asked(number=decision.number, model=model, reserved=decision.reserved, day=day)
             try:
                 self._record.write(asked)
             except errors.AgentinaError:
                 self.ledger.release(decision.number)
                 raise
-            self._days.hold(self.task_id, decision.number, decision.reserved)
+            self._days.hold(self.task_id, decision.number, decision.reserved, day=day)
         return decision
 
     def settle(

@@ -102,8 +102,18 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     output: int
 
 
-class Wait(msgspec.Struct, frozen=True):
-    """It does not fit beside the calls under way; ask again when one of them has ended."""
+class Wait(msgspec.Struct, frozen=True, kw_only=True):
+    """It does not fit for now; ask again when a call has ended, or the control plane has said something new."""
+
+    #: Who has what it waits for, for people.
+    detail: str = "other calls hold what is left of it"
+    #: When it has waited for long it is to be held on, rather than refused.
+    parks: bool = False
+
+    @property
+    def reason(self) -> str:
+        """One word for machines."""
+        return "waiting"
 
 
 class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +124,11 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     #: It is to be held until there is more, rather than refused.
     parks: bool = False
+
+    @property
+    def reason(self) -> str:
+        """What is used up, in one word for machines."""
+        return self.kind.value
 
 
 class Unpriced(msgspec.Struct, frozen=True):
@@ -162,7 +177,7 @@ class Pot(msgspec.Struct, frozen=True, kw_only=True):
         if not short:
             return Room(most=min((most for most in room.values() if most is not None), default=None))
         if self.held != Units():
-            return Room(problem=Wait())
+            return Room(problem=Wait(parks=self.parks))
         needs = f", and this call may take {call.input + least}" if short[0] == "tokens" else ""
         return Room(problem=Exhausted(kind=_KINDS[short[0]], detail=self.sentence(short[0]) + needs, parks=self.parks))
 

@@ -71,7 +71,7 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True, tag="learn", tag_field="v
     """Budgets of the day, in answer to :class:`Wanted` or before anything was asked."""
 
     known: days.Known
-    #: Milliseconds that the control plane's clock is ahead of this host's.
+    #: Milliseconds that the control plane's clock is ahead of this host's clock since boot.
     ahead_ms: int = 0
     #: The control plane did not answer.
     is_away: bool = False

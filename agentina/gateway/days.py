@@ -19,6 +19,10 @@ from agentina.protocol import budgets as protocol_budgets
 #: The agent's and the organization's, for people.
 _AGENT: Final = "the agent's budget of the day"
 _ORGANIZATION: Final = "the organization's budget of the day"
+#: Why a call waits for more of the latter.
+_SHARED: Final = f"other hosts hold what is left of {_ORGANIZATION}"
+_UNKNOWN: Final = "the control plane has not said yet what this host may use of the budgets of the day"
+_AWAY: Final = f"this host's share of {_ORGANIZATION} is used, and the control plane does not answer"
 _NOTHING: Final = protocol_budgets.Units()
 _NO_BOUNDS: Final = protocol_budgets.Bounds()
 
@@ -58,9 +62,10 @@ def by_day(usage: list[protocol_budgets.ModelUsage]) -> dict[str, Units]:
 class Days:
     """The budgets all tasks of this host share."""
 
-    def __init__(self, *, now_ms: Callable[[], int]) -> None:
+    def __init__(self, *, now_ms: Callable[[], float]) -> None:
+        """``now_ms`` is a clock that nobody sets: a day must not begin because somebody does."""
         self._now_ms = now_ms
-        #: Milliseconds that the control plane's clock is ahead.
+        #: Milliseconds that the control plane's clock is ahead of it.
         self._ahead_ms = 0
         self._known = Known()
         #: Used on a day, and of that by tasks of which more may come.
@@ -162,12 +167,12 @@ class Days:
             return room.and_also(self._look_share(share, call))
         if not self._known.day:
             # Whether there are budgets is not known yet: the daemon is asking.
-            return room.and_also(budgets.Room(problem=budgets.Wait()))
+            return room.and_also(budgets.Room(problem=budgets.Wait(detail=_UNKNOWN)))
         return room
 
-    def hold(self, task_id: str, number: int, reserved: budgets.Charge) -> None:
-        """A call was let through."""
-        self._held[task_id, number] = (self.today, reserved.units)
+    def hold(self, task_id: str, number: int, reserved: budgets.Charge, *, day: str) -> None:
+        """A call was let through on a day."""
+        self._held[task_id, number] = (day, reserved.units)
         self._answered = _NOTHING
 
     def settle(self, task_id: str, number: int, charge: budgets.Charge | None) -> None:
@@ -206,8 +211,9 @@ class Days:
         agent, day = self._known.agent, self.today
         if agent is None:
             return budgets.Pot(what=_AGENT)
+        limit = agent.limit if self._known.day == day else agent.of_other_days
         return budgets.Pot(
-            what=_AGENT, limit=agent.limit, used=self._spent.get(day, _NOTHING), held=self._holds(day),
+            what=_AGENT, limit=limit, used=self._spent.get(day, _NOTHING), held=self._holds(day),
             parks=agent.on_exhausted == "park",
         )  # fmt: skip
 
@@ -249,14 +255,21 @@ class Days:
                 return room
             # An answer cut short is better than none, but only when there is no more to be had.
             self._note_unmet(wanted)
-            return room if self._is_away or self._was_answered(wanted) else budgets.Room(problem=budgets.Wait())
+            return room if self._is_away or self._was_answered(wanted) else self._wait(share)
         if whole.problem is not None and self._known.day == day:
             # It does not fit into what nobody has used: whoever gave back, it would not.
             return whole
         self._note_unmet(wanted)
         least = budgets.reservation(call, budgets.least_output(call)).units
         self._least = least if self._least is None else _each(min, self._least, least)
-        return budgets.Room(problem=budgets.Wait())
+        return self._wait(share)
+
+    def _wait(self, share: protocol_budgets.Share) -> budgets.Room:
+        """A call has to wait for a larger share, or for one of the new day."""
+        detail = _AWAY if self._is_away else _SHARED
+        if not self.is_known:
+            detail = _UNKNOWN
+        return budgets.Room(problem=budgets.Wait(detail=detail, parks=share.on_exhausted == "park"))
 
     def _was_answered(self, wanted: Units) -> bool:
         return all(getattr(wanted, kind) <= getattr(self._answered, kind) for kind in protocol_budgets.KINDS)

@@ -296,7 +296,7 @@ class _Call:
         self._task.park(self, reason)
 
     async def _wait_for_room(self, wish: calls.Wish, asked: budgets.Call) -> budgets.Admitted:
-        began = self._models.now()
+        began = waits_since = self._models.now()
         while True:
             changed = self._task.changed
             decision = self._task.ask(asked, wish.model)
@@ -306,17 +306,18 @@ class _Call:
                 what = "its price" if wish.is_standard else "the price of being served before others"
                 problem = f"{what} is not known, and the job's budget is in money"
                 raise errors.MODEL_REFUSED(model=wish.model, problem=problem, reason="unpriced")
-            waited = self._models.now() - began
-            if isinstance(decision, budgets.Wait):
-                refusal = errors.BUDGET_EXHAUSTED(problem="other calls hold what is left of it", reason="waiting")
-                patient = waited < _WAIT_SECONDS
-            else:
-                refusal = errors.BUDGET_EXHAUSTED(problem=decision.detail, reason=decision.kind.value)
-                self._task.note_refusal(refusal)
-                patient = decision.parks and wish.streamed and waited < _PARK_SECONDS
-                self._parks(decision.detail if patient else "")
-            if not patient or self._task.closing.is_set():
+            now = self._models.now()
+            refusal = errors.BUDGET_EXHAUSTED(problem=decision.detail, reason=decision.reason)
+            if self._task.closing.is_set():
                 raise refusal
+            is_used_up = isinstance(decision, budgets.Exhausted)
+            if is_used_up:
+                waits_since = now  # for what it waits for after this, such as a share of the new day, it does so anew
+            if is_used_up or now - waits_since >= _WAIT_SECONDS:
+                self._task.note_refusal(refusal)
+                if not (decision.parks and wish.streamed and now - began < _PARK_SECONDS):
+                    raise refusal
+                self._parks(decision.detail)
             await self._hold(changed, pings=wish.streamed)
 
     async def _hold(self, changed: asyncio.Event, *, pings: bool) -> None:

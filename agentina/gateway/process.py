@@ -46,7 +46,7 @@ class Gateway:
         self._writer = writer
         self._clock = clock.SystemClock()
         self._egress = egress.Egress()
-        self._days = days.Days(now_ms=self._clock.wall_ms)
+        self._days = days.Days(now_ms=lambda: self._clock.boot() * 1000)
         #: Set when the control plane should be asked for a share; :meth:`_ask` waits for it.
         self._wish = asyncio.Event()
         #: The daemon has answered what it was asked last.

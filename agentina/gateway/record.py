@@ -33,6 +33,8 @@ class Began(msgspec.Struct, frozen=True, kw_only=True, tag="began", tag_field="k
     """The gateway serves the task for the first time."""
 
     at_ms: int
+    #: The same on the clock since boot, which nobody sets, in seconds; None in records of older releases.
+    boot: float | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, tag="ask", tag_field="kind"):
@@ -106,7 +108,7 @@ _decoder: Final = msgspec.json.Decoder(Entry)
 class Story(msgspec.Struct, kw_only=True):
     """What a record says, read to its end."""
 
-    began_ms: int | None = None
+    began: Began | None = None
     totals: budgets.Totals = budgets.Totals()
     #: The same by day and model.
     spent: dict[tuple[str, str], budgets.Totals] = {}
@@ -127,7 +129,7 @@ class Story(msgspec.Struct, kw_only=True):
     def take(self, entry: Entry) -> None:
         """Go on by one entry."""
         if isinstance(entry, Began):
-            self.began_ms = entry.at_ms
+            self.began = entry
         elif isinstance(entry, Asked):
             self.open[entry.number] = entry
             self.last_number = max(self.last_number, entry.number)

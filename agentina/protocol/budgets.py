@@ -180,7 +180,17 @@ class Whole(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The budget of one agent for a day: no other host uses it."""
 
     limit: Bounds = Bounds()
+    #: What of the limit is for this day only.
+    extra: Units = Units()
     on_exhausted: OnExhausted = "stop"
+
+    @property
+    def of_other_days(self) -> Bounds:
+        """Its limits on a day that nobody has added anything to."""
+        limits = {kind: getattr(self.limit, kind) for kind in KINDS}
+        return Bounds(
+            **{kind: None if limit is None else limit - getattr(self.extra, kind) for kind, limit in limits.items()}
+        )
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

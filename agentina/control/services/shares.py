@@ -47,7 +47,7 @@ async def answer(control: plane.Plane, agent: fleet.Agent, message: protocol.Ask
             number=message.number,
             day=today,
             organization=share,
-            agent=None if own is None else protocol.Whole(limit=own.of_day(today), on_exhausted=own.on_exhausted),
+            agent=None if own is None else _whole(own, today),
             tasks=_changed(work.tx, agent),
         )
 
@@ -98,6 +98,11 @@ def _of_another_day(budget: budgets.Budget | None, today: str) -> protocol.Share
     limit = budget.of_day(today)
     nothing = {kind: None if getattr(limit, kind) is None else 0 for kind in protocol.KINDS}
     return protocol.Share(limit=limit, cap=protocol.Bounds(**nothing), left=limit, on_exhausted=budget.on_exhausted)
+
+
+def _whole(budget: budgets.Budget, today: str) -> protocol.Whole:
+    extra = budget.extra if budget.extra_day == today else protocol.Units()
+    return protocol.Whole(limit=budget.of_day(today), extra=extra, on_exhausted=budget.on_exhausted)
 
 
 def _changed(tx: engine.Transaction, agent: fleet.Agent) -> dict[str, protocol_jobs.Budget]:

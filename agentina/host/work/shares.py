@@ -89,10 +89,7 @@ class Shares:
                 # Until the gateway has opened the task again, what a killed one left under way counts in full.
                 story.conclude()
                 open_tasks[entry.task_id] = days.by_day(story.usage())
-        orders: list[channel.Order] = [channel.Begin(spent=spent, of_tasks=open_tasks)]
-        if self._file.known.day:
-            orders.append(self._learn(is_away=False))
-        return orders
+        return [channel.Begin(spent=spent, of_tasks=open_tasks), self._learn(is_away=False)]
 
     def left(self) -> dict[str, budgets.Bounds]:
         """What is left today of the budgets of agent and organization, where there are any.
@@ -192,7 +189,7 @@ class Shares:
         return True
 
     def _learn(self, *, is_away: bool) -> channel.Learn:
-        ahead_ms = self._now_ms() - self._clock.wall_ms()
+        ahead_ms = self._now_ms() - round(self._clock.boot() * 1000)
         return channel.Learn(known=self._file.known, ahead_ms=ahead_ms, is_away=is_away)
 
     def _read(self) -> _File:

@@ -26,6 +26,7 @@ from agentina.gateway import (
     tokens,
     variables,
 )
+from agentina.protocol import budgets as protocol
 from agentina.protocol import jobs
 from agentina.system import clock
 from tests.fakes import deadlines, model_provider
@@ -36,13 +37,21 @@ KEY = "sk-real-0123456789"
 WINDOW = 5000
 
 
+#: Seconds to the control plane's midnight when a gate opens.
+HOUR = 3600.0
+
+
 class Clock(clock.SystemClock):
-    """Its boot clock can be set forward."""
+    """Its boot clock can be set forward, and somebody can set its wall clock."""
 
     ahead = 0.0
+    stepped_ms = 0
 
     def boot(self) -> float:
         return super().boot() + self.ahead
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + self.stepped_ms
 
 
 class Told:
@@ -69,6 +78,22 @@ class Gate:
     told: Told
     provider: model_provider.ModelProvider
     clock: Clock
+    days: days.Days
+    #: Milliseconds from the clock since boot to the control plane's.
+    ahead_ms: int
+
+    def learn(
+        self,
+        *,
+        organization: protocol.Share | None = None,
+        agent: protocol.Whole | None = None,
+        day: str = "",
+        is_away: bool = False,
+    ) -> None:
+        """Hear of budgets of the day, as the process does; of today's unless another ``day`` is told."""
+        known = days.Known(day=day or self.days.today, organization=organization, agent=agent)
+        self.days.learn(known, ahead_ms=self.ahead_ms, is_away=is_away)
+        self.account.wake()
 
     @property
     def socket(self) -> Path:
@@ -153,7 +178,6 @@ async def opened(
     stall_seconds: float = 20.0,
     keys: int = 1,
     url: str = "",
-    known: days.Known | None = None,
 ) -> AsyncIterator[Gate]:
     """A task's door, open."""
     directory = tmp_path / "task"
@@ -168,13 +192,15 @@ async def opened(
         )
         grants = rules.Rules(scope=scope or [], policy=policy, networks=networks)
         serving = models.Models(loaded, clocks=clocks, stall_seconds=stall_seconds)
-        shared = days.Days(now_ms=clocks.wall_ms)
-        shared.learn(known or days.Known(day=shared.today), ahead_ms=0, is_away=False)
+        shared = days.Days(now_ms=lambda: clocks.boot() * 1000)
+        boot_ms = int(clocks.boot() * 1000)
+        ahead_ms = protocol.next_day_ms(boot_ms) - int(HOUR * 1000) - boot_ms
+        shared.learn(days.Known(day=protocol.day_of(boot_ms + ahead_ms)), ahead_ms=ahead_ms, is_away=False)
         task = account.Account(order, grants=grants, clocks=clocks, tell=told.take, shared=shared)
         door = listener.Listener(task, serving=serving, ways=egress.Egress(resolver))
         await door.open(channel.Door(directory=str(directory)))
         try:
-            yield Gate(directory, token, task, told, provider, clocks)
+            yield Gate(directory, token, task, told, provider, clocks, shared, ahead_ms)
         finally:
             await door.close()
             serving.close()

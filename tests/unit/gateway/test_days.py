@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from agentina.gateway import budgets, days, prices, usage
 from agentina.protocol import budgets as protocol
 
@@ -36,7 +38,7 @@ def known(
 
 def use(held: days.Days, tokens: int, number: int = 1) -> None:
     charge = budgets.Charge(used=usage.Usage(output=tokens))
-    held.hold("t", number, charge)
+    held.hold("t", number, charge, day=held.today)
     held.settle("t", number, charge)
 
 
@@ -101,7 +103,7 @@ def test_at_midnight_a_new_day_begins_and_a_share_has_to_be_had_first() -> None:
     use(held, 1_150)
     assert isinstance(held.look(call()).problem, budgets.Exhausted)
     late = budgets.Charge(used=usage.Usage(output=50))
-    held.hold("t", 9, late)
+    held.hold("t", 9, late, day=held.today)
     clock.now = MIDNIGHT
     assert isinstance(held.look(call()).problem, budgets.Wait), "the share was yesterday's"
     assert held.is_starved
@@ -110,6 +112,35 @@ def test_at_midnight_a_new_day_begins_and_a_share_has_to_be_had_first() -> None:
     held.settle("t", 9, late)
     assert held.want().spent.tokens == 0, "a call counts on the day it was let through"
     assert known(held, share(5_000)).look(call()).problem is None
+
+
+def test_what_was_added_for_a_day_is_no_part_of_the_next() -> None:
+    """The control plane may be away then: of the agent's own budget there is that of each day all the same."""
+    clock = Clock()
+    bounds, extra = protocol.Bounds(tokens=5_000, cost_nano=7), protocol.Units(tokens=4_000)
+    held = known(days.Days(now_ms=clock), agent=protocol.Whole(limit=bounds, extra=extra))
+    use(held, 4_500)
+    assert held.left()["agent"].tokens == 500
+    clock.now = MIDNIGHT
+    assert held.left()["agent"] == protocol.Bounds(tokens=1_000, cost_nano=7)
+
+
+@pytest.mark.parametrize("policy", ["stop", "park"])
+def test_a_call_that_waits_for_the_control_plane_says_so(policy: protocol.OnExhausted) -> None:
+    clock = Clock()
+    held = known(days.Days(now_ms=clock), share(0, on_exhausted=policy))
+
+    def waits_for() -> str:
+        wait = held.look(call()).problem
+        assert isinstance(wait, budgets.Wait)
+        assert wait.parks is (policy == "park")
+        return wait.detail
+
+    assert waits_for().startswith("other hosts hold")
+    held.learn(days.Known(day=held.today, organization=share(0, on_exhausted=policy)), ahead_ms=0, is_away=True)
+    assert waits_for().endswith("the control plane does not answer")
+    clock.now = MIDNIGHT
+    assert waits_for().startswith("the control plane has not said yet")
 
 
 def test_a_clock_that_is_set_back_finds_the_day_as_it_was() -> None:

@@ -36,7 +36,7 @@ def test_a_record_tells_the_same_story_again(tmp_path: Path) -> None:
     written.close()
     story = record.read(tmp_path)
     assert story is not None
-    assert story.began_ms == 1000
+    assert story.began == ENTRIES[0]
     assert story.totals == budgets.Totals(used=CHARGE.used, cost_nano=99, tool_calls=1, calls=1)
     assert list(story.open) == [2]
     assert (story.last_number, story.limits) == (3, jobs.Budget(tokens=5))
@@ -98,7 +98,7 @@ def test_after_a_torn_line_writing_goes_on(tmp_path: Path) -> None:
     again.close()
     story = record.read(tmp_path)
     assert story is not None
-    assert (story.began_ms, list(story.open)) == (1000, [2])
+    assert (story.began, list(story.open)) == (ENTRIES[0], [2])
 
 
 def test_no_room_leaves_no_part_of_a_line(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class Sharing(RuleBasedStateMachine):
             most = output if room.most is None else min(output, room.most)
             host.calls += 1
             host.open[host.calls] = reserved = gateway_budgets.reservation(call, most)
-            host.gateway.hold("task", host.calls, reserved)
+            host.gateway.hold("task", host.calls, reserved, day=host.gateway.today)
 
     @rule(index=st.integers(0, HOSTS - 1), data=st.data())
     def settle(self, index: int, data: st.DataObject) -> None:
