@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from agentina.control.rollouts import figures
-from agentina.protocol import budgets, signing, wire
+from agentina.protocol import budgets, jobs, signing, wire
 from agentina.protocol.states import State
 
 #: An agent not heard of for this many heartbeats is offline.
@@ -117,6 +117,7 @@ class Agent:
         "executor",
         "facts",
         "former_boots",
+        "gateway",
         "guarantees",
         "heartbeat_ms",
         "held",
@@ -222,6 +223,8 @@ class Agent:
         self.poll = 0
         self.poll_slots = 0
         self.poll_memory = 0
+        #: How its host's gateway is, as that poll says.
+        self.gateway: jobs.GatewayState = ""
         #: Resolved to make the held poll look again.
         self.waiter: asyncio.Future[None] | None = None
         #: A directive changed: the held poll answers at once.
@@ -257,6 +260,7 @@ class JobClass(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     labels: dict[str, str]
     runner: str
+    gateway: jobs.GatewayNeed = ""
 
     def is_served_by(self, agent: Agent) -> bool:
         """Whether the agent can run jobs of this class."""
@@ -265,7 +269,14 @@ class JobClass(msgspec.Struct, frozen=True, kw_only=True):
             and self.role in {"", agent.role}
             and self.runner in agent.runners
             and self.labels.items() <= agent.labels.items()
+            and serves(agent.gateway, self.gateway)
         )
+
+
+def serves(gateway: jobs.GatewayState, need: jobs.GatewayNeed) -> bool:
+    """Whether a host with such a gateway can run jobs that need one for that."""
+    # Hosts in a scope are held where there is a gateway to hold them; elsewhere such a job runs as any other.
+    return need == "" or gateway == "" or (gateway, need) == ("none", "hosts")
 
 
 class Fleet:
@@ -306,6 +317,12 @@ class Fleet:
     def is_online(self, agent: Agent, now: float) -> bool:
         """Whether it was heard of within three heartbeats."""
         return now - agent.last_seen <= HEARTBEATS_MISSED * self.heartbeat_seconds
+
+    def note_gateway(self, agent: Agent, gateway: jobs.GatewayState) -> None:
+        """Its host says how its gateway is."""
+        if agent.gateway != gateway:
+            agent.gateway = gateway
+            self.classify(agent)
 
     def classify(self, agent: Agent) -> None:
         """Find out which classes the agent can serve."""

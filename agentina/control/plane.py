@@ -217,7 +217,7 @@ def job_class(row: engine.Row) -> fleet.JobClass:
     """The class of a row of ``classes``."""
     return fleet.JobClass(
         id=row["id"], organization_id=row["organization_id"], role=row["role"],
-        labels=msgspec.json.decode(row["labels"]), runner=row["runner"],
+        labels=msgspec.json.decode(row["labels"]), runner=row["runner"], gateway=row["gateway"],
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from agentina.protocol import units, wire
+from agentina.protocol import jobs, units, wire
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +40,8 @@ class Offer:
     memory_bytes: int
     #: Empty when nothing but occupied slots holds work back.
     why: str = ""
+    #: What there is for jobs that need a gateway.
+    gateway: jobs.GatewayState = ""
 
 
 #: Tasks waiting for upload from which no new ones are taken, and reports likewise: what waits on disk stays bounded.
@@ -47,7 +49,9 @@ MOST_UPLOADING = 1000
 MOST_REPORTS = 10_000
 
 
-def decide(limits: Limits, load: Load, facts: wire.HostFacts, blocks: list[str]) -> Offer:
+def decide(
+    limits: Limits, load: Load, facts: wire.HostFacts, blocks: list[str], *, gateway: jobs.GatewayState = ""
+) -> Offer:
     """The offer for the next poll; ``blocks`` are sentences that forbid any new work (drain, quarantine, …)."""
     most = min(limits.slots, limits.licensed_slots)
     free = max(0, most - load.occupied)
@@ -58,8 +62,8 @@ def decide(limits: Limits, load: Load, facts: wire.HostFacts, blocks: list[str])
     if not reasons and facts.memory_bytes and memory == 0:
         reasons.append(f"no memory is free beyond the reserve of {units.show_size(limits.memory_reserve)}")
     if reasons:
-        return Offer(slots=0, memory_bytes=0, why="; ".join(reasons))
-    return Offer(slots=free, memory_bytes=memory)
+        return Offer(slots=0, memory_bytes=0, why="; ".join(reasons), gateway=gateway)
+    return Offer(slots=free, memory_bytes=memory, gateway=gateway)
 
 
 def _pressures(limits: Limits, load: Load, facts: wire.HostFacts) -> list[str]:
@@ -85,8 +89,10 @@ def replaces(held: Offer, now: Offer) -> bool:
 
     A poll that waits with a free slot returns as soon as there is a job, and the next one offers everything; so more
     slots alone change nothing. No slot before, or clearly more memory (a job may be waiting for just that), does. So
-    does a reason to take nothing any more: what came would be given back.
+    do a reason to take nothing any more, and a gateway that cannot be used: what came would be given back.
     """
+    if now.gateway != held.gateway:
+        return True
     if now.slots == 0:
         return held.slots > 0 and bool(now.why)
     return held.slots == 0 or now.memory_bytes > 2 * held.memory_bytes

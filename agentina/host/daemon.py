@@ -197,7 +197,7 @@ class Daemon:
             self._session.renew()
 
     def _on_gateway(self) -> None:
-        self._standing.gateway = self._gate_check.problem
+        self._standing.gateway, self._standing.is_gateway_known = self._gate_check.problem, True
         self._look_for_runners()
         self._reconsider()
 

@@ -172,6 +172,7 @@ class Poll:
                 acknowledged=self._acknowledged,
                 slots=min(offer.slots, wire.MAX_ASSIGNMENTS),
                 memory_bytes=offer.memory_bytes,
+                gateway=offer.gateway,
                 wait_seconds=wait,
             )
 

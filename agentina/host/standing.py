@@ -12,8 +12,7 @@ from agentina.host.instance import config, grace, identity, outbox, policy, sess
 from agentina.host.leaving import departure
 from agentina.host.updating import orders
 from agentina.host.work import gates, tasks
-from agentina.protocol import licensing, local, signing, units, wire
-from agentina.protocol.jobs import JobSpec
+from agentina.protocol import jobs, licensing, local, signing, units, wire
 from agentina.system import clock, files, paths, pressure
 
 #: Seconds a look at the host's memory and pressure is good for.
@@ -69,6 +68,8 @@ class Standing:
         self.damage: list[errors.AgentinaError] = []
         #: Why the gateway cannot be used; None: it can, or there is none.
         self.gateway: errors.AgentinaError | None = None
+        #: Somebody has looked at it since the start.
+        self.is_gateway_known = False
         self._limits = self._read_limits()
         self.load_license()
         self.load_policy()
@@ -146,7 +147,7 @@ class Standing:
             uploading=self._tasks.uploading,
             reports_waiting=self._outbox.waiting,
         )
-        return admission.decide(self._limits, load, self.facts(), self.blocks())
+        return admission.decide(self._limits, load, self.facts(), self.blocks(), gateway=self._gateway_state)
 
     def blocks(self) -> list[str]:
         """Sentences that forbid any new work."""
@@ -179,7 +180,7 @@ class Standing:
                 found.append(errors.GRACE_EXHAUSTED(hours=f"{away:.1f}", grace_hours=f"{allowed:g}"))
         return [error for error in found if error is not None]
 
-    def check_policy(self, job: JobSpec) -> list[str]:
+    def check_policy(self, job: jobs.JobSpec) -> list[str]:
         """The host owner's objections to a job."""
         if self._policy is None:
             return ["the policy file of this host cannot be read"]
@@ -241,6 +242,12 @@ class Standing:
             message = f"{full.message} {units.show_size(disk.free)} are free; work is taken from {needed} on."
             found.append(local.Problem(code=full.code, severity="warning", message=message, remedy=full.remedy))
         return found
+
+    @property
+    def _gateway_state(self) -> jobs.GatewayState:
+        if not self._settings.gateway:
+            return "none"
+        return "unusable" if self.gateway is not None or not self.is_gateway_known else ""
 
     def _gateway_problem(self) -> str:
         if self.gateway is not None:

@@ -36,6 +36,12 @@ PROFILES: Final[dict[str, tuple[float, int]]] = {
 }
 
 #: Outcomes a retry policy may name. ``lost`` includes a restarted host.
+#: What a job needs its host's gateway for: nothing; hosts in its scope, which are held only where there is one; a
+#: budget, which it cannot have without.
+GatewayNeed = Literal["", "hosts", "budget"]
+#: How a host's gateway is: usable (or its host does not say); there is none; it cannot be used, though there ought to
+#: be one.
+GatewayState = Literal["", "none", "unusable"]
 RetryOn = Literal["failed", "timed-out", "out-of-memory", "lost", "refused"]
 
 
@@ -253,6 +259,13 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     def runner_name(self) -> str:
         """The runner without the version that is asked for."""
         return self.runner.partition("@")[0]
+
+    @property
+    def gateway(self) -> GatewayNeed:
+        """What it needs its host's gateway for."""
+        if self.budget is not None:
+            return "budget"
+        return "hosts" if self.scope.hosts else ""
 
     @property
     def memory_bytes(self) -> int:

@@ -299,6 +299,8 @@ class Poll(_Message, frozen=True, kw_only=True):
     slots: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     #: Memory it can give to new tasks.
     memory_bytes: Count = 0
+    #: How its gateway is; a host that is too old to tell gives jobs back that it cannot run.
+    gateway: jobs.GatewayState = ""
     #: How long to hold the request when there is nothing.
     wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 50.0
 

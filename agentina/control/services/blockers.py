@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from agentina import errors
 from agentina.control import fleet
-from agentina.protocol import units
+from agentina.protocol import jobs, units
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,9 +20,7 @@ class Waits:
     #: Jobs that change the same paths, in words; empty: none does.
     paths: str = ""
     memory_bytes: int = 0
-    #: What it needs its host's gateway for: without any it cannot have a budget, and reaches all hosts.
-    has_budget: bool = False
-    has_hosts: bool = False
+    gateway: jobs.GatewayNeed = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +39,10 @@ class Candidate:
     #: What its newest poll offered.
     slots: int
     memory_bytes: int
-    #: Why its host's gateway cannot be used; empty: it can.
-    gateway: str = ""
-    #: It ought to be usable; its host offers no AI agents meanwhile.
-    is_gateway_broken: bool = False
+    #: Its host's; where that is unusable its host offers no AI agents.
+    gateway: jobs.GatewayState = ""
+    #: What is wrong with it, in the host's words.
+    gateway_problem: str = ""
 
 
 _Keep = Callable[[Candidate], bool]
@@ -95,7 +93,7 @@ def _narrowing(waits: Waits, wanted: fleet.JobClass) -> list[tuple[_Keep, _Sente
             lambda agents: f"None of {_count(agents)} has the runner {wanted.runner!r}.{_withheld(wanted, agents)}",
         ),
         (
-            lambda agent: not (agent.gateway and (waits.has_budget or (waits.has_hosts and agent.is_gateway_broken))),
+            lambda agent: fleet.serves(agent.gateway, waits.gateway),
             lambda agents: f"No suitable agent has a gateway for the job's budget or hosts. {_broken(agents)}",
         ),
         (
@@ -130,7 +128,7 @@ def _count(agents: Sequence[Candidate]) -> str:
 
 def _withheld(wanted: fleet.JobClass, agents: Sequence[Candidate]) -> str:
     """What a broken gateway has to do with a runner that nobody has."""
-    broken = [agent for agent in agents if agent.is_gateway_broken]
+    broken = [agent for agent in agents if agent.gateway == "unusable"]
     if not broken or wanted.runner == "command":
         return ""
     return f" No AI agents are offered without a gateway. {_broken(broken)}"
@@ -141,4 +139,4 @@ def _broken(agents: Sequence[Candidate]) -> str:
     first = agents[0]
     others = f" (and {len(agents) - 1} more)" if len(agents) > 1 else ""
     unusable = errors.GATEWAY_UNUSABLE
-    return f"On {first.name}{others}: {first.gateway} ({unusable.code}). {unusable.remedy}"
+    return f"On {first.name}{others}: {first.gateway_problem} ({unusable.code}). {unusable.remedy}"

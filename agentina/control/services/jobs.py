@@ -123,10 +123,10 @@ class _Attempt:
 
     def _class(self, tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSpec) -> engine.Row:
         labels = msgspec.json.encode(spec.labels, order="sorted").decode()
-        known = (organization, spec.role, spec.runner, labels)
+        known = (organization, spec.role, spec.runner, labels, spec.gateway)
         if known not in self._classes:
             self._classes[known] = jobs.ensure_class(
-                tx, organization, role=spec.role or "", runner=spec.runner, labels=labels
+                tx, organization, role=spec.role or "", runner=spec.runner, labels=labels, gateway=spec.gateway
             )
         return self._classes[known]
 

@@ -42,6 +42,7 @@ async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_
         # A copy of an earlier request that was under way for long; the present one must not suffer from it.
         return wire.PollAnswer(number=message.number, server_time_ms=control.clock.wall_ms())
     agent.poll, agent.poll_slots, agent.poll_memory = message.number, message.slots, message.memory_bytes
+    control.fleet.note_gateway(agent, message.gateway)
     heard = _acknowledge(agent, message.acknowledged)
     # One poll at a time: an older one still held gets its (empty) answer.
     agent.wake()

@@ -62,8 +62,7 @@ def _blockers(control: plane.Plane, tx: engine.Transaction, job: jobs.Job, spec:
         backoff_seconds=0 if job.ready else max(job.runnable_ms - control.clock.wall_ms(), 0) / 1000,
         memory_bytes=job.memory_bytes,
         paths=pathclaims.explain(tx, job),
-        has_budget=spec.budget is not None,
-        has_hosts=bool(spec.scope.hosts),
+        gateway=spec.gateway,
     )
     candidates = [
         blockers.Candidate(
@@ -78,12 +77,21 @@ def _blockers(control: plane.Plane, tx: engine.Transaction, job: jobs.Job, spec:
             max_tasks=min(agent.max_concurrent_tasks, agent.license_tasks),
             slots=agent.poll_slots,
             memory_bytes=agent.poll_memory,
-            gateway="" if agent.host is None else agent.host.gateway,
-            is_gateway_broken=agent.host is not None and errors.GATEWAY_UNUSABLE.code in agent.host.attention,
+            gateway=_gateway(agent),
+            gateway_problem=(agent.host.gateway if agent.host is not None else "") or "it does not say why",
         )
         for agent in control.fleet.agents.values()
     ]
     return blockers.explain(waits, control.fleet.classes[job.class_id], candidates)
+
+
+def _gateway(agent: fleet.Agent) -> protocol_jobs.GatewayState:
+    """How its host's gateway is: as its polls say, or, of a host too old for that, its heartbeats."""
+    if agent.gateway or agent.host is None:
+        return agent.gateway
+    if errors.GATEWAY_UNUSABLE.code in agent.host.attention:
+        return "unusable"
+    return "none" if agent.host.gateway else ""
 
 
 def task_view(control: plane.Plane, job: str, row: engine.Row) -> api.TaskView:

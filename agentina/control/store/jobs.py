@@ -208,18 +208,20 @@ def summaries(
 # --- the queue ---------------------------------------------------------------------------------------------------
 
 
-def ensure_class(tx: engine.Transaction, organization: int, *, role: str, labels: str, runner: str) -> engine.Row:
+def ensure_class(
+    tx: engine.Transaction, organization: int, *, role: str, labels: str, runner: str, gateway: str
+) -> engine.Row:
     """The class with these properties, made when it is new."""
-    values = {"organization": organization, "role": role, "labels": labels, "runner": runner}
+    values = {"organization": organization, "role": role, "labels": labels, "runner": runner, "gateway": gateway}
     row = tx.one(
         "SELECT * FROM classes WHERE organization_id = :organization AND role = :role AND labels = :labels"
-        " AND runner = :runner",
+        " AND runner = :runner AND gateway = :gateway",
         **values,
     )
     if row is None:
         row = tx.one(
-            "INSERT INTO classes (organization_id, role, labels, runner)"
-            " VALUES (:organization, :role, :labels, :runner) RETURNING *",
+            "INSERT INTO classes (organization_id, role, labels, runner, gateway)"
+            " VALUES (:organization, :role, :labels, :runner, :gateway) RETURNING *",
             **values,
         )
     assert row is not None
@@ -228,7 +230,7 @@ def ensure_class(tx: engine.Transaction, organization: int, *, role: str, labels
 
 def classes(tx: engine.Transaction) -> list[engine.Row]:
     """All classes."""
-    return tx.all("SELECT id, organization_id, role, labels, runner FROM classes ORDER BY id")
+    return tx.all("SELECT id, organization_id, role, labels, runner, gateway FROM classes ORDER BY id")
 
 
 def is_any_ready(tx: engine.Transaction, class_id: int, memory_bytes: int) -> bool:

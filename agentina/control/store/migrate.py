@@ -61,8 +61,14 @@ def migrate(connection: sqlite3.Connection, migrations: list[Migration], *, now_
             raise errors.STATE_CONFLICT(what="The database", state=f"made by another {name}", expected=expected)
     applied = {row[0] for row in rows}
     missing = [migration for migration in migrations if migration.version not in applied]
-    for migration in missing:
-        _apply(connection, migration, now_ms)
+    # A table that others refer to is made anew while nobody checks that (https://sqlite.org/lang_altertable.html).
+    (checks,) = connection.execute("PRAGMA foreign_keys").fetchone()
+    connection.execute("PRAGMA foreign_keys = OFF")
+    try:
+        for migration in missing:
+            _apply(connection, migration, now_ms)
+    finally:
+        connection.execute(f"PRAGMA foreign_keys = {checks}")
     return [migration.name for migration in missing]
 
 

@@ -1,8 +1,9 @@
 """Whether this host's gateway can be used, known before a job needs it.
 
-Jobs that need the gateway are given back by a host that has none to use (``GATEWAY_UNUSABLE``), and so that they do not
-come again the host offers no runners of AI agents meanwhile. The gateway's own code looks at its settings and keys, in
-a process of its own: the keys are none of the daemon's business.
+Each poll tells the control plane how the gateway is, so that jobs that need it go elsewhere; until somebody has looked
+it counts as unusable. A host that has none to use offers no runners of AI agents, and gives back what comes all the
+same (``GATEWAY_UNUSABLE``). The gateway's own code looks at its settings and keys, in a process of its own: the keys
+are none of the daemon's business.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class GateCheck:
         self._settings = settings
         #: What is wrong; None: nothing that is known.
         self.problem: errors.AgentinaError | None = None
-        #: What the gateway's own code said of it last.
-        self._said = ""
-        #: Called when that has changed.
+        #: What the gateway's own code said of it last; None: nobody has looked.
+        self._said: str | None = None
+        #: Called after the first look, and when that has changed.
         self.on_changed: Callable[[], None] = lambda: None
         self._wanted = asyncio.Event()
 
@@ -57,11 +58,11 @@ class GateCheck:
         text = await _ask(Path(self._settings)) if self._settings else ""
         if text == self._said:
             return
-        self._said = text
+        was_unusable, self._said = bool(self._said), text
         self.problem = errors.GATEWAY_UNUSABLE(problem=text.rstrip(".")) if text else None
-        if self.problem is None:
+        if was_unusable and self.problem is None:
             _log.info("the gateway can be used again", extra={"action": "gateway-usable"})
-        else:
+        elif self.problem is not None:
             fields = {"action": "gateway-unusable", "code": self.problem.code}
             _log.error("no AI agents are run here: %s", self.problem.message, extra=fields)
         self.on_changed()

@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 def asks(job: jobs.JobSpec) -> bool:
     """Whether a job needs the gateway. Pure."""
-    return job.budget is not None or bool(job.scope.hosts)
+    return bool(job.gateway)
 
 
 class Gates:

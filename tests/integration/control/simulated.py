@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from agentina import errors
-from agentina.protocol import licensing, signing, wire
+from agentina.protocol import jobs, licensing, signing, wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import deadlines
 
@@ -215,11 +215,13 @@ class Agent(Client):
         self.session, self.poll_number, self.acknowledged = opened.session, 0, 0
         return opened
 
-    def poll_message(self, *, slots: int = 8, wait: float = 0, memory: int = 64 << 30) -> wire.Poll:
+    def poll_message(
+        self, *, slots: int = 8, wait: float = 0, memory: int = 64 << 30, gateway: jobs.GatewayState = ""
+    ) -> wire.Poll:
         self.poll_number += 1
         return wire.Poll(
             session=self.session, number=self.poll_number, acknowledged=self.acknowledged, slots=slots,
-            memory_bytes=memory, wait_seconds=wait,
+            memory_bytes=memory, wait_seconds=wait, gateway=gateway,
         )  # fmt: skip
 
     def poll(self, *, acknowledge: bool = True, **changes: Any) -> wire.PollAnswer:

@@ -272,6 +272,27 @@ def test_a_job_that_hosts_give_back_for_want_of_a_gateway_says_so(control: Any, 
     assert "no key (GATEWAY_UNUSABLE)" in blocker
 
 
+def test_a_job_goes_only_to_agents_whose_gateway_serves_it(control: Any, operator: simulated.Operator) -> None:
+    """Also while a poll waits, and when the gateway is another; an agent that does not tell is given all, as ever."""
+    agent = control.agent()
+    assert agent.take(gateway="none") == []
+    budget = operator.submit(budget={"tokens": 10})
+    hosts = operator.submit(scope={"hosts": ["example.com"]})
+    plain = operator.submit()
+    assert agent.take(gateway="unusable") == [f"{plain}.1"]
+    for job in (budget, hosts):
+        (blocker,) = operator.show(job)["blockers"]
+        assert "No suitable agent has a gateway for the job's budget or hosts. On " in blocker
+    assert agent.take(gateway="none") == [f"{hosts}.1"]
+    thread, result = held_poll(agent, gateway="none")
+    wait_until_held(control, agent)
+    again = operator.submit(budget={"tokens": 10})
+    other = operator.submit()
+    thread.join(deadlines.HANG)
+    assert [assigned.task_id for assigned in agent.assignments(result[0])] == [f"{other}.1"]
+    assert agent.take() == [f"{budget}.1", f"{again}.1"]
+
+
 @pytest.mark.parametrize("act", ["drain", "quarantine"])
 def test_an_agent_set_aside_is_told_at_once_and_gets_nothing(
     control: Any, operator: simulated.Operator, act: str

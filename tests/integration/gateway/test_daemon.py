@@ -120,6 +120,7 @@ async def test_a_host_whose_gateway_is_unusable_gives_jobs_back_and_offers_no_ag
         )
         assert missing in bed.log
         assert missing in bed.plane.heartbeats[-1].host.gateway
+        await bed.plane.until(lambda: bed.plane.polls[-1].gateway == "unusable")
         task = bed.plane.submit("true", budget={"tokens": 10})
         await bed.plane.until(lambda: "returned" in task.kinds)
         (given_back,) = [report for report in bed.plane.reports if report.kind == "returned"]
@@ -128,10 +129,14 @@ async def test_a_host_whose_gateway_is_unusable_gives_jobs_back_and_offers_no_ag
         assert bed.process is not None
         bed.process.send_signal(signal.SIGHUP)
         await bed.plane.until(lambda: "claude-code" in bed.plane.sessions[-1].runners)
+        await bed.plane.until(lambda: not bed.plane.polls[-1].gateway)
         after = bed.plane.submit("true", budget={"tokens": 10})
         await bed.plane.until_ended(after)
         assert after.outcome is not None
         assert after.outcome.state is State.SUCCEEDED
+        (bed.root / "credentials/key-0").unlink()
+        bed.process.send_signal(signal.SIGHUP)
+        await bed.plane.until(lambda: bed.plane.polls[-1].gateway == "unusable")
 
 
 async def test_a_host_without_a_gateway_gives_jobs_with_a_budget_back() -> None:
@@ -147,6 +152,7 @@ async def test_a_host_without_a_gateway_gives_jobs_with_a_budget_back() -> None:
         given_back = next(report for report in bed.plane.reports if report.kind == "returned")
         assert "GATEWAY_UNUSABLE" in given_back.detail
         assert "it has none (`gateway` in its configuration)" in given_back.detail
+        assert {poll.gateway for poll in bed.plane.polls} == {"none"}
         await bed.plane.until(lambda: bool(bed.plane.heartbeats) and bool(bed.plane.heartbeats[-1].host.gateway))
         assert bed.plane.heartbeats[-1].host.attention == [], "nothing is wrong with such a host"
         after = bed.plane.submit("true")

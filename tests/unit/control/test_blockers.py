@@ -42,19 +42,21 @@ def test_the_obstacle_is_named(change: dict[str, object], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "waits", "is_said"),
+    ("gateway", "need", "is_said"),
     [
-        ({"gateway": "no key"}, {"has_budget": True}, True),
-        ({"gateway": "no key"}, {"has_hosts": True}, False),
-        ({"gateway": "no key", "is_gateway_broken": True}, {"has_hosts": True}, True),
-        ({"gateway": "no key", "is_gateway_broken": True}, {}, False),
-        ({}, {"has_budget": True, "has_hosts": True}, False),
+        ("none", "budget", True),
+        ("none", "hosts", False),
+        ("none", "", False),
+        ("unusable", "budget", True),
+        ("unusable", "hosts", True),
+        ("unusable", "", False),
+        ("", "budget", False),
+        ("", "hosts", False),
     ],
 )
-def test_a_gateway_that_does_not_serve_the_job_is_named(
-    change: dict[str, object], waits: dict[str, bool], *, is_said: bool
-) -> None:
-    said = explain(change, change, **waits)
+def test_a_gateway_that_does_not_serve_the_job_is_named(gateway: str, need: str, *, is_said: bool) -> None:
+    change = {"gateway": gateway, "gateway_problem": "no key"}
+    said = explain(change, change, gateway=need)
     assert bool(said) is is_said
     for sentence in said:
         assert "On build-1/default (and 1 more): no key (GATEWAY_UNUSABLE)." in sentence
@@ -63,7 +65,7 @@ def test_a_gateway_that_does_not_serve_the_job_is_named(
 
 def test_runners_that_a_broken_gateway_withholds_are_explained() -> None:
     wanted = msgspec.structs.replace(WANTED, runner="codex")
-    broken = blockers.Candidate(**{**GOOD, "gateway": "no key", "is_gateway_broken": True})
+    broken = blockers.Candidate(**{**GOOD, "gateway": "unusable", "gateway_problem": "no key"})
     others = [blockers.Candidate(**GOOD), broken]
     (sentence,) = blockers.explain(blockers.Waits(), wanted, others)
     assert sentence.startswith(
@@ -75,7 +77,7 @@ def test_runners_that_a_broken_gateway_withholds_are_explained() -> None:
 
 
 def test_a_pause_says_what_it_is_for() -> None:
-    said = explain({"gateway": "it has none"}, backoff_seconds=4.0, has_budget=True)
+    said = explain({"gateway": "none", "gateway_problem": "it has none"}, backoff_seconds=4.0, gateway="budget")
     assert len(said) == 2
     assert "it has none (GATEWAY_UNUSABLE)" in said[1]
 

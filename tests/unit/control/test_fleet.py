@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from agentina.control import fleet
-from agentina.protocol import signing
+from agentina.protocol import jobs, signing
 from agentina.protocol.states import State
 
 
@@ -44,6 +46,21 @@ def test_classes_are_served_by_agents_that_match_in_everything() -> None:
     everything = make(matching, *others)
     everything.add_class(job_class(7, role="coder", labels={"gpu": "a100"}))
     assert [each.id for each in everything.agents.values() if 7 in each.classes] == [1]
+
+
+@pytest.mark.parametrize(("gateway", "served"), [("", {1, 2, 3}), ("none", {1, 2}), ("unusable", {1})])
+def test_classes_are_served_by_agents_with_the_gateway_for_them(gateway: jobs.GatewayState, served: set[int]) -> None:
+    """Also when that changes while the agent's poll waits."""
+    waiting = agent(1, poll_memory=1)
+    everything = make(waiting)
+    for number, need in enumerate(("", "hosts", "budget"), 1):
+        everything.add_class(job_class(number, gateway=need))
+    for state in ("unusable", gateway):
+        everything.note_gateway(waiting, state)
+    assert waiting.classes == served
+    for number in (1, 2, 3):
+        everything.wait_for_work(waiting)
+        assert (everything.take_waiting(number, 1) is waiting) == (number in served)
 
 
 def test_an_agent_that_joins_later_serves_known_classes() -> None:

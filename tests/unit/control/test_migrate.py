@@ -60,6 +60,25 @@ def test_packaged_migrations_are_numbered_without_gaps_and_apply(connection: sql
     assert {"jobs", "tasks", "agents", "audit"} <= tables(connection)
 
 
+def test_classes_of_jobs_are_made_anew_and_stay_what_they_are(connection: sqlite3.Connection) -> None:
+    before = [migration for migration in migrate.packaged() if migration.version < 12]
+    migrate.migrate(connection, before, now_ms=1)
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("INSERT INTO organizations VALUES (1, 'o', 'basic', 1, 1, 'stable', 1.0, 1)")
+    connection.execute("INSERT INTO classes VALUES (7, 1, 'coder', '{}', 'codex')")
+    connection.execute(
+        "INSERT INTO jobs (id, public_id, organization_id, class_id, name, spec, priority, memory_bytes, state,"
+        " reason, ready, runnable_ms, created_ms)"
+        " VALUES (1, 'job_1', 1, 7, 'old', '{}', 50, 1, 'queued', 'waiting-for-agent', 1, 1, 1)"
+    )
+    migrate.migrate(connection, migrate.packaged(), now_ms=2)
+    assert connection.execute("SELECT * FROM classes").fetchall() == [(7, 1, "coder", "{}", "codex", "")]
+    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+        connection.execute("UPDATE jobs SET class_id = 8")
+    connection.execute("INSERT INTO classes VALUES (8, 1, 'coder', '{}', 'codex', 'budget')")
+
+
 def test_the_lines_of_old_timelines_are_counted(connection: sqlite3.Connection) -> None:
     initial, counted = migrate.packaged()[:2]
     migrate.migrate(connection, [initial], now_ms=1)

@@ -87,3 +87,12 @@ def test_waiting_poll_is_replaced_for_something_better_or_nothing(
 ) -> None:
     before, after = (admission.Offer(slots=slots, memory_bytes=memory, why=why) for slots, memory, why in (held, now))
     assert admission.replaces(before, after) is replaced
+
+
+@pytest.mark.parametrize("blocks", [[], ["drained"]])
+def test_poll_is_replaced_when_the_gateway_is_another(blocks: list[str]) -> None:
+    load = admission.Load(occupied=0, promised_bytes=0)
+    usable, broken = (admission.decide(LIMITS, load, FACTS, blocks, gateway=state) for state in ("", "unusable"))
+    assert admission.replaces(usable, broken)
+    assert admission.replaces(broken, usable)
+    assert not admission.replaces(broken, broken)
