@@ -17,6 +17,8 @@ from agentina.protocol import api
 #: The hash that stands before the first record.
 _GENESIS: Final = "0" * 64
 _PAGE: Final = 1000
+#: Above the number of any record.
+_END: Final = (1 << 53) - 1
 
 
 @click.group(cls=lazy.NounGroup)
@@ -24,24 +26,44 @@ def audit() -> None:
     """Read and verify the record of what was done."""
 
 
-@audit.command("list", epilog=options.examples("agentina audit list", "agentina audit list --after 100 --json"))
+@audit.command(
+    "list",
+    epilog=options.examples(
+        "agentina audit list --since 8h",
+        "agentina audit list --action job.cancel --actor alice",
+        "agentina audit list --subject JOB",
+        "agentina audit list --before 100 --json",
+    ),
+)
+@click.option("--actor", default="", help="Only what this one did: an operator's name, agent:ID, host:NAME, stranger.")
+@click.option("--action", default="", help="Only this, such as token.create; `token` has all that begin with it.")
+@click.option("--subject", default="", help="Only what was done to this, such as a job (and its tasks).")
+@click.option("--since", type=options.Moment(), metavar="TIME", help="From then on: 2h (ago), or 2026-11-21T10:00.")
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Only records with a higher number.")
+@click.option("--before", type=click.IntRange(1, _END), default=_END, help="Only records with a lower number.")
 @click.option("--limit", type=click.IntRange(1, _PAGE), default=200, show_default=True, help="How many.")
 @options.root_option
 @options.json_option
-def list_records(after: int, limit: int, *, as_json: bool) -> None:
-    """List audit records, oldest first."""
+def list_records(
+    *, actor: str, action: str, subject: str, since: float | None, after: int, before: int, limit: int, as_json: bool
+) -> None:
+    """List who did what, newest first, with what was refused."""
+    since_ms = max(round((since or 0) * 1000), 0)
+    wanted: dict[str, str | int] = {"actor": actor, "action": action, "subject": subject, "since": since_ms}
+    entries: list[api.AuditEntry] = []
+    following: int | None = before
     with connection.open_client() as client:
-        page = client.list_audit(after=after, limit=limit)
+        while following is not None and len(entries) < limit:
+            page = client.list_audit(after=after, before=following, limit=limit - len(entries), wanted=wanted)
+            entries += page.entries
+            following = page.next
     if as_json:
-        output.document(page)
+        output.document(api.AuditList(entries=entries, next=following))
         return
-    rows = [
-        (one.number, output.moment(one.at_ms), one.actor, one.action, one.subject, _detail(one)) for one in page.entries
-    ]
+    rows = [(one.number, output.moment(one.at_ms), one.actor, one.action, one.subject, _detail(one)) for one in entries]
     output.table(("NUMBER", "WHEN", "WHO", "WHAT", "SUBJECT", "DETAIL"), rows)
-    if page.next is not None:
-        output.say(f"There is more: --after {page.next}")
+    if following is not None:
+        output.say(f"There may be more: --before {following}")
 
 
 @audit.command(epilog=options.examples("agentina audit verify", "agentina audit verify --json || alert"))

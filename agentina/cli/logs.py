@@ -4,43 +4,22 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import datetime as dt
 import os
 import re
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 
 from agentina import errors
 from agentina.cli import options, output
-from agentina.protocol import units
 from agentina.system import clock, journal, paths, services, users
 
 #: Seconds between looks at a file that is followed; there is nothing to await without inotify.
 _LOOK_AGAIN: Final = 0.25
 _LINES: Final = 100
-
-
-class _Since(click.ParamType):  # type: ignore[type-arg]  # only newer versions of click have it generic
-    """A moment: a duration before now, or ISO 8601 (without a zone: the host's own). Seconds since the epoch."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds since the epoch."""
-        if isinstance(value, int | float):
-            return float(value)
-        try:
-            return time.time() - units.parse_duration(value)
-        except ValueError:
-            pass
-        try:
-            return dt.datetime.fromisoformat(value).astimezone().timestamp()
-        except ValueError:
-            self.fail(f"expected a duration before now (2h) or a time (2026-11-21T10:00), got {value!r}", param, ctx)
 
 
 @click.command(
@@ -55,7 +34,7 @@ class _Since(click.ParamType):  # type: ignore[type-arg]  # only newer versions 
 @click.option("--follow", "-f", is_flag=True, help="Go on as it is written.")
 @click.option("--lines", "-n", type=click.IntRange(0, 100_000), help="How many [100; all with --since or --task].")
 @click.option("--task", metavar="ID", help="Only what is about this task.")
-@click.option("--since", type=_Since(), metavar="TIME", help="From then on: 2h (ago), or 2026-11-21T10:00.")
+@click.option("--since", type=options.Moment(), metavar="TIME", help="From then on: 2h (ago), or 2026-11-21T10:00.")
 @options.root_option
 def logs(instance: str, *, lines: int | None, task: str | None, since: float | None, follow: bool) -> None:
     """Show the daemon's log (for a job's output: `agentina job logs`).

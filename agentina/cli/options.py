@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -109,3 +112,20 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # see above
             return units.parse_size(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Moment(click.ParamType):  # type: ignore[type-arg]  # see above
+    """A moment: a duration before now, or ISO 8601 (without a zone: the host's own). Seconds since the epoch."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds since the epoch."""
+        if isinstance(value, int | float):
+            return float(value)
+        with contextlib.suppress(ValueError):
+            return time.time() - units.parse_duration(value)
+        try:
+            return dt.datetime.fromisoformat(value).astimezone().timestamp()
+        except ValueError:
+            self.fail(f"expected a duration before now (2h) or a time (2026-11-21T10:00), got {value!r}", param, ctx)

@@ -312,9 +312,12 @@ class Client:
 
     # --- the rest ---
 
-    def list_audit(self, *, after: int, limit: int) -> api.AuditList:
-        """A page of audit records."""
-        return self._get("/v1/audit", api.AuditList, {"after": after, "limit": limit})
+    def list_audit(
+        self, *, after: int, limit: int, before: int = 0, wanted: Mapping[str, str | int] | None = None
+    ) -> api.AuditList:
+        """A page of audit records: oldest first, or newest first with ``before``; ``wanted``: see there."""
+        query = {"after": after, "before": before, "limit": limit, **(wanted or {})}
+        return self._get("/v1/audit", api.AuditList, query)
 
     def list_organizations(self) -> api.OrganizationList:
         """Tenants and their limits."""

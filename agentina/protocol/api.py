@@ -493,9 +493,13 @@ class AuditEntry(_Message, frozen=True, kw_only=True):
 
 
 class AuditList(_Message, frozen=True, kw_only=True):
-    """``GET /v1/audit``."""
+    """``GET /v1/audit``: oldest first, or newest first with ``before``; ``since`` is in milliseconds since the epoch.
+
+    ``actor``, ``action`` and ``subject`` are beginnings of what is wanted.
+    """
 
     entries: list[AuditEntry]
+    #: ``after`` of the next page, or its ``before``; absent: there is none. A page may be empty and not the last.
     next: int | None = None
 
 

@@ -15,17 +15,23 @@ _ROLES: Final = {"viewer": 0, "operator": 1, "admin": 2}
 _MAX_TOKEN: Final = 256
 
 
+def check_role(operator: plane.Operator, needed: str) -> None:
+    """Raise ``FORBIDDEN`` unless ``operator`` has at least the role ``needed``."""
+    if _ROLES[operator.role] < _ROLES[needed]:
+        raise errors.FORBIDDEN(needed=needed, role=operator.role)
+
+
 class Access:
     """Checks the ``Authorization`` header."""
 
     def __init__(self, control: plane.Plane) -> None:
         self._control = control
 
-    def operator(self, header: bytes | None, needed: str) -> plane.Operator:
-        """The operator, who must have at least the role ``needed``.
+    def operator(self, header: bytes | None) -> plane.Operator:
+        """The operator, whatever the role.
 
         Raises:
-            AgentinaError: ``AUTH_REQUIRED``, ``AUTH_INVALID``, ``FORBIDDEN``.
+            AgentinaError: ``AUTH_REQUIRED``, ``AUTH_INVALID``.
 
         """
         scheme, _, token = (header or b"").partition(b" ")
@@ -39,8 +45,6 @@ class Access:
                 operator = candidate
         if operator is None:
             raise errors.AUTH_INVALID()  # noqa: RSE102 - calling the entry makes the exception
-        if _ROLES[operator.role] < _ROLES[needed]:
-            raise errors.FORBIDDEN(needed=needed, role=operator.role)
         return operator
 
     def agent(self, header: bytes | None) -> fleet.Agent:

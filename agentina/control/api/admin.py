@@ -55,10 +55,14 @@ async def remove_agent(call: routing.Call) -> None:
 
 async def list_audit(call: routing.Call) -> api.AuditList:
     """A page of audit records."""
-    after, limit = call.query["after"], call.query["limit"]
-    rows = call.control.store.read(lambda tx: audit.records(tx, after=after, limit=limit + 1))
-    page = [views.audit_entry(row) for row in rows[:limit]]
-    return api.AuditList(entries=page, next=page[-1].number if len(rows) > limit else None)
+    query = call.query
+    wanted = audit.Filter(
+        actor=query["actor"], action=query["action"], subject=query["subject"], since_ms=query["since"]
+    )
+    rows, following = call.control.store.read(
+        lambda tx: audit.page(tx, wanted, after=query["after"], before=query["before"], limit=query["limit"])
+    )
+    return api.AuditList(entries=[views.audit_entry(row) for row in rows], next=following)
 
 
 async def verify_audit(call: routing.Call) -> api.AuditVerified:
@@ -131,7 +135,7 @@ def _token_routes() -> list[routing.Route]:
     return [
         routing.Route(
             method="POST", path="/v1/tokens", handler=create_tokens, summary="Make activation tokens",
-            auth="operator", request=api.TokenCreate, answer=api.TokensCreated, status=201,
+            auth="operator", request=api.TokenCreate, answer=api.TokensCreated, status=201, act="token.create",
         ),
         routing.Route(
             method="GET", path="/v1/tokens", handler=list_tokens, summary="List activation tokens", auth="viewer",
@@ -139,14 +143,14 @@ def _token_routes() -> list[routing.Route]:
         ),
         routing.Route(
             method="DELETE", path="/v1/tokens/{token}", handler=revoke_token, summary="Revoke an unused token",
-            auth="operator", answer=api.TokenView,
+            auth="operator", answer=api.TokenView, act="token.revoke",
         ),
     ]  # fmt: skip
 
 
 def _agent_routes() -> list[routing.Route]:
     verbs = {"drain": "Give no more work", "resume": "Give work again", "quarantine": "Set an agent aside"}
-    acts = routing.acts("/v1/agents/{agent}", _act, verbs, request=api.AgentAct, answer=api.AgentView)
+    acts = routing.acts("agent", _act, verbs, path="/v1/agents/{agent}", request=api.AgentAct, answer=api.AgentView)
     return [
         routing.Route(
             method="GET", path="/v1/agents", handler=list_agents, summary="List agents", auth="viewer",
@@ -159,7 +163,7 @@ def _agent_routes() -> list[routing.Route]:
         *acts,
         routing.Route(
             method="DELETE", path="/v1/agents/{agent}", handler=remove_agent, summary="Remove an agent",
-            auth="operator", status=204,
+            auth="operator", status=204, act="agent.remove",
         ),
     ]  # fmt: skip
 
@@ -168,7 +172,10 @@ def _record_routes() -> list[routing.Route]:
     """Audit and organizations."""
     page = (
         routing.Query(name="after", kind=int, default=0),
+        routing.Query(name="before", kind=int, default=0),
         routing.Query(name="limit", kind=int, default=100, minimum=1, maximum=_MAX_PAGE),
+        *(routing.Query(name=name, kind=str, default="") for name in ("actor", "action", "subject")),
+        routing.Query(name="since", kind=int, default=0),
     )
     return [
         routing.Route(
@@ -190,7 +197,7 @@ def _record_routes() -> list[routing.Route]:
         routing.Route(
             method="PUT", path="/v1/organizations/{name}", handler=update_organization,
             summary="Create or change an organization", auth="admin", request=api.OrganizationUpdate,
-            answer=api.OrganizationView,
+            answer=api.OrganizationView, act="organization.update",
         ),
     ]  # fmt: skip
 

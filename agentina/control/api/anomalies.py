@@ -118,7 +118,9 @@ def routes() -> list[routing.Route]:
         "acknowledge": "Say that somebody looks after it", "close": "It is resolved",
         "reopen": "It is not resolved after all",
     }  # fmt: skip
-    acts = routing.acts("/v1/anomalies/{anomaly}", _act, verbs, request=api.AnomalyAct, answer=api.AnomalyView)
+    acts = routing.acts(
+        "anomaly", _act, verbs, path="/v1/anomalies/{anomaly}", request=api.AnomalyAct, answer=api.AnomalyView
+    )
     return [
         routing.Route(
             method="GET", path="/v1/anomalies", handler=list_anomalies, summary="List anomalies, or wait for changes",
@@ -131,7 +133,7 @@ def routes() -> list[routing.Route]:
         routing.Route(
             method="POST", path="/v1/anomalies/{anomaly}/answer", handler=answer,
             summary="Answer the tasks that reported it", auth="operator", request=api.AnomalyAnswer,
-            answer=api.AnomalyView,
+            answer=api.AnomalyView, act="anomaly.answer",
         ),
         *acts,
     ]  # fmt: skip

@@ -57,14 +57,15 @@ def routes() -> list[routing.Route]:
         ),
         routing.Route(
             method="PUT", path=one, handler=set_budget, summary="Set the limits of a budget", auth="operator",
-            request=protocol.BudgetSet, answer=protocol.BudgetView,
+            request=protocol.BudgetSet, answer=protocol.BudgetView, act="budget.set",
         ),
         routing.Route(
             method="POST", path=one + "/raise", handler=raise_budget, auth="operator", request=protocol.BudgetRaise,
+            act="budget.raise",
             answer=protocol.BudgetView, summary="Add to a budget; calls that are held go on where it lets them",
         ),
         routing.Route(
             method="DELETE", path=one, handler=remove_budget, summary="Take a daily budget away", auth="operator",
-            status=204,
+            status=204, act="budget.remove",
         ),
     ]  # fmt: skip

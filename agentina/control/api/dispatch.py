@@ -20,7 +20,7 @@ import msgspec
 from agentina import errors
 from agentina.control import plane
 from agentina.control.api import access, openapi, routing
-from agentina.control.services import uploads
+from agentina.control.services import refusals, uploads
 from agentina.protocol import inputs
 
 Scope = MutableMapping[str, Any]
@@ -46,6 +46,7 @@ class Application:
         self._control = control
         self._uploads = uploads.Uploads(control)
         self.access = access.Access(control)
+        self._refusals = refusals.Refusals(control)
         self._table = routing.Table([*routes, self._schema_route()])
         self._decoders = {id(route): msgspec.json.Decoder(route.request) for route in routes if _is_decoded(route)}
         self._encoder = msgspec.json.Encoder()
@@ -80,12 +81,24 @@ class Application:
             query=routing.parse_query(route, scope["query_string"]), body=None, headers=headers,
             on_lost=scope.get("extensions", {}).get(CONNECTION_LOST, _ignore),
         )  # fmt: skip
+        try:
+            return await self._serve(route, call, receive)
+        except errors.AgentinaError as error:
+            if route.auth != "agent":
+                await self._refusals.record(
+                    error, act=route.act, operator=call.operator, subject="/".join(parameters.values()),
+                    source=(scope.get("client") or ("",))[0],
+                )  # fmt: skip
+            raise
+
+    async def _serve(self, route: routing.Route, call: routing.Call, receive: Receive) -> routing.Reply:
         if route.auth == "agent":
-            call.agent = self.access.agent(headers.get(b"authorization"))
+            call.agent = self.access.agent(call.headers.get(b"authorization"))
         elif route.auth != "public":
-            call.operator = self.access.operator(headers.get(b"authorization"), route.auth)
+            call.operator = self.access.operator(call.headers.get(b"authorization"))
+            access.check_role(call.operator, route.auth)
         if route.request is not None:
-            call.body = self._decode(route, await self._read(route, headers, receive))
+            call.body = self._decode(route, await self._read(route, call.headers, receive))
         result = await route.handler(call)
         if isinstance(result, routing.Reply):
             return result

@@ -200,12 +200,12 @@ def routes() -> list[routing.Route]:
     return [
         routing.Route(
             method="POST", path="/v1/jobs", handler=submit, summary="Submit a job", auth="operator",
-            request=protocol_jobs.JobSpec, answer=api.JobCreated, status=201, query=(organization,),
+            request=protocol_jobs.JobSpec, answer=api.JobCreated, status=201, query=(organization,), act="job.submit",
         ),
         routing.Route(
             method="POST", path="/v1/job-batches", handler=submit_many, auth="operator",
             summary="Submit several jobs, all or none", request=api.JobBatch, answer=api.JobsCreated, status=201,
-            query=(organization,), body_limit=api.MAX_BATCH_BYTES,
+            query=(organization,), body_limit=api.MAX_BATCH_BYTES, act="job.submit",
         ),
         routing.Route(
             method="GET", path="/v1/jobs", handler=list_jobs, summary="List jobs, newest first", auth="viewer",
@@ -241,16 +241,16 @@ def routes() -> list[routing.Route]:
         ),
         routing.Route(
             method="POST", path="/v1/jobs/{job}/cancel", handler=cancel, summary="Cancel a job", auth="operator",
-            request=api.AgentAct | None,
-            answer=api.JobView,
+            request=api.AgentAct | None, answer=api.JobView, act="job.cancel",
         ),
         routing.Route(
             method="POST", path="/v1/jobs/{job}/retry", handler=retry, summary="Run an ended job again",
-            auth="operator", answer=api.JobView,
+            auth="operator", answer=api.JobView, act="job.retry",
         ),
         routing.Route(
             method="POST", path="/v1/jobs/{job}/checkpoint", handler=checkpoint,
             summary="Have a checkpoint taken of a job that runs", auth="operator", answer=api.JobView,
+            act="job.checkpoint",
         ),
         routing.Route(
             method="GET", path="/v1/job-schema", handler=job_schema, summary="JSON Schema of a job", auth="public",

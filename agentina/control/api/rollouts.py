@@ -65,11 +65,13 @@ def routes() -> list[routing.Route]:
         "pause": "Order nothing for a while", "resume": "Go on after a pause",
         "abort": "End it and take back what was changed",
     }  # fmt: skip
-    acts = routing.acts("/v1/rollouts/{rollout}", _act, verbs, request=api.RolloutAct, answer=api.RolloutView)
+    acts = routing.acts(
+        "rollout", _act, verbs, path="/v1/rollouts/{rollout}", request=api.RolloutAct, answer=api.RolloutView
+    )
     return [
         routing.Route(
             method="POST", path="/v1/rollouts", handler=start_rollout, summary="Bring a release to agents, by stages",
-            auth="operator", request=api.RolloutStart, answer=api.RolloutView, status=201,
+            auth="operator", request=api.RolloutStart, answer=api.RolloutView, status=201, act="rollout.start",
         ),
         routing.Route(
             method="GET", path="/v1/rollouts", handler=list_rollouts, summary="List rollouts", auth="viewer",
@@ -83,11 +85,11 @@ def routes() -> list[routing.Route]:
         routing.Route(
             method="POST", path="/v1/rollouts/{rollout}/skip", handler=skip_agent,
             summary="Leave an agent out that has not got it", auth="operator", request=api.RolloutSkip,
-            answer=api.RolloutView,
+            answer=api.RolloutView, act="rollout.skip",
         ),
         routing.Route(
             method="POST", path="/v1/agents/{agent}/pin", handler=pin_agent,
             summary="Hold an agent to a version, or let it go", auth="operator", request=api.AgentPin,
-            answer=api.AgentView,
+            answer=api.AgentView, act="agent.pin",
         ),
     ]  # fmt: skip

@@ -116,6 +116,8 @@ class Route:
     status: int = 200
     query: tuple[Query, ...] = ()
     body_limit: int = MAX_OPERATOR_BODY
+    #: What the audit calls it; empty: it changes nothing on an operator's behalf.
+    act: str = ""
 
     @property
     def parameters(self) -> list[str]:
@@ -124,8 +126,9 @@ class Route:
 
 
 def acts(
-    path: str, act: Callable[[Call, str, str], Awaitable[Any]], verbs: Mapping[str, str], *, request: Any, answer: Any
-) -> list[Route]:
+    noun: str, act: Callable[[Call, str, str], Awaitable[Any]], verbs: Mapping[str, str], *, path: str, request: Any,
+    answer: Any,
+) -> list[Route]:  # fmt: skip
     """``POST path/verb`` for each of ``verbs``, which have their summaries.
 
     ``act`` is told the verb, and the reason that is in the body or, without one, empty.
@@ -140,7 +143,7 @@ def acts(
     return [
         Route(
             method="POST", path=f"{path}/{verb}", handler=handler_of(verb), summary=summary, auth="operator",
-            request=request | None, answer=answer,
+            request=request | None, answer=answer, act=f"{noun}.{verb}",
         )
         for verb, summary in verbs.items()
     ]  # fmt: skip

@@ -29,14 +29,14 @@ async def act_on_agent(control: plane.Plane, public_id: str, act: str, *, reason
     state = _STATES[act]
     now_ms = control.clock.wall_ms()
 
+    detail = {"name": agent.name, "reason": reason}
+
     def operation(tx: engine.Transaction) -> None:
         if agent.state == "quarantined" and state == "active":
             # An operator decided: whichever machine speaks next is the agent's (services/clones.py).
             agents.forget_machine(tx, agent.id)
         agents.set_state(tx, agent.id, state, reason if state != "active" else "")
-        audit.append(
-            tx, actor=actor, action=f"agent.{act}", subject=public_id, detail={"reason": reason}, now_ms=now_ms
-        )
+        audit.append(tx, actor=actor, action=f"agent.{act}", subject=public_id, detail=detail, now_ms=now_ms)
 
     await control.store.write(operation)
     if agent.state == "quarantined" and state == "active":
@@ -54,7 +54,8 @@ async def remove_agent(control: plane.Plane, public_id: str, *, actor: str) -> N
 
     def operation(tx: engine.Transaction) -> None:
         agents.remove(tx, agent.id, now_ms=now_ms)
-        audit.append(tx, actor=actor, action="agent.remove", subject=public_id, now_ms=now_ms)
+        detail = {"name": agent.name}
+        audit.append(tx, actor=actor, action="agent.remove", subject=public_id, detail=detail, now_ms=now_ms)
 
     await control.store.write(operation)
     control.fleet.remove(agent)
@@ -77,6 +78,10 @@ async def create_tokens(control: plane.Plane, request: api.TokenCreate, *, actor
         for _ in range(request.count)
     ]
 
+    detail = {
+        "organization": request.organization, "role": request.role, "labels": request.labels, "expires_ms": expires_ms,
+    }  # fmt: skip
+
     def operation(tx: engine.Transaction) -> None:
         organization = registry.get_organization(tx, request.organization)
         labels = msgspec.json.encode(request.labels, order="sorted").decode()
@@ -86,8 +91,7 @@ async def create_tokens(control: plane.Plane, request: api.TokenCreate, *, actor
                 role=request.role, labels=labels, expires_ms=expires_ms,
             )  # fmt: skip
             registry.add_token(tx, new, now_ms=now_ms)
-            audit.append(tx, actor=actor, action="token.create", subject=secret.id,
-                         detail={"organization": request.organization}, now_ms=now_ms)  # fmt: skip
+            audit.append(tx, actor=actor, action="token.create", subject=secret.id, detail=detail, now_ms=now_ms)
 
     await control.store.write(operation)
     return api.TokensCreated(tokens=secrets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any, Final
 
@@ -9,8 +10,18 @@ import msgspec
 
 from agentina.control.store import engine
 
+#: Records looked at for one page: a filter that fits few must not hold up everything else.
+MOST_LOOKED_AT: Final = 10_000
 #: The hash before the first record.
 GENESIS: Final = "0" * 64
+
+_WANTED: Final = (
+    "SELECT * FROM audit WHERE number BETWEEN :low AND :high AND at_ms >= :since"
+    " AND :actor IN (substr(actor, 1, length(:actor)), substr(actor, instr(actor, ':') + 1, length(:actor)))"
+    " AND substr(action, 1, length(:action)) = :action AND substr(subject, 1, length(:subject)) = :subject"
+)
+_OLDEST_FIRST: Final = _WANTED + " ORDER BY number LIMIT :limit"
+_NEWEST_FIRST: Final = _WANTED + " ORDER BY number DESC LIMIT :limit"
 
 
 def append(
@@ -26,6 +37,44 @@ def append(
         number=number, at=now_ms, actor=actor, action=action, subject=subject, detail=text,
         hash=_hash(before, [number, now_ms, actor, action, subject, text]),
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """Which records are wanted. Texts are beginnings: ``job`` finds ``job.cancel``, and a job's id its tasks too."""
+
+    #: With or without what stands before the colon.
+    actor: str = ""
+    action: str = ""
+    subject: str = ""
+    #: Wall clock, milliseconds since the epoch.
+    since_ms: int = 0
+
+
+def page(
+    tx: engine.Transaction, wanted: Filter, *, after: int, before: int, limit: int
+) -> tuple[list[engine.Row], int | None]:
+    """Some of the records with numbers between ``after`` and ``before``, and where the next page begins.
+
+    With ``before`` (0: no end) they come newest first and it is the next page's ``before``; otherwise oldest first,
+    and it is the next one's ``after``. A page may be empty and not the last: it looks at :data:`MOST_LOOKED_AT`.
+    """
+    newest = tx.one("SELECT number FROM audit ORDER BY number DESC LIMIT 1")
+    first, last = after + 1, 0 if newest is None else newest[0]
+    if before:
+        last = min(last, before - 1)
+        low, high = max(first, last - MOST_LOOKED_AT + 1), last
+    else:
+        low, high = first, min(last, first + MOST_LOOKED_AT - 1)
+    rows = tx.all(
+        _NEWEST_FIRST if before else _OLDEST_FIRST, low=low, high=high, since=wanted.since_ms, actor=wanted.actor,
+        action=wanted.action, subject=wanted.subject, limit=limit,
+    )  # fmt: skip
+    if len(rows) == limit:
+        low = high = rows[-1]["number"]
+    if before:
+        return rows, low if low > first else None
+    return rows, high if high < last else None
 
 
 def records(tx: engine.Transaction, *, after: int, limit: int) -> list[engine.Row]:

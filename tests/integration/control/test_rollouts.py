@@ -108,8 +108,8 @@ class Fleet:
         return sum(host.version == NEW for host in self.hosts)
 
     def audit(self) -> list[tuple[str, str]]:
-        entries = self.operator.call("GET", "/v1/audit?limit=1000")["entries"]
-        return [(entry["action"], entry["actor"]) for entry in entries if entry["action"].startswith("rollout.")]
+        entries = self.operator.call("GET", "/v1/audit?action=rollout.&limit=1000")["entries"]
+        return [(entry["action"], entry["actor"]) for entry in entries if "refused" not in entry["detail"]]
 
 
 @pytest.fixture
