@@ -35,7 +35,7 @@ class State(enum.Enum):
     CANCELED = "canceled"
     #: Final: a host's policy or a check refused it; it never started.
     REFUSED = "refused"
-    #: Final: nobody can say how it ended (host gone, lease expired, power cut).
+    #: Final: nobody can say how it ended (host gone, lease expired, power cut), or would have (an AI agent killed).
     LOST = "lost"
     #: Final for the task only: packed to go on elsewhere; the job returns to the queue.
     CHECKPOINTED = "checkpointed"

@@ -78,19 +78,28 @@ class Collecting:
             outcome = healthwatch.explain(entry.directory.path, outcome)
         if result.stopped in _MOVES and self._places.can_move(entry):
             return state.Collected(await self._pack(entry, job, outcome, is_synced=is_synced))
-        declared = _declared(entry)
-        if not places.leaves_files(job) and not declared:
-            return state.Collected(outcome)
-        if not is_synced:
-            # Nobody synced its files, as was done for its result and output: they may be empty after a power cut.
-            return state.Collected(outcomes.without_files(outcome))
-        # Paths, not patterns: a name may have any character.
-        wanted = [*job.artifacts, *map(glob.escape, declared)]
-        outcome = await self._gather(entry, msgspec.structs.replace(job, artifacts=wanted), outcome)
-        if result.stopped is contract.StopReason.LEASE_EXPIRED and self._places.can_move(entry):
-            # It may be heard of before the job is given to another.
+        can_go_on = is_synced and self._places.can_move(entry)
+        if can_go_on and outcomes.was_cut_off(result, outcome):
+            # Nobody knows how it would have ended, and the next task goes on from here: nothing is done twice.
+            outcome = msgspec.structs.replace(outcome, state=State.LOST)
+        outcome = await self._with_files(entry, job, outcome, is_synced=is_synced)
+        if can_go_on and outcome.state is State.LOST:
             outcome = await self._checkpoints().add(entry, job, outcome)
         return state.Collected(outcome)
+
+    async def _with_files(
+        self, entry: entries.Entry, job: jobs.JobSpec, outcome: wire.Outcome, *, is_synced: bool
+    ) -> wire.Outcome:
+        """``outcome`` with what the task left, where somebody wants that."""
+        declared = _declared(entry)
+        if not places.leaves_files(job) and not declared:
+            return outcome
+        if not is_synced:
+            # Nobody synced its files, as was done for its result and output: they may be empty after a power cut.
+            return outcomes.without_files(outcome)
+        # Paths, not patterns: a name may have any character.
+        wanted = [*job.artifacts, *map(glob.escape, declared)]
+        return await self._gather(entry, msgspec.structs.replace(job, artifacts=wanted), outcome)
 
     def _hear_shutdown(self, entry: entries.Entry) -> None:
         """The system stops; or a task was to go on elsewhere, which supervisors of older releases take for that."""

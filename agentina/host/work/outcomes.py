@@ -136,6 +136,14 @@ def _describe(result: contract.Result, reason: Reason, job: JobSpec) -> str:
     return f"{sentence} {result.detail}" if result.detail else sentence
 
 
+def was_cut_off(result: contract.Result, outcome: wire.Outcome) -> bool:
+    """Whether the command was killed (SIGKILL) by somebody else: by hand, or by the kernel of a host without memory.
+
+    That says nothing of its work, unlike any other end of its own.
+    """
+    return outcome.reason is Reason.KILLED_BY_SIGNAL and result.signal == "SIGKILL" and result.phase == "command"
+
+
 def lost(reason: Reason, particulars: str = "") -> wire.Outcome:
     """The outcome of a task of which nobody can say how it ended."""
     sentence = "Lost: " + states.REASONS[reason] + (f" ({particulars})" if particulars else "") + "."

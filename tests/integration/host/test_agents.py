@@ -86,8 +86,7 @@ async def test_what_the_agent_says_is_not_enough(daemon: DaemonProcess, plane: c
         (("claude_rate", "exit 1"), Reason.EXIT_NONZERO, "exit code 1"),
         (("claude_rate", "exit 0"), Reason.AGENT_UNFINISHED, "without saying"),
         (("claude_ok", "exit 7"), Reason.EXIT_NONZERO, "exit code 7"),
-        (("claude_ok", "kill -9 $$"), Reason.KILLED_BY_SIGNAL, "SIGKILL"),
-        (("sig_claude_KILL", "kill -9 $$"), Reason.KILLED_BY_SIGNAL, "SIGKILL"),
+        (("sig_claude_KILL", "kill -11 $$"), Reason.KILLED_BY_SIGNAL, "SIGSEGV"),
     ],
 )
 async def test_bad_ends_are_failures(  # noqa: PLR0917 - fixtures and parameters
@@ -100,6 +99,23 @@ async def test_bad_ends_are_failures(  # noqa: PLR0917 - fixtures and parameters
     assert words in outcome.detail
     assert outcome.agent is not None
     assert outcome.agent.session_id
+
+
+@pytest.mark.parametrize("printed", ["claude_ok", "sig_claude_KILL"])
+async def test_who_is_killed_can_go_on(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path, printed: str
+) -> None:
+    """By somebody else, whatever it said before; when the same happens to ``verify`` the work is done."""
+    transcripts = "mkdir -p $HOME/.claude/projects/$(pwd | tr -c 'A-Za-z0-9\\n' -)"
+    agent_cli.install(root, "claude-code", printed, before=transcripts, then="kill -9 $$")
+    await daemon.start()
+    outcome = await outcome_of(plane, submit(plane, "claude-code"))
+    assert (outcome.state, outcome.reason, outcome.signal) == (State.LOST, Reason.KILLED_BY_SIGNAL, "SIGKILL")
+    assert [artifact.kind for artifact in outcome.artifacts] == ["checkpoint"], outcome
+    agent_cli.install(root, "claude-code", "claude_ok")
+    outcome = await outcome_of(plane, submit(plane, "claude-code", verify={"script": "kill -9 $$"}))
+    assert (outcome.state, outcome.reason) == (State.FAILED, Reason.KILLED_BY_SIGNAL)
+    assert not outcome.artifacts
 
 
 async def test_job_says_how_long_its_process_may_stay(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agentina.client import local
@@ -24,9 +25,9 @@ async def run_and_drain(daemon: DaemonProcess, plane: control.FakeControl) -> co
     return task
 
 
-def check(plane: control.FakeControl, task: control.Task, tmp_path: Path) -> None:
+def check(plane: control.FakeControl, task: control.Task, tmp_path: Path, state: State = State.CHECKPOINTED) -> None:
     assert task.outcome is not None
-    assert task.outcome.state is State.CHECKPOINTED, task.outcome
+    assert task.outcome.state is state, task.outcome
     assert task.kinds.count("finished") == 1
     (info,) = task.outcome.artifacts
     stored, content = task.artifacts[info.name]
@@ -82,6 +83,22 @@ async def test_task_that_goes_on_is_furnished_again_after_a_kill(
     await plane.until(lambda: b"ready" in second.output)
     assert (daemon.instance.tasks / second.id / "workspace/log").read_text() == "begun\nbegun\n"
     assert any("goes on from checkpoint-000001.tar" in note for note in second.notes)
+
+
+async def test_task_whose_lease_ran_out_leaves_a_checkpoint(
+    daemon: DaemonProcess, plane: control.FakeControl, tmp_path: Path
+) -> None:
+    """The control plane is away for longer, and takes it afterwards."""
+    plane.directives = msgspec.structs.replace(plane.directives, lease_seconds=10.0)
+    await daemon.kill()
+    await daemon.start()  # a session keeps the length it began with
+    task = plane.submit(SCRIPT, checkpoint={"every": 0})
+    await plane.until(lambda: b"ready" in task.output)
+    await plane.go_away()
+    await plane.until((daemon.instance.tasks / task.id / "result.json").exists)
+    await plane.listen()
+    await plane.until_ended(task)
+    check(plane, task, tmp_path, State.LOST)
 
 
 async def test_what_is_no_checkpoint_is_no_end(daemon: DaemonProcess, plane: control.FakeControl) -> None:
