@@ -26,6 +26,7 @@ from agentina.protocol import api as messages
 from agentina.protocol import states
 from agentina.system import paths
 from tests.fakes import deadlines, procfs
+from tests.integration.gateway import gates
 
 AGENTINA = [sys.executable, "-m", "agentina"]
 #: Seconds any single thing may take on a slow, shared machine.
@@ -217,6 +218,20 @@ class Fleet:
         command = ["install", "--token-file", "-", "--control-plane", url or self.url, "--instance", instance]
         document = self.document(*command, "--no-service", *options, text=token or self.new_token())
         return str(document["agent_id"])
+
+    def add_gateway(self, instance: str, url: str) -> None:
+        """Give an installed instance a gateway to models at ``url``, and let nothing of this machine hold jobs back."""
+        directory = self.root / "etc/agentina"
+        gates.load(directory, url)
+        path = self.layout.instance(instance).config
+        path.write_text(f"{path.read_text()}\ngateway: {directory}/gateway.yaml\nmemory_reserve: 0\ndisk_reserve: 0\n")
+
+    def gateway(self) -> int:
+        """Process id of the one gateway that runs."""
+        marker = os.fsencode(self.root)
+        commands = procfs.command_lines().items()
+        (found,) = [pid for pid, words in commands if b"agentina.gateway.process" in words and marker in words]
+        return found
 
     @property
     def client(self) -> api.Client:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from agentina.protocol import budgets as messages
 from tests.acceptance import fleet as fleets
-from tests.fakes import deadlines, model_provider
+from tests.fakes import model_provider
 
 #: Calls a model from many threads until each is refused for the budget; calls that break off are made again.
 #: Arguments: threads, calls of each, and its name, which the provider sees.
@@ -47,63 +45,27 @@ for thread in threads:
 """
 
 
-class Provider:
-    """A provider of models in a thread of its own."""
+def calls(provider: model_provider.ModelProvider, name: str) -> int:
+    """Calls it was asked for by a caller."""
+    return sum(asked.headers["user-agent"] == name for asked in list(provider.asked))
 
-    def __init__(self) -> None:
-        self.fake = model_provider.ModelProvider()
-        self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
-        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()))
-        self._thread.start()
-        assert self._ready.wait(deadlines.HANG)
 
-    async def _serve(self) -> None:
-        self._end = asyncio.Event()
-        async with model_provider.running(self.fake):
-            self._ready.set()
-            await self._end.wait()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-        self._loop.close()
-
-    def calls(self, name: str) -> int:
-        """Calls it was asked for by a caller."""
-        return sum(asked.headers["user-agent"] == name for asked in list(self.fake.asked))
-
-    @property
-    def billed(self) -> int:
-        """Tokens that count against a budget."""
-        fresh, _, output = self.fake.billed
-        return fresh + output
+def billed(provider: model_provider.ModelProvider) -> int:
+    """Tokens that count against a budget."""
+    fresh, _, output = provider.billed
+    return fresh + output
 
 
 @contextlib.contextmanager
-def made(root: Path, *instances: str) -> Iterator[tuple[fleets.Fleet, Provider]]:
+def made(root: Path, *instances: str) -> Iterator[tuple[fleets.Fleet, model_provider.ModelProvider]]:
     """A control plane and hosts, each for the jobs of a role that has its name."""
-    provider = Provider()
-    try:
-        with fleets.running(root, heartbeat_seconds=1.0) as fleet:
-            for instance in instances:
-                fleet.install(instance, "--role", instance)
-                add_gateway(fleet, instance, provider.fake.url)
-                fleet.start_daemon(instance)
-            yield fleet, provider
-    finally:
-        provider.close()
-
-
-def add_gateway(fleet: fleets.Fleet, instance: str, url: str) -> None:
-    store = fleet.root / "etc/agentina/credentials"
-    store.mkdir(exist_ok=True)
-    (store / "key").write_text("sk-real-0123456789\n")
-    (store / "key").chmod(0o600)
-    providers = [{"name": "anthropic", "api": "anthropic", "url": url, "credentials": ["key"]}]
-    settings = fleet.root / "etc/agentina/gateway.yaml"
-    settings.write_text(json.dumps({"providers": providers}))
-    path = fleet.layout.instance(instance).config
-    path.write_text(f"{path.read_text()}\ngateway: {settings}\nmemory_reserve: 0\ndisk_reserve: 0\n")
+    provider = model_provider.ModelProvider()
+    with model_provider.in_thread(provider), fleets.running(root, heartbeat_seconds=1.0) as fleet:
+        for instance in instances:
+            fleet.install(instance, "--role", instance)
+            fleet.add_gateway(instance, provider.url)
+            fleet.start_daemon(instance)
+        yield fleet, provider
 
 
 def submit(fleet: fleets.Fleet, role: str, *, threads: int, most: int, **keys: object) -> str:
@@ -128,22 +90,22 @@ def test_fifty_callers_on_two_hosts_do_not_overrun_a_budget_while_its_keepers_ar
     limit, hosts, callers = 9_000, ("one", "two"), 25
     with made(tmp_path, *hosts) as (fleet, provider):
         fleet.answer("budget", "set", "--organization", "default", "--tokens", str(limit))
-        provider.fake.held_from = 1
+        provider.held_from = 1
         jobs = [submit(fleet, host, threads=callers, most=10_000) for host in hosts]
-        fleets.wait_for(lambda: [provider.calls(host) for host in hosts] == [callers] * 2, "all call at once")
+        fleets.wait_for(lambda: [calls(provider, host) for host in hosts] == [callers] * 2, "all call at once")
         fleet.kill("control-plane")
         # What these held and did not use is enough for a dozen more on each host, whoever is there to be asked.
-        provider.fake.let_go(holds_on=True)
+        provider.let_go(holds_on=True)
         fleets.wait_for(
-            lambda: min(provider.calls(host) for host in hosts) >= callers + 8, "hosts work on within their shares"
+            lambda: min(calls(provider, host) for host in hosts) >= callers + 8, "hosts work on within their shares"
         )
-        before = provider.calls("one")
+        before = calls(provider, "one")
         fleet.kill("one")
         fleet.start_daemon("one", wait=False)
         fleet.start_control_plane()
         # Its gateway ended with it, in the middle of calls: there is another when these are made again.
-        fleets.wait_for(lambda: provider.calls("one") > before, "calls that broke off are made again")
-        provider.fake.let_go()
+        fleets.wait_for(lambda: calls(provider, "one") > before, "calls that broke off are made again")
+        provider.let_go()
         for job in jobs:
             fleet.wait_final(job)
             text = fleet.output(job).decode()
@@ -151,7 +113,7 @@ def test_fifty_callers_on_two_hosts_do_not_overrun_a_budget_while_its_keepers_ar
             assert f"of {limit} tokens of the organization's budget of the day are used" in text
         total = used(fleet)
         # Calls that broke off are counted by an upper estimate, and what is left is less than a call may take.
-        assert provider.billed < counted(total) <= limit < counted(total) + 123
+        assert billed(provider) < counted(total) <= limit < counted(total) + 123
         shown = fleet.document("budget", "show", "--organization", "default", "--json")
         assert shown["used"]["tokens"] == counted(total)
         assert fleet.document("report", "usage", "--by", "agent", "--json")["rows"][1]["calls"] > 0
@@ -167,9 +129,9 @@ def test_parked_tasks_go_on_when_the_budget_is_raised(tmp_path: Path) -> None:
         assert (actions.count("budget.set"), actions.count("budget.raise")) == (1, 2)
 
 
-def check_parked(fleet: fleets.Fleet, provider: Provider, scope: str) -> None:
+def check_parked(fleet: fleets.Fleet, provider: model_provider.ModelProvider, scope: str) -> None:
     """A task is held for the budget of a scope, which says so, until it is raised."""
-    before = provider.billed
+    before = billed(provider)
     job = submit(
         fleet,
         "one",
@@ -179,7 +141,7 @@ def check_parked(fleet: fleets.Fleet, provider: Provider, scope: str) -> None:
     )
     reason = fleets.wait_for(lambda: fleet.job(job).tasks and fleet.job(job).tasks[-1].parked, "it is parked")
     assert f"of {250 if scope == 'job' else 1300} tokens" in reason
-    held = provider.billed
+    held = billed(provider)
     if scope == "job":
         assert "parked: " in fleet.answer("job", "show", job)
         assert reason in fleet.answer("status", "--instance", "one")
@@ -190,7 +152,7 @@ def check_parked(fleet: fleets.Fleet, provider: Provider, scope: str) -> None:
         assert shown.parked == [f"{job}.1: {reason}"]
     view = fleet.wait_final(job)
     assert fleet.output(job).decode() == "done\n"
-    assert before < held < provider.billed == fleet.client.get_usage({}).total.counted
+    assert before < held < billed(provider) == fleet.client.get_usage({}).total.counted
     assert any("held at a call" in event.text for event in view.events)
 
 

@@ -19,7 +19,7 @@ from agentina.protocol import budgets as messages
 from tests.acceptance import fleet as fleets
 from tests.acceptance import test_budgets as budgets
 from tests.acceptance import test_clock as clocks
-from tests.fakes import procfs
+from tests.fakes import model_provider
 
 pytestmark = [pytest.mark.slow, clocks.pytestmark]
 
@@ -32,7 +32,9 @@ CALLS: Final = 8
 class Bench:
     """A host whose agents use up the budget of each day, and a control plane whose clock is set."""
 
-    def __init__(self, fleet: fleets.Fleet, provider: budgets.Provider, clock: Path, variables: dict[str, str]) -> None:
+    def __init__(
+        self, fleet: fleets.Fleet, provider: model_provider.ModelProvider, clock: Path, variables: dict[str, str]
+    ) -> None:
         self.fleet = fleet
         self.provider = provider
         #: What the control plane is started with, so that it goes by ``clock``.
@@ -65,8 +67,13 @@ class Bench:
 
         assert f"of {LIMIT} tokens of the" in fleets.wait_for(reason, "it is held")
 
+    @property
+    def billed(self) -> int:
+        """Tokens that count against a budget, as the provider billed them."""
+        return budgets.billed(self.provider)
+
     def wait_billed(self, tokens: int) -> None:
-        fleets.wait_for(lambda: self.provider.billed >= tokens, f"{tokens} tokens are billed")
+        fleets.wait_for(lambda: self.billed >= tokens, f"{tokens} tokens are billed")
 
     def used(self) -> dict[str, int]:
         """Tokens by day."""
@@ -76,15 +83,15 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    provider, clock = budgets.Provider(), tmp_path / "clock"
+    provider, clock = model_provider.ModelProvider(), tmp_path / "clock"
     fleet = fleets.Fleet(tmp_path, heartbeat_seconds=1.0)
     with contextlib.ExitStack() as stack:
-        stack.callback(provider.close)
+        stack.enter_context(model_provider.in_thread(provider))
         stack.callback(fleet.close)
         variables = clocks.stepping(clock)
         fleet.start_control_plane(variables=variables)
         fleet.install("one", "--role", "one", "--max-concurrent-tasks", "2")
-        budgets.add_gateway(fleet, "one", provider.fake.url)
+        fleet.add_gateway("one", provider.url)
         fleet.start_daemon("one")
         yield Bench(fleet, provider, clock, variables)
 
@@ -100,10 +107,7 @@ def daemon_is_away(bench: Bench, day: str) -> None:
 
 
 def gateway_is_killed(bench: Bench, day: str) -> None:
-    found = procfs.command_lines().items()
-    marker = os.fsencode(bench.fleet.root)
-    (gateway,) = [pid for pid, words in found if b"agentina.gateway.process" in words and marker in words]
-    os.kill(gateway, signal.SIGKILL)
+    os.kill(bench.fleet.gateway(), signal.SIGKILL)
     bench.wait_for_midnight(day)
 
 
@@ -125,7 +129,7 @@ def test_agents_held_for_their_organization_go_on(bench: Bench) -> None:
     used = bench.used()
     assert sorted(used) == [*days, bench.day]
     assert [used[day] for day in days] == [CALLS * TOKENS] * 3
-    assert sum(used.values()) == bench.provider.billed
+    assert sum(used.values()) == bench.billed
 
 
 def test_a_host_that_is_cut_off_has_its_agent_s_budget_of_the_new_day(bench: Bench) -> None:
@@ -135,7 +139,7 @@ def test_a_host_that_is_cut_off_has_its_agent_s_budget_of_the_new_day(bench: Ben
     bench.fleet.answer("budget", "raise", *whose, "--tokens", str(LIMIT // 2))
     job = budgets.submit(bench.fleet, "one", threads=1, most=2 * CALLS)
     bench.wait_held(job)
-    first, billed = bench.day, bench.provider.billed
+    first, billed = bench.day, bench.billed
     bench.go_before_midnight(5)
     bench.fleet.kill("control-plane")
     bench.wait_billed(billed + TOKENS)
@@ -143,7 +147,7 @@ def test_a_host_that_is_cut_off_has_its_agent_s_budget_of_the_new_day(bench: Ben
     # When that is used it is held again; its host says so.
     told = f"of {LIMIT // 2} tokens of the agent's budget of the day are used"
     fleets.wait_for(lambda: told in bench.fleet.run("status", "--instance", "one").stdout, "it is held again")
-    assert bench.provider.billed - billed < LIMIT // 2
+    assert bench.billed - billed < LIMIT // 2
     bench.fleet.start_control_plane(variables=bench.variables)
     bench.fleet.answer("budget", "raise", *whose, "--tokens", str(LIMIT))
     bench.fleet.wait_final(job)

@@ -10,8 +10,12 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
+
+from agentina.gateway import usage
+from tests.fakes import deadlines
 
 #: Scenarios that answer with a status, and headers.
 _STATUS: Final = {
@@ -124,16 +128,15 @@ class ModelProvider:
         return True
 
     async def _model(self, asked: Asked, writer: asyncio.StreamWriter) -> bool:
-        total = len(asked.body) // 4
-        cached = total // 2
+        billed = self.bill(asked)
         kind = asked.path.partition("?")[0].rsplit("/", 1)[-1]
         streamed = bool(asked.document.get("stream")) or ":streamGenerateContent" in kind
         kind = "gemini" if ":" in kind else kind
-        events = self.events(kind, total - cached, cached, asked.document)
+        events = self.events(kind, billed.input, billed.cached, asked.document)
         if not streamed:
             body = json.dumps(events[-1]).encode()
             writer.write(HEAD % b"application/json" + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
-            self._bill(total - cached, cached)
+            self._bill(billed)
             await writer.drain()
             return True
         writer.write(HEAD % b"text/event-stream")
@@ -141,10 +144,15 @@ class ModelProvider:
             if number == 2 and not await self._trouble(writer):
                 return False
             await self._event(writer, event)
-        self._bill(total - cached, cached)
+        self._bill(billed)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
+
+    def bill(self, asked: Asked) -> usage.Usage:
+        """What it bills for an answer to this."""
+        total = len(asked.body) // 4
+        return usage.Usage(input=total - total // 2, cached=total // 2, output=self.output)
 
     def events(self, kind: str, fresh: int, cached: int, asked: dict[str, Any]) -> list[dict[str, Any]]:
         """The events of an answer, and last the answer of who did not ask for events."""
@@ -178,8 +186,8 @@ class ModelProvider:
         await writer.drain()
         self.written += len(data)
 
-    def _bill(self, fresh: int, cached: int) -> None:
-        self.billed = [self.billed[0] + fresh, self.billed[1] + cached, self.billed[2] + self.output]
+    def _bill(self, used: usage.Usage) -> None:
+        self.billed = [self.billed[0] + used.input, self.billed[1] + used.cached, self.billed[2] + used.output]
 
 
 def _anthropic(fresh: int, cached: int, output: int, _: dict[str, Any]) -> list[dict[str, Any]]:
@@ -269,3 +277,27 @@ async def running(
         for connection in connections:
             connection.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def in_thread(
+    provider: ModelProvider, *, listen: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> Iterator[None]:
+    """The same in a thread of its own, for tests that block."""
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    over = asyncio.Event()
+
+    async def serve() -> None:
+        async with running(provider, listen=listen, tls=tls):
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=[serve()])
+    thread.start()
+    try:
+        assert ready.wait(deadlines.HANG)
+        yield
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join()
+        loop.close()

@@ -20,6 +20,11 @@ def environments() -> dict[int, bytes]:
     return _each("environ")
 
 
+def resident_mib(pid: int) -> int:
+    """What of a process is in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 def _each(name: str) -> dict[int, bytes]:
     found = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - names are wanted, not paths

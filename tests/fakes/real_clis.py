@@ -1,4 +1,7 @@
-"""Where the real command lines of AI agents are, if they can be had: packages of pip's and npm's bring them."""
+"""Where the real command lines of AI agents are, if they can be had: packages of pip's and npm's bring them.
+
+What was downloaded is kept in the cache of tests/vm/images.py.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ import zipfile
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import pytest
+
+from tests.vm import images
+
 
 class Cli(NamedTuple):
     """One of them."""
@@ -24,6 +31,8 @@ class Cli(NamedTuple):
     package: str
     path: str
     distribution: str
+    #: A model to ask for, where it does not choose one that the tests' providers have.
+    model: str | None = None
 
     @property
     def is_of_npm(self) -> bool:
@@ -31,13 +40,35 @@ class Cli(NamedTuple):
         return "==" not in self.distribution
 
 
+_HAIKU: Final = "anthropic/claude-haiku-4-5"
 #: By runner.
 CLIS: Final = {
     "claude-code": Cli("REAL_CLAUDE", "claude", "claude_agent_sdk", "_bundled/claude", "claude-agent-sdk==0.2.187"),
     "codex": Cli("REAL_CODEX", "codex", "codex_cli_bin", "bin/codex", "openai-codex-cli-bin==0.163.0"),
-    "gemini": Cli("REAL_GEMINI", "gemini", "package", "bundle/gemini.js", "@google/gemini-cli@0.61.0"),
-    "opencode": Cli("REAL_OPENCODE", "opencode", "package", "bin/opencode", "opencode-linux-x64@1.18.33"),
+    "gemini": Cli(
+        "REAL_GEMINI", "gemini", "package", "bundle/gemini.js", "@google/gemini-cli@0.61.0", "gemini-2.5-flash"
+    ),
+    "opencode": Cli("REAL_OPENCODE", "opencode", "package", "bin/opencode", "opencode-linux-x64@1.18.33", _HAIKU),
 }
+
+
+def obtain(cli: Cli) -> Path:
+    """The program: installed, or downloaded; the test is skipped where it cannot be had."""
+    found = installed(cli)
+    if found is not None:
+        return found
+    final = images.cache() / cli.distribution.replace("/", "+")
+    with images.locked(images.cache() / f"{final.name}.lock"):
+        if not final.exists():
+            try:
+                with images.staged(final) as directory:
+                    fetch(cli, directory)
+            except OSError as error:
+                pytest.skip(f"{error}; {cli.variable} can name the program")
+    program = final / cli.package / cli.path
+    if program.suffix == ".js" and shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    return program
 
 
 def installed(cli: Cli) -> Path | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import ssl
-import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -40,23 +38,8 @@ def running(provider: model_provider.ModelProvider, run_lab: lab.Lab) -> Iterato
     """Serve in a thread of its own, by TLS and on all addresses, so that hosts find it at 10.0.2.2."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(run_lab.certificate, run_lab.certificate.with_name("key.pem"))
-    ready, loop = threading.Event(), asyncio.new_event_loop()
-    over = asyncio.Event()
-
-    async def serve() -> None:
-        async with model_provider.running(provider, listen="0.0.0.0", tls=tls):
-            ready.set()
-            await over.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=[serve()])
-    thread.start()
-    try:
-        assert ready.wait(30)
+    with model_provider.in_thread(provider, listen="0.0.0.0", tls=tls):
         yield
-    finally:
-        loop.call_soon_threadsafe(over.set)
-        thread.join()
-        loop.close()
 
 
 def give(there: host.Host, port: int) -> None:

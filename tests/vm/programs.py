@@ -6,15 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
-
 from tests.fakes import real_clis, stand_in_cli
-from tests.vm import host, images
+from tests.vm import host
 
 #: By runner, the names of the programs that there is a stand-in for.
 STAND_INS: Final = {"claude-code": "claude", "codex": "codex"}
-#: Models by the runners that do not choose one that the gateway serves.
-_MODELS: Final = {"gemini": "gemini-2.5-flash", "opencode": "anthropic/claude-haiku-4-5"}
 
 
 class Copies:
@@ -31,11 +27,10 @@ class Copies:
         return self._made[runner]
 
     def _make(self, runner: str) -> str:
-        program = _program(runner)
+        program = real_clis.obtain(real_clis.CLIS[runner])
         if program.suffix == ".js":
             node = shutil.which("node")
-            if node is None:
-                pytest.skip("node is not installed")
+            assert node is not None
             self._there.put(Path(node).resolve(), "/usr/local/bin/node", mode=0o755)
         self._there.put(program.parent, "/root/program")
         install = f"agentina runner install {runner} --from /root/program --program {program.name}"
@@ -50,27 +45,10 @@ def stand_in(there: host.Host) -> None:
     there.run("systemctl reload agentina@default")
 
 
-def _program(runner: str) -> Path:
-    """The real command line."""
-    cli = real_clis.CLIS[runner]
-    found = real_clis.installed(cli)
-    if found is not None:
-        return found
-    final = images.cache() / cli.distribution.replace("/", "+")
-    with images.locked(images.cache() / f"{final.name}.lock"):
-        if not final.exists():
-            try:
-                with images.staged(final) as directory:
-                    real_clis.fetch(cli, directory)
-            except OSError as error:
-                pytest.skip(f"{error}; {cli.variable} can name the program")
-    return final / cli.package / cli.path
-
-
 def job(runner: str, **fields: Any) -> dict[str, Any]:
     """What a job for one of them (``codex``, ``codex@0.163.0``) says besides what every job for an AI agent does."""
     payload = {"prompt": "test_calc.py fails. Fix calc.py."}
-    name = runner.partition("@")[0]
-    if name in _MODELS:
-        payload["model"] = _MODELS[name]
+    model = real_clis.CLIS[runner.partition("@")[0]].model
+    if model is not None:
+        payload["model"] = model
     return {"runner": runner, "payload": payload, "resources": {"memory": "2GiB"}, **fields}

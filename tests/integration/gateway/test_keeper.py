@@ -23,7 +23,7 @@ from agentina.gateway import channel, days, forwarder, keeper, record, tokens, v
 from agentina.protocol import budgets as protocol_budgets
 from agentina.protocol import jobs
 from agentina.system import sockets
-from tests.fakes import deadlines, model_provider
+from tests.fakes import deadlines, model_provider, procfs
 from tests.integration.gateway import gates
 
 TOOL = """
@@ -375,15 +375,15 @@ async def test_its_memory_stays_flat(host: Host) -> None:
     doors = [await host.open(f"task_{number}") for number in range(20)]
     for place, token in doors:
         await drain(place, token)
-    before = resident_mib(host.keeper.pid)
+    before = procfs.resident_mib(host.keeper.pid)
     host.provider.scenario, host.provider.large = "large", 200_000_000
     assert await drain(*doors[0]) > 200_000_000
-    assert resident_mib(host.keeper.pid) - before < 8
+    assert procfs.resident_mib(host.keeper.pid) - before < 8
     host.provider.large = 10_000_000
     after = []
     for _ in range(6):
         assert min(await asyncio.gather(*(drain(*door) for door in doors))) > 9_900_000
-        after.append(resident_mib(host.keeper.pid))
+        after.append(procfs.resident_mib(host.keeper.pid))
     # What is on its way: some pieces each way for each task, once.
     assert max(after) - before < 60
     # How many of them are on their way at once is chance; three hundredths of each 200 MB that stay would show.
@@ -405,8 +405,3 @@ async def drain(directory: Path, token: str) -> int:
         size += len(piece)
     writer.close()
     return size
-
-
-def resident_mib(pid: int) -> int:
-    """What of a process is in memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
