@@ -288,6 +288,9 @@ class Fleet:
         self.agents: dict[int, Agent] = {}
         self.held: dict[str, Held] = {}
         self.classes: dict[int, JobClass] = {}
+        #: Ids of the classes of which jobs may be ready: each job that becomes so is announced, and who looks and finds
+        #: none takes the class away. Of the others none is.
+        self.maybe_ready: set[int] = set()
         self._by_public_id: dict[str, Agent] = {}
         self._by_assertion: dict[bytes, Agent] = {}
         #: Agents whose poll waits for work, the longest waiting first.
@@ -333,6 +336,7 @@ class Fleet:
         if known.id in self.classes:
             return
         self.classes[known.id] = known
+        self.maybe_ready.add(known.id)
         for agent in self.agents.values():
             if known.is_served_by(agent):
                 agent.classes.add(known.id)
@@ -413,8 +417,9 @@ class Fleet:
                 return agent
         return None
 
-    def wake_one(self, class_id: int, memory_bytes: int) -> bool:
-        """Wake the longest waiting agent that can take a job of this class and size."""
+    def announce(self, class_id: int, memory_bytes: int) -> bool:
+        """A job of this class and size is ready: wake the longest waiting agent that can take it, if there is one."""
+        self.maybe_ready.add(class_id)
         agent = self.take_waiting(class_id, memory_bytes)
         if agent is None:
             return False

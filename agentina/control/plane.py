@@ -137,7 +137,7 @@ class Plane:
             heapq.heappush(self.backoffs, (self.clock.boot() + delay, job))
             self.duties_bell.set()
         for class_id, memory_bytes in effects.ready:
-            self.fleet.wake_one(class_id, memory_bytes)
+            self.fleet.announce(class_id, memory_bytes)
         for job_id in effects.jobs:
             self.bells.ring(job_id)
         for answer in effects.answers:
@@ -145,13 +145,23 @@ class Plane:
         if effects.anomalies or effects.is_anomaly_changed:
             self.bells.ring("anomalies")
 
+    def find_work(self, agent: fleet.Agent) -> list[int]:
+        """Ids of the classes of which a job is ready that ``agent`` could take."""
+        looked_at = agent.classes & self.fleet.maybe_ready
+        return self.store.read(lambda tx: self._find_work(tx, looked_at, agent.poll_memory)) if looked_at else []
+
+    def _find_work(self, tx: engine.Transaction, looked_at: set[int], memory_bytes: int) -> list[int]:
+        fitting = [number for number in looked_at if jobs.is_any_ready(tx, number, memory_bytes)]
+        # What cannot be seen yet is announced once it is committed, and so after this.
+        self.fleet.maybe_ready.difference_update(
+            number for number in looked_at.difference(fitting) if not jobs.is_any_ready(tx, number)
+        )
+        return fitting
+
     def pass_on_work(self, agent: fleet.Agent) -> None:
         """Wake others for what ``agent`` was woken for but cannot take after all."""
-        waiting = self.store.read(
-            lambda tx: [number for number in agent.classes if jobs.is_any_ready(tx, number, agent.poll_memory)]
-        )
-        for class_id in waiting:
-            self.fleet.wake_one(class_id, 0)
+        for class_id in self.find_work(agent):
+            self.fleet.announce(class_id, 0)
 
     def stop(self) -> None:
         """Begin to stop: every held request ends now."""

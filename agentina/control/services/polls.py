@@ -52,7 +52,7 @@ async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_
     deadline = loop.time() + message.wait_seconds
     while True:
         # Looked at again after a claim that came too late: a job that arrived meanwhile has woken nobody else.
-        while claims.takes_work(agent) and agent.poll == message.number and _is_work_waiting(control, agent):
+        while claims.takes_work(agent) and agent.poll == message.number and control.find_work(agent):
             if await _claim(control, agent, message):
                 break
         answer = _collect(control, agent, message)
@@ -85,13 +85,6 @@ async def _forget_wishes(control: plane.Plane, heard: list[fleet.Held]) -> None:
     # One that is not forgotten is said again after a restart, and does no harm.
     with contextlib.suppress(errors.AgentinaError):
         await control.store.write(operation)
-
-
-def _is_work_waiting(control: plane.Plane, agent: fleet.Agent) -> bool:
-    return control.store.read(
-        lambda tx: any(jobs.is_any_ready(tx, class_id, agent.poll_memory) for class_id in agent.classes),
-        snapshot=False,
-    )
 
 
 async def _wait(control: plane.Plane, agent: fleet.Agent, seconds: float, on_lost: OnLost) -> bool:

@@ -13,6 +13,9 @@ from agentina import errors
 from agentina.control.store import engine
 from agentina.protocol.states import Reason, State
 
+#: More memory than any job may ask for.
+_ANY_MEMORY: Final = (1 << 63) - 1
+
 #: Most lines of one job's timeline that are kept; an agent that reports without end fills no disk.
 MAX_EVENTS: Final = 2000
 
@@ -233,8 +236,8 @@ def classes(tx: engine.Transaction) -> list[engine.Row]:
     return tx.all("SELECT id, organization_id, role, labels, runner, gateway FROM classes ORDER BY id")
 
 
-def is_any_ready(tx: engine.Transaction, class_id: int, memory_bytes: int) -> bool:
-    """Whether a job of the class waits that fits."""
+def is_any_ready(tx: engine.Transaction, class_id: int, memory_bytes: int = _ANY_MEMORY) -> bool:
+    """Whether a job of the class waits that fits; without ``memory_bytes`` each does."""
     sql = "SELECT 1 FROM jobs WHERE ready = 1 AND class_id = :class AND memory_bytes <= :memory LIMIT 1"
     return tx.one(sql, **{"class": class_id}, memory=memory_bytes) is not None
 

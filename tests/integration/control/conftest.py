@@ -53,9 +53,11 @@ class ControlPlane:
 
     def __exit__(self, *_: object) -> None:
         self.operator.close()
+        unseen = self.run(self._find_unseen)
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(deadlines.HANG)
         assert not self._thread.is_alive()
+        assert not unseen, "jobs of these classes are ready, and no poll would look at them"
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return asyncio.run_coroutine_threadsafe(work(), self._loop).result(deadlines.HANG)
@@ -69,6 +71,11 @@ class ControlPlane:
 
     def agent(self, **changes: Any) -> simulated.Agent:
         return simulated.new_agent(self.url, self.operator, **changes)
+
+    async def _find_unseen(self) -> set[int]:
+        """Whatever a test did: each job that became ready was announced."""
+        ready = self.plane.store.read(lambda tx: tx.all("SELECT DISTINCT class_id FROM jobs WHERE ready = 1"))
+        return {row["class_id"] for row in ready} - self.plane.fleet.maybe_ready
 
     def _serve(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

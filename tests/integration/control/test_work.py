@@ -39,16 +39,16 @@ def wait_until_held(control: Any, agent: simulated.Agent) -> None:
     assert inside.waiter is not None
 
 
-def counted_writes(control: Any) -> list[Any]:
-    """What the store is given to write from here on."""
+def counted(control: Any, name: str) -> list[Any]:
+    """What the store is given to read or write from here on."""
     given: list[Any] = []
-    write = control.plane.store.write
+    inner = getattr(control.plane.store, name)
 
     def noted(operation: Any, **more: Any) -> Any:
         given.append(operation)
-        return write(operation, **more)
+        return inner(operation, **more)
 
-    control.plane.store.write = noted
+    setattr(control.plane.store, name, noted)
     return given
 
 
@@ -79,7 +79,7 @@ def test_a_waiting_agent_is_given_the_job_by_the_submission_itself(control: Any,
     (first,) = agent.take()
     thread, result = held_poll(agent)
     wait_until_held(control, agent)
-    writes = counted_writes(control)
+    writes = counted(control, "write")
     job = operator.submit()
     thread.join(deadlines.HANG)
     assert [assignment.job_id for assignment in agent.assignments(result[0])] == [job]
@@ -96,7 +96,7 @@ def test_jobs_submitted_together_go_in_turns_to_all_who_wait(control: Any, opera
     for agent, slots in zip(agents, (1, 4, 4), strict=True):
         polls.append(held_poll(agent, slots=slots))
         wait_until_held(control, agent)
-    writes = counted_writes(control)
+    writes = counted(control, "write")
     made = [one["id"] for one in operator.submit_all(*({"name": str(number)} for number in range(6)))]
     for thread, _ in polls:
         thread.join(deadlines.HANG)
@@ -231,7 +231,20 @@ def test_memory_that_does_not_fit_waits_and_lets_smaller_ones_pass(control: Any,
     assert agent.take(memory=2 << 30) == [f"{small}.1"]
     (blocker,) = operator.show(big)["blockers"]
     assert "8 GiB" in blocker
+    assert agent.take(memory=2 << 30) == []
     assert agent.take(memory=8 << 30) == [f"{big}.1"]
+
+
+def test_jobs_are_looked_for_only_where_some_may_be(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    operator.submit()
+    assert len(agent.take()) == 1
+    assert agent.take() == []
+    reads = counted(control, "read")
+    assert agent.take() == []
+    assert reads == []
+    job = operator.submit()
+    assert agent.take() == [f"{job}.1"]
 
 
 def test_the_license_limits_tasks_at_once(control: Any, operator: simulated.Operator) -> None:

@@ -77,9 +77,9 @@ def test_the_longest_waiting_agent_with_room_is_woken_and_only_it() -> None:
     everything.add_class(job_class(7))
     for each in (small, first, second):
         everything.wait_for_work(each)
-    assert everything.wake_one(7, 50)
+    assert everything.announce(7, 50)
     assert [everything.leave_queue(each) for each in (small, first, second)] == [True, False, True]
-    assert not everything.wake_one(7, 50)
+    assert not everything.announce(7, 50)
 
 
 def test_leases_run_out_in_their_own_time() -> None:
