@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import resource
@@ -69,6 +70,8 @@ def serve(settings: config.Settings, announce: Announcements, *, clock: clocks.C
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         async with running(settings, announce, clock=clock):
+            # What is here now stays: no collection looks at it again, while all requests wait.
+            gc.freeze()
             await stop.wait()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
