@@ -10,7 +10,7 @@ import dataclasses
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from agentina.protocol import api
 from agentina.protocol import budgets as protocol_budgets
 from agentina.protocol.states import Reason, State
 from tests.acceptance import fleet as fleets
-from tests.fakes import coding_model, model_provider, real_clis
+from tests.fakes import coding_model, model_provider, procfs, real_clis
 
 #: What is downloaded is large.
 pytestmark = pytest.mark.slow
@@ -32,6 +32,15 @@ RUNNERS: Final = ("claude-code", "codex")
 #: Who is killed in the middle of an agent's answer, while the agent itself goes on.
 ENDS: Final = ("daemon", "gateway", "daemon and gateway")
 FIX: Final = "sed -i 's/a - b/a + b/' calc.py; echo ran >> ran"
+
+
+@dataclasses.dataclass(frozen=True)
+class Crowd:
+    """What many agents at once took, in MiB, in the middle of their answers."""
+
+    gateway: int
+    #: By runner, one of them with all that it started: what it shares with nobody, and its part of the rest.
+    agents: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +105,38 @@ class Bench:
         view = self.fleet.wait_final(job)
         assert view.job.reason is reason, (view.job, self.fleet.output(job)[-4000:], self.provider.faults)
         return view
+
+    def at_once(self, number: int) -> Crowd:
+        """Have so many agents wait for the model at the same time, and then go on; each is counted to the token."""
+        self.begin_anew()
+        self.provider.held_from = 1
+        jobs = [self.submit(RUNNERS[one % 2], resources={"memory": "768MiB"}) for one in range(number)]
+        patience = 10 * fleets.PATIENCE
+        fleets.wait_for(lambda: all(map(self.is_asking, jobs)), "all of them ask the model", seconds=patience)
+        found = Crowd(
+            gateway=procfs.resident_mib(self.fleet.gateway()),
+            agents={
+                runner: round(sum(map(_memory_of, jobs[one::2])) / len(jobs[one::2]))
+                for one, runner in enumerate(RUNNERS)
+            },
+        )
+        self.provider.held_from = 0
+        self.provider.let_go()
+        views = [self.fleet.wait_final(job, seconds=patience) for job in jobs]
+        assert {view.job.reason for view in views} == {Reason.AGENT_FINISHED}
+        for job in jobs:
+            self.check_fixed_once(job)
+        total = protocol_budgets.add(
+            row for view in views for task in view.tasks if task.outcome is not None for row in task.outcome.models
+        )
+        assert (total.calls, total.estimated) == (len(self.provider.asked), 0)
+        assert [total.input, total.cached, total.output] == self.provider.billed
+        return found
+
+    def is_asking(self, job: str) -> bool:
+        """Whether the job's agent waits for the model."""
+        story = record.read(self.directory(job))
+        return story is not None and bool(story.open)
 
     def check_fixed_once(self, job: str) -> None:
         """What the agent did is there, and was done once."""
@@ -208,3 +249,22 @@ def test_agent_that_is_killed_goes_on_where_it_was(bench: Bench, runner: str) ->
     assert b"test_calc.py fails. Fix calc.py." in resumed
     bench.check_estimated(view, reserved)
     bench.check_fixed_once(job)
+
+
+@pytest.mark.skipif(not AT_ONCE, reason="AGENTINA_TEST_AGENTS says how many")
+def test_many_at_once(bench: Bench, measured: Callable[[str], None]) -> None:
+    """They do what each alone does, and the gateway's memory does not grow with what they do."""
+    alone = bench.at_once(2)
+    rounds = [bench.at_once(AT_ONCE) for _ in range(3)]
+    measured(
+        f"{AT_ONCE} real agents at once: {rounds[-1].agents} MiB each ({alone.agents} with one of each); "
+        f"the gateway {[found.gateway for found in rounds]} MiB in turn, {alone.gateway} MiB with two"
+    )
+    assert rounds[0].gateway < alone.gateway + 2 * AT_ONCE
+    assert rounds[2].gateway <= rounds[1].gateway + 2
+
+
+def _memory_of(job: str) -> float:
+    """MiB of all processes of a job."""
+    mark = f"AGENTINA_JOB_ID={job}\0".encode()
+    return sum(procfs.share_mib(pid) for pid, variables in procfs.environments().items() if mark in variables)

@@ -25,6 +25,15 @@ def resident_mib(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
+def share_mib(pid: int) -> float:
+    """What of memory is a process's own, and its part of what it shares (Pss); nothing of one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
 def _each(name: str) -> dict[int, bytes]:
     found = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - names are wanted, not paths
