@@ -67,6 +67,8 @@ class Warned(msgspec.Struct, frozen=True, kw_only=True):
     """The command line complains about something that does not end the run."""
 
     problem: str
+    #: That makes it give up, by a word for programs: a success that it claims afterwards is none.
+    gives_up: str = ""
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):

@@ -87,6 +87,7 @@ class Account:
         #: It said that it has finished and has done nothing since.
         self.is_finished = False
         self._end = events.Finished()
+        self._gave_up: events.Warned | None = None
         self._session = events.Session()
         self._turn = ""
         self._turns = 0
@@ -195,6 +196,8 @@ class Account:
     @take.register
     def _on_warned(self, event: events.Warned) -> None:
         self._problem = event.problem or self._problem
+        if event.gives_up:
+            self._gave_up = event
 
     @take.register
     def _on_spent(self, event: events.Spent) -> None:
@@ -220,6 +223,8 @@ class Account:
 
     @take.register
     def _on_finished(self, event: events.Finished) -> None:
+        if self._gave_up is not None and not event.is_error:
+            event = events.Finished(is_error=True, kind=self._gave_up.gives_up, problem=self._gave_up.problem)
         self.is_finished, self._end = True, event
 
     def _count(self, tool: str, what: str) -> None:

@@ -245,6 +245,16 @@ def test_a_result_that_does_not_say_that_it_is_none_is_an_error() -> None:
     assert read(line(type="result"), "gemini").account.summary().failed
 
 
+def test_who_gives_up_and_claims_a_success_has_none() -> None:
+    """Gemini CLI 0.61.0 ends so when its own detection of loops stops it."""
+    gave_up = line(type="error", severity="warning", message="Loop detected, stopping execution")
+    summary = read(gave_up + line(type="result", status="success"), "gemini").account.summary()
+    assert (summary.finished, summary.failed, summary.error_kind) == (True, True, "loop")
+    assert summary.error == "Loop detected, stopping execution"
+    warned = line(type="error", severity="warning", message="something else")
+    assert not read(warned + line(type="result", status="success"), "gemini").account.summary().failed
+
+
 def test_subagents_say_nothing_for_the_answer_nor_for_the_context() -> None:
     message = {"id": "m", "content": [{"type": "text", "text": "inner"}], "usage": {"input_tokens": 9}}
     summary = read(line(type="assistant", message=message, parent_tool_use_id="t"), "claude-code").account.summary()
