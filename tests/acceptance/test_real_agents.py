@@ -23,6 +23,7 @@ from agentina.protocol import budgets as protocol_budgets
 from agentina.protocol.states import Reason, State
 from tests.acceptance import fleet as fleets
 from tests.fakes import coding_model, model_provider, procfs, real_clis
+from tests.integration.gateway import beds
 
 #: What is downloaded is large.
 pytestmark = pytest.mark.slow
@@ -184,10 +185,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with model_provider.in_thread(provider), fleets.running(root, heartbeat_seconds=1.0) as fleet:
         fleet.install("default", "--max-concurrent-tasks", str(max(AT_ONCE, 2)))
         fleet.add_gateway("default", provider.url)
-        described = root / "etc/agentina/runners.d"
-        described.mkdir(parents=True, exist_ok=True)
         for runner in RUNNERS:
-            (described / f"{runner}.yaml").write_text(f"program: {real_clis.obtain(real_clis.CLIS[runner])}\n")
+            beds.describe(root, runner, real_clis.obtain(real_clis.CLIS[runner]))
         yield Bench(fleet, provider, repository)
 
 

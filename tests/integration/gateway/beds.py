@@ -71,8 +71,13 @@ async def made(
 
 def install_agents(root: Path) -> None:
     """Put stand-ins for the command lines of AI agents onto a host."""
-    described = root / "etc/agentina/runners.d"
-    described.mkdir(parents=True)
     for runner, name in (("claude-code", "claude"), ("codex", "codex")):
         (root / name).symlink_to(Path(model_provider.__file__).with_name("stand_in_cli.py"))
-        (described / f"{runner}.yaml").write_text(f"program: {root / name}\n")
+        describe(root, runner, root / name)
+
+
+def describe(root: Path, runner: str, program: Path) -> None:
+    """Tell a host which program a runner has."""
+    described = root / "etc/agentina/runners.d"
+    described.mkdir(parents=True, exist_ok=True)
+    (described / f"{runner}.yaml").write_text(f"program: {program}\n")

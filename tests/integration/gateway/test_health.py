@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ from tests.fakes import coding_model, control, real_clis
 from tests.integration.gateway import beds
 
 NOTE = "A note from agentina"
+#: What takes a minute together.
+LONG = pytest.mark.skipif("AGENTINA_TEST_LONG" not in os.environ, reason="set AGENTINA_TEST_LONG for what takes long")
 
 
 class Circling(coding_model.CodingModel):
@@ -42,45 +44,70 @@ class Trickling(coding_model.CodingModel):
         return True
 
 
-def install(root: Path) -> None:
-    """The real command lines where there are some."""
-    beds.install_agents(root)
-    for runner in ("claude-code", "codex"):
-        program = real_clis.installed(real_clis.CLIS[runner])
-        if program is not None:
-            (root / f"etc/agentina/runners.d/{runner}.yaml").write_text(f"program: {program}\n")
-
-
 @pytest.fixture
 async def circling() -> AsyncIterator[beds.Bed]:
-    async with beds.made(Circling(), prepare=install) as running:
+    async with beds.made(Circling(), prepare=beds.install_agents) as running:
         yield running
 
 
 def submit(bed: beds.Bed, runner: str, act: str, **health: Any) -> control.Task:
     return bed.plane.submit(
-        runner=runner, payload={"prompt": "Say hello."}, budget={"tokens": 100_000_000},
-        health={"loop_after": 6, "stuck_after": 20, "act": act, **health}, resources={"memory": "3GiB"},
+        runner=runner, payload={"prompt": "Say hello.", "model": real_clis.CLIS[runner].model},
+        budget={"tokens": 100_000_000}, resources={"memory": "3GiB"},
+        health={"loop_after": 6, "stuck_after": 20, "act": act, **health},
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("runner", ["claude-code", "codex"])
-async def test_agent_that_goes_in_circles_is_told_by_its_model(circling: beds.Bed, runner: str) -> None:
-    """Though it calls no tool of agentina's: the note goes with a call, and the agent ends well."""
-    task = submit(circling, runner, "nudge")
-    await circling.plane.until_ended(task)
+async def check_told(bed: beds.Bed, runner: str) -> None:
+    """An agent in a circle is told, though it calls no tool of agentina's: the note goes with a call, and it ends."""
+    task = submit(bed, runner, "nudge")
+    await bed.plane.until_ended(task)
     assert task.outcome is not None
     assert task.outcome.reason is Reason.AGENT_FINISHED, bytes(task.output)
-    found, acted = circling.plane.anomalies
+    # What it may not reach is reported too.
+    found, acted = [one for one in bed.plane.anomalies if one.code != "EGRESS_REFUSED"]
     assert (found.code, acted.code) == ("RUN_LOOPING", "RUN_LOOPING")
     assert "the same 2 calls in turn with the same results" in found.summary
     assert acted.evidence["done about it"] == "nudge: its model is told with its next call"
     told = [note for note in task.notes if note.startswith(f"its model was told: {NOTE}")]
     assert len(told) == 1
     # As much is counted as was billed, the note included.
-    fresh, cached, output = circling.provider.billed
+    fresh, cached, output = bed.provider.billed
     (used,) = task.outcome.models
     assert (used.input, used.cached, used.output) == (fresh, cached, output)
+
+
+@pytest.mark.parametrize("runner", ["claude-code", "codex"])
+async def test_agent_that_goes_in_circles_is_told_by_its_model(circling: beds.Bed, runner: str) -> None:
+    await check_told(circling, runner)
+
+
+@pytest.fixture
+async def real(request: pytest.FixtureRequest) -> AsyncIterator[tuple[beds.Bed, str]]:
+    """A host with the real command line of a runner, and a model that goes in circles."""
+    runner: str = request.param
+    program = real_clis.obtain(real_clis.CLIS[runner])
+    async with beds.made(Circling(), prepare=lambda root: beds.describe(root, runner, program)) as running:
+        yield running, runner
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("real", ["claude-code", "codex", pytest.param("opencode", marks=LONG)], indirect=True)
+async def test_real_agent_that_goes_in_circles_is_told_by_its_model(real: tuple[beds.Bed, str]) -> None:
+    await check_told(*real)
+
+
+@pytest.mark.slow
+@LONG
+@pytest.mark.parametrize("real", ["gemini"], indirect=True)
+async def test_real_agent_that_sees_by_itself_that_it_goes_in_circles_has_failed(real: tuple[beds.Bed, str]) -> None:
+    """It is faster than we are, and claims a success."""
+    bed, runner = real
+    task = submit(bed, runner, "nudge")
+    await bed.plane.until_ended(task)
+    assert task.outcome is not None
+    assert task.outcome.reason is Reason.AGENT_FAILED, bytes(task.output)
+    assert "It said: loop: Loop detected" in task.outcome.detail
 
 
 async def test_agent_that_goes_in_circles_is_stopped_with_what_it_did(circling: beds.Bed) -> None:
