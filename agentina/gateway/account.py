@@ -10,7 +10,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from agentina import errors
@@ -43,15 +42,16 @@ class Account:
         self,
         opened: channel.Open,
         *,
+        written: record.Record,
         grants: rules.Rules,
         clocks: clock.Clock,
         tell: Callable[[channel.Word], None],
         shared: days.Days,
     ) -> None:
-        """Take up a task; calls a killed gateway left are charged in full.
+        """Take up a task, whose record is open; calls a killed gateway left are charged in full.
 
         Raises:
-            AgentinaError: Its record cannot be used.
+            AgentinaError: Its record cannot be written.
 
         """
         self.task_id = opened.task_id
@@ -60,7 +60,7 @@ class Account:
         self._clock = clocks
         self._tell = tell
         self._days = shared
-        self._record = record.Record(Path(opened.directory))
+        self._record = written
         #: What making the record durable took last.
         self._sync_seconds = 0.0
         self._telling: asyncio.TimerHandle | None = None

@@ -277,7 +277,7 @@ def charge_of(
     """What a call is charged; None: nothing."""
     if end in FREE:
         return None
-    if meter is None or (end is End.UNMETERED and not meter.known):
+    if meter is None or (end is End.UNMETERED and not meter.known) or (end is End.INTERRUPTED and not meter.final):
         return held
     used = meter.usage if meter.known else usage.Usage(input=held.used.input)
     estimated = not meter.final

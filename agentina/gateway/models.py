@@ -103,6 +103,8 @@ class Models:
         self._stall = stall_seconds
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._idle: dict[settings.Source, list[tuple[streams.Server, float]]] = {}
+        #: The gateway's process ends: it breaks calls off, and not their tasks.
+        self.is_ending = False
 
     def close(self) -> None:
         """Close idle connections."""
@@ -236,6 +238,8 @@ class _Call:
         try:
             await self._exchange(source, body, meter)
         finally:
+            if self._end is calls.End.ABANDONED and self._models.is_ending:
+                self._end = calls.End.INTERRUPTED
             heard = meter if meter.size else None
             charge = calls.charge_of(self._end, heard, admitted.reserved, price) if self._sent else None
             window = None if row is None else row.price.context_window

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.gateway import account, channel, days, egress, launching, listener, models, rules, settings
+from agentina.gateway import account, channel, days, egress, launching, listener, models, record, rules, settings
 from agentina.system import clock, tasks
 
 _PR_SET_DUMPABLE: Final = 4
@@ -33,6 +33,8 @@ _PARKED_SECONDS: Final = 4.0
 _SOON_SECONDS: Final = 0.05
 #: Seconds the daemon may take to answer; it gives up sooner itself.
 _ANSWER_SECONDS: Final = 60.0
+#: Seconds that the gateway of a killed daemon may take to let go of a task's record: less than the daemon waits.
+_RECORD_SECONDS: Final = 20.0
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ class Gateway:
                     _log.exception("an order of the daemon could not be followed")
         finally:
             await tasks.cancel(asking)
+        if self._models is not None:
+            self._models.is_ending = True
         for door in list(self._doors.values()):
             await door.close()
         if self._models is not None:
@@ -105,12 +109,12 @@ class Gateway:
             if self._models is None:
                 self._models = models.Models(self._load(), clocks=self._clock)
             grants = rules.Rules(scope=order.scope, policy=order.policy, networks=self._models.loaded.networks)
-            task = account.Account(order, grants=grants, clocks=self._clock, tell=self._tell, shared=self._days)
+            task = await self._take_up(order, grants)
             door = listener.Listener(task, serving=self._models, ways=self._egress)
             try:
                 if order.door is not None:
                     await door.open(order.door)
-            except errors.AgentinaError:
+            except BaseException:
                 task.close()
                 raise
         except errors.AgentinaError as error:
@@ -118,6 +122,21 @@ class Gateway:
         self._doors[order.task_id] = door
         self._wish.set()  # what is known may be half a minute old
         return ""
+
+    async def _take_up(self, order: channel.Open, grants: rules.Rules) -> account.Account:
+        """Open a task's record and account, once a gateway that is ending has let go of it."""
+        directory = Path(order.directory)
+        with contextlib.suppress(TimeoutError):  # then it cannot be opened, and that says why
+            async with asyncio.timeout(_RECORD_SECONDS):
+                await asyncio.to_thread(record.wait_until_free, directory)
+        written = record.Record(directory)
+        try:
+            return account.Account(
+                order, written=written, grants=grants, clocks=self._clock, tell=self._tell, shared=self._days
+            )
+        except BaseException:
+            written.close()
+            raise
 
     async def _listen(self, order: channel.Listen) -> str:
         """Let a task in; what is wrong, or nothing."""

@@ -3,12 +3,14 @@
 One line an entry: CRC-32 in eight hex digits, a space, JSON. ``ask`` is written before a call is sent, ``end`` (made
 durable with fdatasync) before its answer is over for the task. So after a kill or a power cut every call whose end the
 task has seen is counted exactly, and one that was under way is found by its ``ask`` and counted in full. A line that
-was cut off is the last one, and is dropped.
+was cut off is the last one, and is dropped. One process at a time writes it, as flock(2) holds: the gateway of a daemon
+that was killed may still be ending when that of the next one begins.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import zlib
 from pathlib import Path
@@ -196,6 +198,27 @@ def read(directory: Path) -> Story | None:
         return None
 
 
+def wait_until_free(directory: Path) -> None:
+    """Return when no process has a task's record open for writing. Blocks.
+
+    Raises:
+        AgentinaError: ``STATE_UNWRITABLE`` or ``DISK_FULL``.
+
+    """
+    descriptor = _open(directory / NAME)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise files.from_os_error(error, path) from error
+
+
 class Record:
     """One task's record, open for writing. Blocks, for a millisecond or so where ``durable``."""
 
@@ -203,15 +226,14 @@ class Record:
         """Open it, reading what is there.
 
         Raises:
-            AgentinaError: ``STATE_UNWRITABLE``, ``DISK_FULL`` or ``INPUT_TOO_LARGE``.
+            AgentinaError: ``STATE_UNWRITABLE`` (also where another process has it), ``DISK_FULL`` or
+                ``INPUT_TOO_LARGE``.
 
         """
         self._path = directory / NAME
+        self._descriptor = _open(self._path)
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise files.from_os_error(error, self._path) from error
-        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.story = parse(files.read_bounded(self._path, limit=_MAX))
             os.ftruncate(self._descriptor, self.story.size)
             os.lseek(self._descriptor, 0, os.SEEK_END)

@@ -34,6 +34,12 @@ def share_mib(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
+def waits_for_lock(pid: int) -> bool:
+    """Whether a process waits for a flock(2)."""
+    words = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return any(line[1:3] == ["->", "FLOCK"] and line[5] == str(pid) for line in words)
+
+
 def _each(name: str) -> dict[int, bytes]:
     found = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - names are wanted, not paths

@@ -196,7 +196,8 @@ async def opened(
         boot_ms = int(clocks.boot() * 1000)
         ahead_ms = protocol.next_day_ms(boot_ms) - int(HOUR * 1000) - boot_ms
         shared.learn(days.Known(day=protocol.day_of(boot_ms + ahead_ms)), ahead_ms=ahead_ms, is_away=False)
-        task = account.Account(order, grants=grants, clocks=clocks, tell=told.take, shared=shared)
+        written = record.Record(directory)
+        task = account.Account(order, written=written, grants=grants, clocks=clocks, tell=told.take, shared=shared)
         door = listener.Listener(task, serving=serving, ways=egress.Egress(resolver))
         await door.open(channel.Door(directory=str(directory)))
         try:

@@ -9,9 +9,11 @@ import signal
 import sys
 from pathlib import Path
 
-from agentina.gateway import variables
+import pytest
+
+from agentina.gateway import launching, record, variables
 from agentina.protocol.states import State
-from tests.fakes import procfs, stalling_reader
+from tests.fakes import deadlines, procfs, stalling_reader
 from tests.integration.gateway import beds, gates
 
 WAY = "echo $AGENTINA_GATEWAY $HTTPS_PROXY"
@@ -103,6 +105,52 @@ async def test_a_task_keeps_its_way_out_over_a_kill_of_the_daemon(bed: beds.Bed)
     assert task.outcome.state is State.SUCCEEDED, bytes(task.output)
     assert "used 2 calls of models" in bed.log
     assert not (directory / variables.socket_name(task.id)).exists()
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+async def test_call_that_a_killed_daemon_breaks_off_is_charged_in_full(bed: beds.Bed, *, is_slow: bool) -> None:
+    """Its gateway ends by itself; the next one waits for that, and only one of them writes the task's record."""
+    bed.provider.scenario = "held"
+    call = f"{sys.executable} {bed.tool}"
+    task = bed.plane.submit(f"{call} || {call}", budget={"tokens": 100_000})
+    async with asyncio.timeout(deadlines.HANG):
+        await bed.provider.holding.wait()
+    directory = bed.root / "var/lib/agentina/default/tasks" / task.id
+    reserved = told(directory).open[1].reserved
+    (gateway,) = gateways(bed.root)
+    if is_slow:
+        os.kill(gateway, signal.SIGSTOP)
+    await bed.kill()
+    bed.provider.scenario = "text"
+    await bed.start()
+    if is_slow:
+        async with asyncio.timeout(deadlines.HANG):
+            while not any(procfs.waits_for_lock(pid) for pid in gateways(bed.root) - {gateway}):  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+        os.kill(gateway, signal.SIGCONT)
+    await bed.plane.until_ended(task)
+    assert task.outcome is not None
+    assert task.outcome.state is State.SUCCEEDED, bytes(task.output)
+    (used,) = task.outcome.models
+    fresh, cached, output = bed.provider.billed
+    assert (used.calls, used.estimated) == (2, 1)
+    assert used.input == reserved.used.input + fresh
+    assert used.output == reserved.used.output + output
+    assert used.cached == cached
+
+
+def gateways(root: Path) -> set[int]:
+    """The gateways' processes of a host."""
+    ways = procfs.command_lines().items()
+    own = {pid: line for pid, line in ways if b"gateway.process" in line and os.fsencode(root) in line}
+    return {pid for pid, line in own.items() if os.fsencode(launching.CHECK) not in line}
+
+
+def told(directory: Path) -> record.Story:
+    """What a task's record says."""
+    story = record.read(directory)
+    assert story is not None
+    return story
 
 
 async def test_a_host_whose_gateway_is_unusable_gives_jobs_back_and_offers_no_agents() -> None:

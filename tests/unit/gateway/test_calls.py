@@ -187,6 +187,18 @@ def test_what_was_not_told_is_charged_as_reserved() -> None:
     assert calls.charge_of(calls.End.UNMETERED, meter_of(b"", 50), HELD, PRICE) == HELD
 
 
+LAST = b'data: {"type":"message_delta","usage":{"output_tokens":9}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("known", "used"), [(b"", HELD.used), (START, HELD.used), (START + LAST, usage.Usage(input=3, output=9))]
+)
+def test_a_call_that_broke_off_with_the_gateway_is_charged_in_full_or_exactly(known: bytes, used: usage.Usage) -> None:
+    charge = calls.charge_of(calls.End.INTERRUPTED, meter_of(known, 50), HELD, PRICE)
+    assert charge is not None
+    assert (charge.used, charge.estimated) == (used, used is HELD.used)
+
+
 @given(st.integers(0, 100_000), st.sampled_from([START, b""]))
 def test_an_answer_that_broke_off_is_charged_by_an_upper_estimate(size: int, known: bytes) -> None:
     meter = meter_of(known, size)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import concurrent.futures
+import os
 import resource
 import signal
 import zlib
@@ -13,6 +15,7 @@ from agentina import errors
 from agentina.gateway import budgets, record, usage
 from agentina.protocol import budgets as protocol_budgets
 from agentina.protocol import jobs
+from tests.fakes import procfs
 
 CHARGE = budgets.Charge(used=usage.Usage(input=5, output=7), cost_nano=99, tool_calls=1)
 ENTRIES: list[record.Entry] = [
@@ -54,6 +57,25 @@ def test_what_a_newer_release_wrote_takes_nothing_along(tmp_path: Path) -> None:
     story = record.read(tmp_path)
     assert story is not None
     assert (story.size, story.totals.calls) == (len(content), 1)
+
+
+def test_next_writer_waits_for_the_one_before(tmp_path: Path) -> None:
+    """And then knows all that it wrote: entries of two would lie upon each other."""
+    former = record.Record(tmp_path)
+    former.write(ENTRIES[1])
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(record.wait_until_free, tmp_path)
+        while not procfs.waits_for_lock(os.getpid()):
+            assert not waiting.done()
+        with pytest.raises(errors.AgentinaError) as caught:
+            record.Record(tmp_path)
+        former.write(ENTRIES[3])
+        former.close()
+        waiting.result()
+    assert caught.value.code == "STATE_UNWRITABLE"
+    after = record.Record(tmp_path)
+    assert (after.story.open, after.story.totals.calls) == ({}, 1)
+    after.close()
 
 
 def test_how_full_the_context_was_stays_known_over_calls_that_do_not_say(tmp_path: Path) -> None:
