@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from agentina import errors
@@ -25,6 +25,8 @@ _FAST: Final = 0.001
 _ALIVE_SECONDS: Final = 2.0
 #: Names of one task that are looked up at once.
 RESOLVING: Final = 4
+#: Bytes of one task's requests for models at once; one that does not fit beside others is read when they are over.
+_MAX_HELD: Final = 64 << 20
 #: Kinds of refusal told to the daemon; more are answered only.
 _MAX_TOLD: Final = 500
 #: Seconds for which telling of usage waits for more of it: it wakes the daemon, and calls go on meanwhile.
@@ -66,6 +68,8 @@ class Account:
         self._telling: asyncio.TimerHandle | None = None
         #: Why calls are held, by call.
         self._parked: dict[object, str] = {}
+        #: Bytes of all requests for models that are held.
+        self._holds = 0
         self._told: set[tuple[str, str, str]] = set()
         #: What its model is to be told; empty: nothing.
         self.nudge = ""
@@ -195,6 +199,18 @@ class Account:
                 raise
             self._days.hold(self.task_id, decision.number, decision.reserved, day=day)
         return decision
+
+    @contextlib.asynccontextmanager
+    async def holding(self, size: int) -> AsyncIterator[None]:
+        """Hold a request of so many bytes, when there is room for it beside others of the task."""
+        while self._holds and self._holds + size > _MAX_HELD:
+            await self.changed.wait()
+        self._holds += size
+        try:
+            yield
+        finally:
+            self._holds -= size
+            self.wake()
 
     def settle(
         self, number: int, end: calls.End, charge: budgets.Charge | None, context: record.Filled | None = None

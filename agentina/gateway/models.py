@@ -29,7 +29,6 @@ _MAX_ERROR: Final = 1 << 20
 _NOT_FOUND: Final = 404
 _UPGRADE_REQUIRED: Final = 426
 _LIMITED: Final = 429
-_FIRST_ERROR: Final = 300
 _JSON: Final = b"application/json"
 #: Ends of an answer that came whole.
 _WHOLE: Final = frozenset({calls.End.COMPLETED, calls.End.UNMETERED})
@@ -129,12 +128,13 @@ class Models:
             # Measured: the one answer after which Codex goes on without websockets at once.
             await client.answer(_UPGRADE_REQUIRED, b'{"error":{"message":"no websockets here"}}', media=_JSON)
             return
-        body = await client.whole_body(calls.MAX_REQUEST)
-        if request.method != route.method or request.header(b"content-encoding") not in {None, b"identity"}:
-            raise errors.GATEWAY_REQUEST_INVALID(problem=f"expected {route.method} with a plain body")
-        call = _Call(self, client, request, task, route, query, body)
-        # The task going away must end the call: a provider bills what it goes on to generate.
-        await client.while_there(call.run())
+        async with task.holding(min(request.most_bytes, calls.MAX_REQUEST)):
+            body = await client.whole_body(calls.MAX_REQUEST)
+            if request.method != route.method or request.header(b"content-encoding") not in {None, b"identity"}:
+                raise errors.GATEWAY_REQUEST_INVALID(problem=f"expected {route.method} with a plain body")
+            call = _Call(self, client, request, task, route, query, body)
+            # The task going away must end the call: a provider bills what it goes on to generate.
+            await client.while_there(call.run())
 
     async def connect(self, source: settings.Source) -> streams.Server:
         """A connection to a provider: one that is kept, else a new one."""
@@ -206,7 +206,7 @@ class _Call:
         self._path = route.path + query
         self._body = body
         self._answer = Answer(client, route.api)
-        #: Set once something may have been sent to the provider.
+        #: The provider may have had all of the request: of a part of one nothing is billed.
         self._sent = False
         #: How it ends, as far as is known: until the answer is over the task may go away.
         self._end = calls.End.ABANDONED
@@ -344,19 +344,19 @@ class _Call:
             await self._unreachable(source, f"cannot be reached ({error.strerror or type(error).__name__})")
             return
         try:
-            self._sent = True
             try:
                 head = await self._ask(server, source, key, body)
-            except (streams.Gone, TimeoutError):
+            except (streams.Gone, TimeoutError) as problem:
                 key.brake.note(0, self._models.now())
-                await self._unreachable(source, "gave no answer")
+                await self._unreachable(source, self._silence(server, problem))
                 return
             key.brake.note(head.status_code, self._models.now(), retry_after=_retry_after(head))
-            if head.status_code >= _FIRST_ERROR:
+            if head.status_code >= streams.FIRST_ERROR:
                 await self._reject(source, head, server)
             else:
                 self._end = await self._pass(head, server, meter)
         finally:
+            self._sent = server.has_request
             if self._end in _WHOLE:
                 self._models.keep(source, server)
             else:
@@ -373,8 +373,8 @@ class _Call:
         ]
         if self._route.method == "POST":
             headers.append((b"content-length", b"%d" % len(body)))
-        await server.send_whole(self._route.method, source.prefix + self._path, headers, body)
-        head = await server.head(seconds=self._models.stall_seconds)
+        path, seconds = source.prefix + self._path, self._models.stall_seconds
+        head = await server.ask(self._route.method, path, headers, body, seconds=seconds)
         if not isinstance(head, h11.Response):
             raise streams.Gone
         return head
@@ -423,6 +423,14 @@ class _Call:
             pass  # what there is of an error is better than none
         length = frozenset({b"content-length"})
         await self._answer.reject(status, body[:_MAX_ERROR], _without(egress.answer_headers(head), length))
+
+    def _silence(self, server: streams.Server, problem: Exception) -> str:
+        """Why there is no answer, as the end of a sentence about the provider."""
+        if server.has_request:
+            return "gave no answer"
+        if isinstance(problem, streams.Stuck):
+            return f"stopped in the middle of the request, and took no more of it for {self._models.stall_seconds:g} s"
+        return "broke off in the middle of the request"
 
     async def _unreachable(self, source: settings.Source, problem: str) -> None:
         self._end = calls.End.UNREACHABLE

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+import sys
 from typing import Final
 
 import h11
@@ -64,6 +65,12 @@ class Request:
     def is_bodiless(self) -> bool:
         """Whether nothing follows the head."""
         return self.header(b"transfer-encoding") is None and (self.header(b"content-length") or b"0") == b"0"
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes follow the head at most; where that is open, as many as anybody likes."""
+        length = self.header(b"content-length")
+        return sys.maxsize if length is None and not self.is_bodiless else int(length or 0)
 
     def passed_on(self, *, without: frozenset[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
         """The fields that go to the next server, without those of this connection; Host and length are the sender's."""

@@ -25,16 +25,22 @@ PIECE: Final = 262_144
 HEAD_SECONDS: Final = 30.0
 PIECE_SECONDS: Final = 300.0
 #: Bytes of a body nobody wants that are read so that an answer is not lost in the closing, and seconds for that.
-_DRAIN_BYTES: Final = 1 << 20
+_DRAIN_BYTES: Final = 64 << 20
 _DRAIN_SECONDS: Final = 2.0
 #: An answer's head: some servers send long cookies.
 _MAX_ANSWER_HEAD: Final = 65_536
+#: RFC 9110: the first status that does not mean success.
+FIRST_ERROR: Final = 300
 
 Headers = list[tuple[bytes, bytes]]
 
 
 class Gone(Exception):  # noqa: N818 - an end, not an error of anybody
     """The other side went away, or is too slow."""
+
+
+class Stuck(Gone):
+    """It takes nothing any more."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -157,6 +163,14 @@ class Client:
             pieces.append(piece)
         return b"".join(pieces)
 
+    async def _drain(self) -> None:
+        """Read away what is left of the request's body, or much of it."""
+        size = 0
+        async for piece in self.body():
+            size += len(piece)
+            if size > _DRAIN_BYTES:
+                return
+
     async def while_there(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work``; it is canceled when the task closes the connection. The request must be complete.
 
@@ -224,7 +238,7 @@ class Client:
         if not self.complete:
             with contextlib.suppress(Gone, errors.AgentinaError, TimeoutError):
                 async with asyncio.timeout(_DRAIN_SECONDS):
-                    await self.whole_body(_DRAIN_BYTES)
+                    await self._drain()
         headers = [(b"content-type", media), (b"content-length", b"%d" % len(body)), *(extra or [])]
         await self.start(status, headers, b"" if self._method == "HEAD" else body, is_whole=True)
 
@@ -265,15 +279,54 @@ class Server:
         self._http = h11.Connection(our_role=h11.CLIENT, max_incomplete_event_size=_MAX_ANSWER_HEAD)
         #: The answer's end was read.
         self._over = False
+        #: The server may have all of the request, and work on it.
+        self.has_request = False
 
     async def send_head(self, method: str, path: str, headers: Headers) -> None:
         """Send a request's head."""
         await _write(self._writer, _sent(self._http, h11.Request(method=method, target=path, headers=headers)))
 
-    async def send_whole(self, method: str, path: str, headers: Headers, body: bytes) -> None:
-        """Send a whole request at once."""
+    async def ask(
+        self, method: str, path: str, headers: Headers, body: bytes, *, seconds: float
+    ) -> h11.Response | h11.InformationalResponse:
+        """Send a whole request; the head of its answer.
+
+        A server may refuse a large request before it has read all of it: the rest is not sent then.
+
+        Raises:
+            Gone: It broke off, took nothing for so long (``Stuck``), or is not HTTP.
+            TimeoutError: It said nothing for so long.
+
+        """
         head = h11.Request(method=method, target=path, headers=headers)
-        await _write(self._writer, _sent(self._http, head, *_body(body, is_last=True)))
+        if len(body) <= PIECE:
+            await self._send_whole(head, body, seconds)
+            return await self.head(seconds=seconds)
+        sending = tasks.start(self._send_whole(head, body, seconds), name="request", on_failure=lambda _: None)
+        answering = tasks.start(self.head(seconds=None), name="answer", on_failure=lambda _: None)
+        try:
+            await asyncio.wait([sending, answering], return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done() or answering.result().status_code < FIRST_ERROR:
+                await sending
+            async with asyncio.timeout(seconds):
+                return await answering
+        finally:
+            await tasks.cancel(sending, answering)
+            del (
+                sending,
+                answering,
+            )  # a failure of theirs has this frame and they have it: the request would stay for long
+
+    async def _send_whole(self, head: h11.Request, body: bytes, seconds: float) -> None:
+        """Send a request piece by piece: a second copy of all of it would be made otherwise."""
+        data = _sent(self._http, head)
+        for at in range(0, len(body), PIECE):
+            if at:
+                await _write(self._writer, data, seconds)
+                data = b""
+            data += _sent(self._http, h11.Data(data=body[at : at + PIECE]))
+        self.has_request = True
+        await _write(self._writer, data + _sent(self._http, h11.EndOfMessage()), seconds)
 
     async def send(self, data: bytes) -> None:
         """Send a piece of its body."""
@@ -283,12 +336,12 @@ class Server:
         """The request is whole."""
         await _write(self._writer, _sent(self._http, h11.EndOfMessage()))
 
-    async def head(self, *, seconds: float = PIECE_SECONDS) -> h11.Response | h11.InformationalResponse:
+    async def head(self, *, seconds: float | None = PIECE_SECONDS) -> h11.Response | h11.InformationalResponse:
         """The head of the answer; informational only where it is 101.
 
         Raises:
             Gone: It did not come, or is not HTTP.
-            TimeoutError: Nothing came for so long.
+            TimeoutError: Nothing came for so long; None: for ever.
 
         """
         while True:
@@ -338,7 +391,7 @@ class Server:
                 return
             self._http.receive_data(await self._read(seconds))
 
-    async def _read(self, seconds: float) -> bytes:
+    async def _read(self, seconds: float | None) -> bytes:
         async with asyncio.timeout(seconds):
             try:
                 return await self._reader.read(PIECE)
@@ -354,7 +407,7 @@ class Server:
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE or self._reader.at_eof():
             return False
         self._http.start_next_cycle()
-        self._over = False
+        self._over = self.has_request = False
         return not self._http.trailing_data[0]
 
     @property
@@ -444,16 +497,24 @@ def _take(http: h11.Connection) -> tuple[bytes, bool]:
             raise errors.GATEWAY_REQUEST_INVALID(problem="the body broke off")
 
 
-async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
-    """Write a piece; returns when there is room for the next."""
+async def _write(writer: asyncio.StreamWriter, data: bytes, seconds: float = PIECE_SECONDS) -> None:
+    """Write a piece; returns when there is room for the next.
+
+    Raises:
+        Gone: The other side went away.
+        Stuck: It took too little for so long.
+
+    """
     try:
         writer.write(data)
         transport = writer.transport
         if not transport.get_write_buffer_size() and not transport.is_closing():
             return  # the system has it all: no timer for nothing
-        async with asyncio.timeout(PIECE_SECONDS):
+        async with asyncio.timeout(seconds):
             await writer.drain()
-    except (OSError, TimeoutError) as error:
+    except TimeoutError as error:
+        raise Stuck from error
+    except OSError as error:
         raise Gone from error
 
 

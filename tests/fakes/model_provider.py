@@ -103,11 +103,31 @@ class ModelProvider:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         method, path, _ = head[0].split()
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        body = await self._body(reader, writer, int(headers.get("content-length", 0)))
+        if body is None:
+            return False
         asked = Asked(method, path, headers, body)
         self.asked.append(asked)
         self.written = 0
         return await self._answer(asked, writer)
+
+    async def _body(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> bytes | None:
+        """A request's body; None: there is no more to this connection."""
+        half = await reader.readexactly(size // 2)
+        if self.scenario.startswith("upload"):
+            self.holding.set()
+        if self.scenario == "upload-pauses":
+            await self.go_on.wait()
+        elif self.scenario == "upload-resets":
+            writer.transport.abort()
+            return None
+        elif self.scenario == "upload-413":
+            writer.write(b"HTTP/1.1 413 X\r\ncontent-length: 11\r\n\r\ntoo much: 9")
+            # As servers do that want their answer to be read: they shut their side, and read on for a while.
+            writer.write_eof()
+            await reader.read()
+            return None
+        return half + await reader.readexactly(size - len(half))
 
     async def _answer(self, asked: Asked, writer: asyncio.StreamWriter) -> bool:
         if self.scenario in _STATUS:
