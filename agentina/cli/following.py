@@ -54,6 +54,7 @@ class _Follower:
         self._write = write
         self._event = 0
         self._said = ""
+        self._explained: set[str] = set()
         self._state: states.State | None = None
         #: Tasks whose output has been written to its end.
         self._shown: set[str] = set()
@@ -63,7 +64,6 @@ class _Follower:
         hold = _EXPLAIN_AFTER
         while True:
             news = self._client.get_events(self._job, after=self._event, wait=hold)
-            hold = _HOLD
             self._note(news)
             if news.task_id is not None and news.task_id not in self._shown:
                 self._stream(news.task_id)
@@ -72,6 +72,7 @@ class _Follower:
                 return self._client.get_job(self._job)
             if news.state is states.State.QUEUED and not news.events:
                 self._explain()
+                hold = _HOLD
 
     def _note(self, news: api.JobEvents) -> None:
         for event in news.events:
@@ -85,7 +86,9 @@ class _Follower:
 
     def _explain(self) -> None:
         for blocker in self._client.get_job(self._job).blockers:
-            output.say(f"{self._job} waits: {output.clean(blocker)}")
+            if blocker not in self._explained:
+                self._explained.add(blocker)  # it may last for hours
+                output.say(f"{self._job} waits: {output.clean(blocker)}")
 
     def _stream(self, task: str) -> None:
         offset = 0

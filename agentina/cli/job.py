@@ -215,8 +215,10 @@ def render(view: api.JobView, *, left: budgets.BudgetView | None = None) -> None
                 "state",
                 f"{output.paint(summary.state.value)}: {_why(summary)}",
             ),
+            ("reason", summary.reason.value),
             ("organization", summary.organization),
             ("role", summary.role),
+            ("labels", output.labels(view.spec.labels) if view.spec.labels else ""),
             ("priority", summary.priority),
             ("created", output.moment(summary.created_ms)),
             ("started", output.moment(summary.started_ms)),
@@ -227,7 +229,7 @@ def render(view: api.JobView, *, left: budgets.BudgetView | None = None) -> None
             ("progress", _progress(view)),
             ("as of", _as_of(view)),
             ("budget", "" if left is None else budget.sentence(left)),
-            ("dead letter", "yes: out of attempts; `agentina job retry` runs it again" if view.dead_letter else ""),
+            ("dead letter", _dead_letter(view)),
         ],
         indent=2,
     )
@@ -310,6 +312,16 @@ def _limits(view: api.JobView) -> str:
     spec = view.spec
     memory, timeout = units.show_size(spec.memory_bytes), units.show_duration(spec.limits.timeout)
     return f"{memory} memory, {spec.cpus:g} CPU, {timeout}, {spec.retry.max_attempts} attempts"
+
+
+def _dead_letter(view: api.JobView) -> str:
+    """Why nothing is tried any more, and what a person can do."""
+    if not view.dead_letter:
+        return ""
+    retry = view.spec.retry
+    is_repeated = view.job.state.value in retry.on
+    why = "all attempts are used" if is_repeated else f"its retry is for {' or '.join(retry.on) or 'nothing'}"
+    return f"yes: {why}; `agentina job retry` runs it again"
 
 
 def _why(summary: api.JobSummary) -> str:

@@ -249,11 +249,12 @@ class Supervisor:
         if self._stopped in {limits.NONE, limits.FINISHED}:
             self._stopped = reason
 
-    def _end(self, reason: str, detail: str) -> None:
-        """A limit was crossed: no grace, it would only grow on."""
+    def _end(self, reason: str, detail: str = "") -> None:
+        """A limit, which the outcome tells, was crossed: no grace, it would only grow on."""
         self._stopped = reason if self._stopped == limits.NONE else self._stopped
         self._kill_at = 0.0
-        self._note(detail)
+        if detail:
+            self._note(detail)
         self._children.kill()
 
     def _check_limits(self) -> None:
@@ -262,15 +263,12 @@ class Supervisor:
             size = os.fstat(self._output).st_size
             self._watch.saw_output(self._limits, size, now)
             if limits.output_crossed(self._limits, size):
-                self._end(limits.OUTPUT_LIMIT, f"it wrote more than {self._limits.output_bytes} bytes of output")
+                self._end(limits.OUTPUT_LIMIT)
                 return
         if now >= self._watch.processes_due:
             self._check_processes(now)
         if now >= self._watch.disk_due and self._watch.walk_disk(self._limits, now):
-            self._end(
-                limits.DISK_LIMIT,
-                f"its files took {self._watch.disk_used} bytes of disk; the limit is {self._limits.disk_bytes}",
-            )
+            self._end(limits.DISK_LIMIT, f"its files took {self._watch.disk_used >> 20} MiB of disk")
 
     def _check_processes(self, now: float) -> None:
         tree = containment.tree_below(os.getpid(), most=self._limits.pids or containment.MOST)
@@ -287,9 +285,9 @@ class Supervisor:
         self._tasks_peak = max(self._tasks_peak, sample.tasks)
         self._watch.saw_processes(self._limits, sample, now)
         if reason == limits.MEMORY_LIMIT:
-            self._end(reason, f"it used {memory} bytes of memory; the limit is {self._limits.memory_bytes}")
+            self._end(reason, f"it used {memory >> 20} MiB of memory")
         elif reason == limits.PROCESS_LIMIT:
-            self._end(reason, f"it had {sample.tasks} processes and threads; the limit is {self._limits.pids}")
+            self._end(reason, f"it had {sample.tasks} processes and threads")
         if now - self._started >= _SYNC_FENCE_AFTER and not self._watch.fence_synced:
             self._watch.fence_synced = True
             _sync(self._fence)
@@ -352,7 +350,6 @@ class Supervisor:
         os.ftruncate(self._output, self._limits.output_bytes)
         if self._stopped == limits.NONE:
             self._stopped = limits.OUTPUT_LIMIT
-            self._note(f"it wrote more than {self._limits.output_bytes} bytes of output")
         return True
 
     def _restore_output(self) -> None:

@@ -104,7 +104,7 @@ class JobView(_Message, frozen=True, kw_only=True):
     artifacts: list[ArtifactInfo] = []
     #: For a queued job: why no agent has taken it yet, a sentence each.
     blockers: list[str] = []
-    #: Ended without success and out of attempts: a dead letter, kept until retried or removed.
+    #: Ended without success and not to be tried again: a dead letter, kept until retried or removed.
     dead_letter: bool = False
     #: What its tasks used of models, by model; those that run as of some seconds ago.
     usage: list[budgets.UsageRow] = []

@@ -127,10 +127,14 @@ def _count(agents: Sequence[Candidate]) -> str:
 
 
 def _withheld(wanted: fleet.JobClass, agents: Sequence[Candidate]) -> str:
-    """What a broken gateway has to do with a runner that nobody has."""
-    broken = [agent for agent in agents if agent.gateway == "unusable"]
-    if not broken or wanted.runner == "command":
+    """What to do about a runner that nobody has, and what a broken gateway has to do with it."""
+    if wanted.runner == "command":
         return ""
+    broken = [agent for agent in agents if agent.gateway == "unusable"]
+    if not broken:
+        return (
+            " On a host `agentina runner install`, or a file in runners.d, brings one (docs/how-to/run-ai-agents.md)."
+        )
     return f" No AI agents are offered without a gateway. {_broken(broken)}"
 
 

@@ -97,6 +97,7 @@ class _Attempt:
                 return api.JobCreated(id=known["public_id"], created=False)
         needed = _needed(tx, organization, spec)
         job = self._new_job(work, organization, spec, needed)
+        job.tell(f"submitted by {submission.actor}", state=State.QUEUED, now_ms=work.now_ms)
         job.claims_paths = bool(pathclaims.of_spec(spec)[1])
         # Given away before it is stored, it never enters the queue; one with claims goes by that, where it is seen
         # whether it may run.
@@ -134,15 +135,13 @@ class _Attempt:
         self, work: changes.Work, organization: int, spec: protocol_jobs.JobSpec, needed: list[jobs.Job]
     ) -> jobs.Job:
         left = sum(need.state is not State.SUCCEEDED for need in needed)
-        job = jobs.Job(
+        return jobs.Job(
             id=0, public_id=ids.new_job_id(work.now_ms), organization_id=organization,
             class_id=self._class(work.tx, organization, spec)["id"],
             role=spec.role, priority=spec.priority, memory_bytes=spec.memory_bytes, state=State.QUEUED,
             reason=Reason.WAITING_FOR_NEEDS if left else Reason.WAITING_FOR_AGENT, detail="", ready=not left,
             needs_left=left, runnable_ms=work.now_ms,
         )  # fmt: skip
-        job.tell("submitted", state=State.QUEUED, now_ms=work.now_ms)
-        return job
 
 
 def _needed(tx: engine.Transaction, organization: int, spec: protocol_jobs.JobSpec) -> list[jobs.Job]:

@@ -133,7 +133,8 @@ def _describe(result: contract.Result, reason: Reason, job: JobSpec) -> str:
     words = states.REASONS[reason]
     words = f"Its {words[4:]}" if words.startswith("its ") else f"It {words}"
     sentence = words + (f" ({particulars})" if particulars else "") + "."
-    return f"{sentence} {result.detail}" if result.detail else sentence
+    detail = result.detail.rstrip(".")
+    return f"{sentence} {detail[0].upper()}{detail[1:]}." if detail else sentence
 
 
 def was_cut_off(result: contract.Result, outcome: wire.Outcome) -> bool:

@@ -265,15 +265,16 @@ class Supervisor:
         if self._stopped in {"none", "finished"}:
             self._stopped = reason
 
-    def _end(self, reason: str, detail: str) -> None:
-        """A limit was crossed: no grace, it would only grow on."""
+    def _end(self, reason: str, detail: str = "") -> None:
+        """A limit, which the outcome tells, was crossed: no grace, it would only grow on."""
         self._stopped = reason
         self._kill_at = 0.0
-        self._details.append(detail)
+        if detail:
+            self._details.append(detail)
 
     def _check_limits(self) -> None:
         if os.fstat(self._output).st_size > self._output_bytes:
-            self._end("output-limit", f"it wrote more than {self._output_bytes} bytes of output")
+            self._end("output-limit")
             return
         now = _boot()
         if now < self._slow_due:
@@ -281,7 +282,7 @@ class Supervisor:
         self._slow_due = now + _SLOW_PERIOD
         self._companion.attend(now)
         if self._disk.is_crossed(now):
-            self._end("disk-limit", f"its files took {self._disk.used} bytes of disk; the limit is {self._disk.limit}")
+            self._end("disk-limit", f"its files took {self._disk.used >> 20} MiB of disk")
         elif self._oom_together and oom_kills():
             # The kernel ended all of it, unless PID 1 was executed anew meanwhile, which forgets memory.oom.group.
             self._end("memory-limit", "the kernel ended one of its processes at the memory limit")

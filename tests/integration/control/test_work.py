@@ -576,3 +576,26 @@ def test_artifacts_resume_and_are_verified(control: Any, operator: simulated.Ope
             begin(wire.ArtifactInfo(name=name, size=1, sha256="0" * 64))
     with pytest.raises(errors.AgentinaError, match="INPUT_TOO_LARGE"):
         begin(wire.ArtifactInfo(name="huge", size=1 << 40, sha256="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("retry", "said"),
+    [
+        ({}, "its retry is for lost;"),
+        ({"on": []}, "its retry is for nothing;"),
+        ({"on": ["failed"], "max_attempts": 1}, "all attempts are used;"),
+    ],
+)
+def test_a_job_is_shown_with_who_asked_and_why_nothing_is_tried_any_more(
+    control: Any, command: Any, retry: dict[str, Any], said: str
+) -> None:
+    agent = control.agent(labels={"zone": "a"})
+    job = control.operator.submit(retry=retry, labels={"zone": "a"})
+    (task,) = agent.take()
+    agent.run(task, state=State.FAILED, reason=Reason.EXIT_NONZERO)
+    code, out, _ = command("job", "show", job)
+    assert code == 0
+    assert f"dead letter   yes: {said}" in out
+    assert "labels        zone=a" in out
+    assert "reason        exit-nonzero" in out
+    assert "submitted by operator:admin" in out

@@ -74,6 +74,7 @@ def test_runners_that_a_broken_gateway_withholds_are_explained() -> None:
     assert "no key (GATEWAY_UNUSABLE)" in sentence
     (sentence,) = blockers.explain(blockers.Waits(), wanted, others[:1])
     assert "gateway" not in sentence
+    assert "`agentina runner install`" in sentence
 
 
 def test_a_pause_says_what_it_is_for() -> None:
