@@ -26,6 +26,9 @@ from agentina.protocol.states import Reason, State
 class Phase(enum.Enum):
     """Where a task is on its host."""
 
+    # There is one of each. Python's own way hashes the name each time, in Python, some sixty times for a task.
+    __hash__ = object.__hash__
+
     #: Written down, not yet durable.
     ACCEPTING = "accepting"
     #: The workspace is being made.
