@@ -35,7 +35,7 @@ _STOP_REASONS: Final = {
 #: Ends after which nobody wants to look at what a task left: what goes on elsewhere is there.
 _LOOKED_AT_BY_NOBODY: Final = {State.SUCCEEDED, State.CHECKPOINTED}
 
-#: Seconds after which a task that is still here gets a copy of its record beside it.
+#: Seconds after which a task that is still here gets a copy of its record beside it, at most twice as many.
 _COPY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class Tasks:
         self._entries: dict[str, entries.Entry] = {}
         #: Checkpoints that somebody wanted.
         self._taking: dict[str, asyncio.Task[None]] = {}
+        #: Those that have no copy of their record yet, the oldest first, and when each is to get it (the loop's clock).
+        self._uncopied: collections.deque[tuple[float, entries.Entry]] = collections.deque()
         self._phases: collections.Counter[state.Phase] = collections.Counter()
         self._occupied = 0
         self._promised = 0
@@ -171,7 +173,7 @@ class Tasks:
         self._add(entry)
         self._outbox.hold(entry.task_id, record)
         self._outbox.report(entry.task_id, "accepted", then=lambda: self.feed(entry, state.Accepted()))
-        asyncio.get_running_loop().call_later(_COPY_SECONDS, self._write_copy, entry)
+        self._copy_later(entry)
         _log.debug(
             "task %s accepted: %s", entry.task_id, assignment.job.name, extra=_fields(assignment, "task-accepted")
         )
@@ -179,6 +181,20 @@ class Tasks:
     async def written(self) -> None:
         """Return when everything accepted or refused so far is durable."""
         await self._outbox.commit()
+
+    def _copy_later(self, entry: entries.Entry) -> None:
+        """Have a copy written if the task is here that long. Most are not: one timer looks at all of them."""
+        loop = asyncio.get_running_loop()
+        if not self._uncopied:
+            loop.call_later(_COPY_SECONDS, self._write_copies)
+        self._uncopied.append((loop.time() + _COPY_SECONDS, entry))
+
+    def _write_copies(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._uncopied and self._uncopied[0][0] <= loop.time():
+            self._write_copy(self._uncopied.popleft()[1])
+        if self._uncopied:
+            loop.call_later(_COPY_SECONDS, self._write_copies)
 
     def _write_copy(self, entry: entries.Entry) -> None:
         """Write down beside a task that is still here what the outbox has, should that be damaged."""
@@ -241,7 +257,7 @@ class Tasks:
         is_to_run = outcome is None and found in {state.Found.RUNNING, state.Found.UNSTARTED}
         if is_to_run and not entry.directory.job.exists():
             # The daemon that accepted it ended before it came to that.
-            asyncio.get_running_loop().call_later(_COPY_SECONDS, self._write_copy, entry)
+            self._copy_later(entry)
         self._account(before.phase, entry)
         self._act(entry, commands)
 
@@ -422,8 +438,9 @@ class Tasks:
         self._phases[before] -= 1
         self._phases[after] += 1
         change = (after in state.OCCUPYING) - (before in state.OCCUPYING)
-        self._occupied += change
-        self._promised += change * entry.memory_bytes
+        if change:
+            self._occupied += change
+            self._promised += change * entry.memory_bytes
         if change < 0:
             self.on_free()
         if before is state.Phase.RUNNING or after is state.Phase.RUNNING:
