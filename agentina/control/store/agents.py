@@ -34,15 +34,13 @@ class NewAgent:
 
 def insert(tx: engine.Transaction, agent: NewAgent, *, now_ms: int) -> int:
     """Store a newly activated agent; its row id is returned."""
-    row = tx.one(
+    return tx.insert(
         "INSERT INTO agents (public_id, organization_id, public_key, hostname, instance, fingerprint, role, labels,"
         " max_concurrent_tasks, version, state, license_issued_ms, created_ms)"
         " VALUES (:public_id, :organization_id, :public_key, :hostname, :instance, :fingerprint, :role, :labels,"
-        " :max_concurrent_tasks, :version, 'active', :now, :now) RETURNING id",
+        " :max_concurrent_tasks, :version, 'active', :now, :now)",
         now=now_ms, **dataclasses.asdict(agent),
     )  # fmt: skip
-    assert row is not None
-    return int(row[0])
 
 
 def present(tx: engine.Transaction) -> list[engine.Row]:

@@ -69,15 +69,13 @@ def insert(
     tx: engine.Transaction, public_id: str, source: Source, found: wire.Anomaly, *, fingerprint: str, now_ms: int
 ) -> int:
     """Begin an anomaly, which nobody has reported yet; its row id is returned."""
-    row = tx.one(
+    return tx.insert(
         "INSERT INTO anomalies (public_id, organization_id, fingerprint, kind, code, summary, state, first_ms, last_ms,"
         " changed_ms, revision) VALUES (:public_id, :organization, :fingerprint, :kind, :code, :summary, 'open',"
-        " :now, :now, :now, (SELECT coalesce(max(revision), 0) + 1 FROM anomalies)) RETURNING id",
+        " :now, :now, :now, (SELECT coalesce(max(revision), 0) + 1 FROM anomalies))",
         public_id=public_id, organization=source.organization_id, fingerprint=fingerprint, kind=found.kind,
         code=found.code, summary=found.summary, now=now_ms,
     )  # fmt: skip
-    assert row is not None
-    return int(row[0])
 
 
 def add_report(tx: engine.Transaction, number: int, source: Source, found: wire.Anomaly, *, now_ms: int) -> None:

@@ -113,19 +113,17 @@ def insert(
     tx: engine.Transaction, job: Job, *, name: str, spec: str, key: str | None, sha256: str | None, now_ms: int
 ) -> None:
     """Store a new job with its timeline and give it its row id."""
-    row = tx.one(
+    job.id = tx.insert(
         "INSERT INTO jobs (public_id, organization_id, class_id, name, role, spec, priority, memory_bytes, state,"
         " reason, ready, needs_left, runnable_ms, created_ms, tasks, events, submission_key, submission_sha256,"
         " claims_paths)"
         " VALUES (:public_id, :organization, :class, :name, :role, :spec, :priority, :memory, :state,"
-        " :reason, :ready, :needs_left, :now, :now, :tasks, :events, :key, :sha256, :claims) RETURNING id",
+        " :reason, :ready, :needs_left, :now, :now, :tasks, :events, :key, :sha256, :claims)",
         public_id=job.public_id, organization=job.organization_id, **{"class": job.class_id},
         name=name, role=job.role, spec=spec, priority=job.priority, memory=job.memory_bytes, state=job.state.value,
         reason=job.reason.value, ready=job.ready, needs_left=job.needs_left, now=now_ms, tasks=job.tasks,
         events=job.events, key=key, sha256=sha256, claims=job.claims_paths,
     )  # fmt: skip
-    assert row is not None
-    job.id = row[0]
     _write_events(tx, job)
 
 

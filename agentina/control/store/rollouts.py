@@ -42,15 +42,13 @@ def insert(
     tx: engine.Transaction, rollout: model.Rollout, chosen: selection.Selection, *, actor: str, now_ms: int
 ) -> int:
     """Store a new rollout; its row id is returned."""
-    row = tx.one(
+    return tx.insert(
         "INSERT INTO rollouts (public_id, plan, selection, state, stage, phase, watched_seconds, reason, gate,"
         " superseded, created_ms, created_by) VALUES (:public_id, :plan, :selection, :state, :stage, :phase,"
-        " :watched_seconds, :reason, :gate, :superseded, :now, :actor) RETURNING id",
+        " :watched_seconds, :reason, :gate, :superseded, :now, :actor)",
         plan=_json(rollout.plan), selection=_json(chosen), now=now_ms, actor=actor, public_id=rollout.public_id,
         **_changing(rollout),
     )  # fmt: skip
-    assert row is not None
-    return int(row[0])
 
 
 def save(tx: engine.Transaction, stored: Stored, rollout: model.Rollout) -> bool:

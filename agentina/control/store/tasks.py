@@ -87,13 +87,11 @@ def held(tx: engine.Transaction) -> list[Task]:
 
 def insert(tx: engine.Transaction, *, job: int, number: int, agent: int, session: int, poll: int, now_ms: int) -> int:
     """Store an assigned task; its row id is returned."""
-    row = tx.one(
+    return tx.insert(
         "INSERT INTO tasks (job_id, number, agent_id, session, poll, state, reason, assigned_ms)"
-        " VALUES (:job, :number, :agent, :session, :poll, 'assigned', 'assigned', :now) RETURNING id",
+        " VALUES (:job, :number, :agent, :session, :poll, 'assigned', 'assigned', :now)",
         job=job, number=number, agent=agent, session=session, poll=poll, now=now_ms,
     )  # fmt: skip
-    assert row is not None
-    return int(row[0])
 
 
 def save(tx: engine.Transaction, task: Task) -> None:
