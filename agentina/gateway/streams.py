@@ -312,10 +312,8 @@ class Server:
                 return await answering
         finally:
             await tasks.cancel(sending, answering)
-            del (
-                sending,
-                answering,
-            )  # a failure of theirs has this frame and they have it: the request would stay for long
+            # A failure of theirs has this frame, and they have it: the request would stay for long.
+            del sending, answering
 
     async def _send_whole(self, head: h11.Request, body: bytes, seconds: float) -> None:
         """Send a request piece by piece: a second copy of all of it would be made otherwise."""
