@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import pwd
@@ -257,7 +258,7 @@ class ProcessExecutor:
 
     async def _ask(self, directory: Path, request: dict[str, Any]) -> pool.Word | None:
         """Have a supervisor start it; None when it died and the disk must say what happened."""
-        message = msgspec.json.encode(request)
+        message = json.dumps(request).encode()
         if len(message) > supervising.MAX_REQUEST:
             size, limit = len(message), supervising.MAX_REQUEST
             raise errors.INPUT_TOO_LARGE(where="the task's command and environment", size=size, limit=limit)
