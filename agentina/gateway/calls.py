@@ -223,15 +223,16 @@ def goes_on(api: usage.Api, wish: Wish, body: bytes) -> bool:
 def conversation(api: usage.Api, wish: Wish) -> str:
     """A name for the conversation that a call is part of; empty: a side call, which offers no tools.
 
-    Clients of OpenAI's API name their conversations for its cache, those of sub-agents apart. Elsewhere a sub-agent is
-    told by its system prompt: the messages of a conversation change when it is compacted.
+    Codex names its threads; its sub-agents share the name for the cache, by which other clients of OpenAI's API tell
+    conversations apart. Elsewhere a sub-agent is told by its system prompt: messages change when they are compacted.
     """
     talk = wish.body.get(_TALKS[api].key)
     said = [item for item in talk if isinstance(item, dict)] if isinstance(talk, list) else []
     # Codex tells newer models of their tools by an item of the input.
     if not wish.body.get("tools") and not any(item.get("type") == "additional_tools" for item in said):
         return ""
-    name: Any = wish.body.get("prompt_cache_key")
+    told = wish.body.get("client_metadata")
+    name: Any = (told.get("thread_id") if isinstance(told, dict) else None) or wish.body.get("prompt_cache_key")
     if not name:
         name = [wish.body.get(key) for key in _SYSTEM] + [item for item in said[:1] if item.get("role") in _SYSTEM]
     return hashlib.blake2b(msgspec.json.encode(name), digest_size=8).hexdigest()

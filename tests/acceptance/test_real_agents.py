@@ -208,10 +208,7 @@ def test_agent_goes_on_over_the_end_of(bench: Bench, runner: str, end: str) -> N
     bench.break_off(end)
     view = bench.ended(job)
     assert len(view.tasks) == 1
-    if "gateway" in end:
-        assert bench.charged(view) == reserved
-    else:
-        bench.check_estimated(view, reserved)
+    assert bench.charged(view) == reserved
     bench.check_fixed_once(job)
 
 

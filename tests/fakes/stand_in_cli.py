@@ -149,7 +149,7 @@ def codex(prompt: str) -> None:
     say({"type": "turn.started"})
     for number in range(1, 100):
         document = {"model": "gpt-test", "stream": True, "input": asked, "tools": [{"name": "exec_command"}]}
-        document["prompt_cache_key"] = thread
+        document |= {"prompt_cache_key": thread, "client_metadata": {"session_id": thread, "thread_id": thread}}
         whole = ask(url, headers, document)[-1]["response"]
         usage = whole["usage"]
         found = (usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"], usage["output_tokens"])

@@ -84,7 +84,8 @@ async def test_nudge_goes_with_one_call_that_is_answered(tmp_path: Path) -> None
 
 def talk(thread: str, size: int, **more: Any) -> dict[str, Any]:
     """A request of a conversation, as Codex makes it."""
-    told = {"model": "gpt-test", "stream": True, "prompt_cache_key": thread, "tools": [{"name": "shell"}]}
+    told = {"model": "gpt-test", "stream": True, "prompt_cache_key": "session", "tools": [{"name": "shell"}]}
+    told["client_metadata"] = {"session_id": "session", "thread_id": thread}
     return {**told, "input": [{"role": "user", "content": "x" * size}], **more}
 
 

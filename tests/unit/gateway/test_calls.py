@@ -122,7 +122,13 @@ def test_call_that_goes_on_with_no_work_is_not_nudged(api: usage.Api, key: str, 
 
 #: What two conversations differ by, as the command lines have it: the task's own, and a sub-agent's.
 CONVERSATIONS: list[tuple[usage.Api, dict[str, Any], dict[str, Any]]] = [
-    (usage.Api.RESPONSES, {"prompt_cache_key": "thread-1"}, {"prompt_cache_key": "thread-2"}),
+    # Codex 0.163, and a sub-agent that it spawned.
+    (
+        usage.Api.RESPONSES,
+        {"prompt_cache_key": "a", "client_metadata": {"session_id": "a", "thread_id": "a", "turn_id": "c"}},
+        {"prompt_cache_key": "a", "client_metadata": {"session_id": "a", "thread_id": "b", "turn_id": "d"}},
+    ),
+    (usage.Api.RESPONSES, {"prompt_cache_key": "a"}, {"prompt_cache_key": "b", "client_metadata": "a"}),
     (usage.Api.RESPONSES, {"instructions": "You are Codex."}, {"instructions": "You look for bugs."}),
     (usage.Api.CHAT, {"messages": [{"role": "system", "content": "a"}]}, {"messages": [{"role": "system"}]}),
     (usage.Api.CHAT, {"messages": [{"role": "developer", "content": "a"}]}, {"messages": [USER]}),
