@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentina import errors
 from agentina.control import plane
@@ -61,16 +61,23 @@ async def ask(control: plane.Plane, public_id: str, *, actor: str) -> str:
     return public_id
 
 
-def drop_unfinished(tx: engine.Transaction, task: int, *, besides: str) -> list[str]:
-    """Forget what a task's host announced and left off: it sends one after the other. Their names, for the files."""
-    found = tasks.unfinished_checkpoints(tx, task, besides=besides)
-    for name in found:
-        tasks.drop_artifact(tx, task, name)
-    return found
+class Useless(NamedTuple):
+    """A checkpoint, or a part of one, that nobody goes on from."""
+
+    #: The task's row, and its public id.
+    task: int
+    task_id: str
+    name: str
 
 
-def complete(work: changes.Work, task: tasks.Task, name: str, sha256: str) -> list[tuple[str, str]]:
-    """A checkpoint is stored in full: it counts from now on. Task and name of those that are kept no longer."""
+def left_off(tx: engine.Transaction, task: tasks.Task, *, besides: str) -> list[Useless]:
+    """What a task's host announced and left off: it sends one after the other."""
+    found = tasks.unfinished_checkpoints(tx, task.id, besides=besides)
+    return [Useless(task.id, task.public_id, name) for name in found]
+
+
+def complete(work: changes.Work, task: tasks.Task, name: str, sha256: str) -> list[Useless]:
+    """A checkpoint is stored in full: it counts from now on. Those that it makes useless are returned."""
     tasks.complete_artifact(work.tx, task.id, name, sha256)
     row = tasks.artifact(work.tx, task.id, name)
     assert row is not None
@@ -79,10 +86,23 @@ def complete(work: changes.Work, task: tasks.Task, name: str, sha256: str) -> li
     tasks.save(work.tx, task)
     work.effects.jobs.add(task.job.public_id)
     work.effects.checkpointed.append(task.public_id)
-    dropped = tasks.checkpoints(work.tx, task.job_id)[KEPT:]
-    for old in dropped:
-        tasks.drop_artifact(work.tx, old["task_id"], old["name"])
-    return [(f"{task.job.public_id}.{old['number']}", old["name"]) for old in dropped]
+    older = tasks.checkpoints(work.tx, task.job_id)[KEPT:]
+    return [Useless(old["task_id"], f"{task.job.public_id}.{old['number']}", old["name"]) for old in older]
+
+
+async def remove(control: plane.Plane, found: list[Useless]) -> None:
+    """Delete checkpoints. Files first: what a crash leaves is a row without its file, which is found again."""
+    if not found:
+        return
+    for one in found:
+        await control.blobs.remove_artifact(one.task_id, one.name)
+        await control.blobs.restart_artifact(one.task_id, one.name)
+
+    def forget(tx: engine.Transaction) -> None:
+        for one in found:
+            tasks.drop_artifact(tx, one.task, one.name)
+
+    await control.store.write(forget)
 
 
 class Removal:
@@ -96,8 +116,7 @@ class Removal:
     async def remove_if_due(self) -> None:
         """Remove those of jobs that have ended.
 
-        Files first: what a crash leaves is a row without its file, which the next time removes. A job that somebody
-        retries in between begins anew, as it would have a moment later.
+        A job that somebody retries in between begins anew, as it would have a moment later.
         """
         control = self._control
         now = control.clock.boot()
@@ -114,16 +133,8 @@ class Removal:
             )  # fmt: skip
             if not (found or wishes):
                 return
-            for row in found:
-                task_id = f"{row['job']}.{row['number']}"
-                await control.blobs.remove_artifact(task_id, row["name"])
-                await control.blobs.restart_artifact(task_id, row["name"])
-
-            def forget(tx: engine.Transaction, found: list[engine.Row] = found) -> None:
-                for row in found:
-                    tasks.drop_artifact(tx, row["task_id"], row["name"])
-                tasks.forget_vain_wishes(tx)
-
-            await control.store.write(forget)
+            useless = [Useless(row["task_id"], f"{row['job']}.{row['number']}", row["name"]) for row in found]
+            await remove(control, useless)
+            await control.store.write(tasks.forget_vain_wishes)
             if len(found) < _CHUNK:
                 return

@@ -75,13 +75,13 @@ class Uploads:
         if info.size > largest:
             raise errors.INPUT_TOO_LARGE(where=f"{info.name} of {task_id}", size=info.size, limit=largest)
 
-        def announce(tx: engine.Transaction) -> tuple[engine.Row | None, engine.Row, list[str]]:
+        def announce(tx: engine.Transaction) -> tuple[engine.Row | None, engine.Row, list[checkpoints.Useless]]:
             sessions.check_standing(tx, agent, message.session)
             before = tasks.artifact(tx, task.id, info.name)
             row = tasks.announce_artifact(
                 tx, task.id, name=info.name, size=info.size, sha256=info.sha256, kind=info.kind
             )
-            left = checkpoints.drop_unfinished(tx, task.id, besides=info.name) if info.kind == "checkpoint" else []
+            left = checkpoints.left_off(tx, task, besides=info.name) if info.kind == "checkpoint" else []
             count, total = tasks.artifact_totals(tx, task.id)
             if total > most or count > MAX_ARTIFACTS:
                 raise errors.INPUT_TOO_LARGE(where=f"artifacts of {task_id}", size=total, limit=most)
@@ -89,8 +89,7 @@ class Uploads:
 
         async with self._turn(task_id):
             before, row, left = await self._control.store.write(announce)
-            for name in left:
-                await self._control.blobs.restart_artifact(task_id, name)
+            await checkpoints.remove(self._control, left)
             if row["complete"]:
                 return wire.PieceStored(offset=info.size, complete=True)
             if before is not None and before["sha256"] != info.sha256:
@@ -135,12 +134,10 @@ class Uploads:
         return wire.PieceStored(offset=row["size"], complete=True)
 
     async def _complete_checkpoint(self, task: tasks.Task, name: str, sha256: str) -> None:
-        def complete(work: changes.Work) -> list[tuple[str, str]]:
+        def complete(work: changes.Work) -> list[checkpoints.Useless]:
             return checkpoints.complete(work, tasks.by_id(work.tx, task.id), name, sha256)
 
-        for task_id, dropped in await self._control.write(complete):
-            # A crash before this leaves a file that nobody knows of.
-            await self._control.blobs.remove_artifact(task_id, dropped)
+        await checkpoints.remove(self._control, await self._control.write(complete))
 
     async def checkpoint_piece(
         self, agent: fleet.Agent, task_id: str, *, session: int, of: str, name: str, offset: int

@@ -28,6 +28,16 @@ import json, sys
 from pathlib import Path
 from agentina.control import app, config
 data, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+dies_after = changes.pop("dies_after", "")
+if dies_after:
+    import importlib, os, signal
+    module, _, name = dies_after.rpartition(".")
+    module = importlib.import_module(module)
+    before = getattr(module, name)
+    def then_dies(*arguments):
+        before(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+    setattr(module, name, then_dies)
 for name in ("token_file", "tls_certificate", "tls_key"):
     if name in changes:
         changes[name] = Path(changes[name])
@@ -52,8 +62,10 @@ class Process:
         self._changes = changes
         self.start()
 
-    def start(self) -> None:
-        self.process = subprocess.Popen(command(self.data, self._changes), stdout=subprocess.PIPE, text=True)
+    def start(self, *, dies_after: str = "") -> None:
+        """Start it; a kill -9 of itself comes when a function (its module and name) has done its work."""
+        arguments = command(self.data, {**self._changes, "dies_after": dies_after})
+        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         for line in self.process.stdout:
             kind, _, value = line.strip().partition(" ")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ from tests.integration.control import conftest, simulated
 
 
 def store(agent: simulated.Agent, task: str, number: int, content: bytes) -> wire.ArtifactInfo:
+    """Send a checkpoint as a host does: from where the control plane says."""
     info = wire.ArtifactInfo(
         name=f"checkpoint-{number:06d}.tar", size=len(content), sha256=hashlib.sha256(content).hexdigest(),
         kind="checkpoint",
     )  # fmt: skip
     path = f"/v1/agent/tasks/{task}/artifacts"
-    agent.call("POST", path, wire.ArtifactBegin(session=agent.session, artifact=info))
-    agent.call("PUT", f"{path}/{info.name}?session={agent.session}&offset=0", content)
+    told = agent.call("POST", path, wire.ArtifactBegin(session=agent.session, artifact=info))
+    if not told.get("complete"):
+        offset = told["offset"]
+        agent.call("PUT", f"{path}/{info.name}?session={agent.session}&offset={offset}", content[offset:])
     return info
 
 
@@ -221,3 +226,53 @@ def test_a_wish_outlives_the_control_plane(tmp_path: Path) -> None:
     with conftest.ControlPlane(tmp_path, **again):
         agent.open((task, State.RUNNING))
         assert agent.poll().checkpoint == []
+
+
+#: Functions after which the control plane is killed, in the order they come in while it stores the third checkpoint;
+#: the one that its host sends then, if it is not gone; the one that the job goes on from.
+CRASHES = [
+    ("agentina.control.blobs._append_at", 3, 3),  # the last piece is on the disk
+    ("agentina.control.blobs._append_at", None, 2),
+    ("agentina.control.blobs._finish", 4, 4),  # it has its name
+    ("agentina.control.blobs._finish", None, 2),
+    ("agentina.control.services.checkpoints.complete", 3, 3),  # within the transaction
+    ("agentina.control.blobs._remove", 4, 4),  # the oldest is gone
+    ("agentina.control.blobs._remove", None, 3),
+]
+
+
+@pytest.mark.parametrize(("point", "sent", "newest"), CRASHES)
+def test_a_kill_around_the_record_loses_and_leaves_nothing(
+    tmp_path: Path, point: str, sent: int | None, newest: int
+) -> None:
+    with simulated.process(tmp_path / "data") as serving:
+        serving.keep_address()
+        operator = simulated.Operator(serving.url, serving.token)
+        agent = simulated.new_agent(serving.url, operator)
+        operator.submit(retry={"max_attempts": 2, "backoff": 0})
+        first = start(agent).task_id
+        for number in (1, 2):
+            store(agent, first, number, b"%d" % number * 1000)
+        serving.kill()
+        serving.start(dies_after=point)
+        for client in (operator, agent):
+            client.close()
+        agent.open((first, State.RUNNING))
+        with pytest.raises((OSError, http.client.HTTPException)):
+            store(agent, first, 3, b"3" * 1000)
+        assert serving.close() == -signal.SIGKILL
+    with conftest.ControlPlane(tmp_path / "data", listen=serving.url.removeprefix("http://")) as control:
+        agent.open((first, State.RUNNING))
+        if sent is not None:
+            store(agent, first, sent, b"%d" % sent * 1000)
+            assert len(remove(control)) == checkpoints.KEPT
+        end(agent, first, State.LOST, Reason.HOST_RESTARTED)
+        second = start(agent)
+        assert second.origin is not None
+        name = f"checkpoint-{newest:06d}.tar"
+        assert second.origin.artifact.name == name
+        assert read(agent, second.task_id, first, name) == b"%d" % newest * 1000
+        end(agent, second.task_id, State.SUCCEEDED, Reason.EXIT_ZERO)
+        control.clock.wall_offset_ms += checkpoints.KEEP_LOST_SECONDS * 1000 + 1000
+        assert remove(control) == []
+        agent.close()
