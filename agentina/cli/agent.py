@@ -32,7 +32,7 @@ def list_agents(*, as_json: bool) -> None:
     now = time.time_ns() // 1_000_000
     rows = [
         (
-            one.id, _state(one), f"{one.hostname}/{one.instance}", one.organization, one.role or "-",
+            one.id, _state(one), one.name, one.organization, one.role or "-",
             output.labels(one.labels), f"{len(one.tasks)}/{one.max_concurrent_tasks}", _version(one),
             one.channel or "-", _configuration(one), output.ago(one.last_heartbeat_ms, now),
         )

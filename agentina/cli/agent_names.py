@@ -42,7 +42,7 @@ class AgentName(click.ParamType):  # type: ignore[type-arg]  # only newer versio
                 agents = client.list_agents().agents
         except errors.AgentinaError:
             return []
-        items = [(_name(one), one.id) for one in agents] + ([(one.id, _name(one)) for one in agents if incomplete])
+        items = [(one.name, one.id) for one in agents] + ([(one.id, one.name) for one in agents if incomplete])
         return [
             shell_completion.CompletionItem(output.clean(value), help=output.clean(about))
             for value, about in items
@@ -68,7 +68,7 @@ def resolve(client: api_client.Client, name: str) -> str:
 
 def choose(agents: Sequence[api.AgentView], name: str) -> str:
     """The id of the one of ``agents`` that is called ``name``; see :func:`resolve`."""
-    found = [one for one in agents if name in {one.id, _name(one)}] or [one for one in agents if name == one.hostname]
+    found = [one for one in agents if name in {one.id, one.name}] or [one for one in agents if name == one.hostname]
     if len(found) == 1:
         return found[0].id
     if found:
@@ -82,10 +82,6 @@ def choose(agents: Sequence[api.AgentView], name: str) -> str:
     raise errors.NOT_FOUND(what="agent", name=name[:80])
 
 
-def _name(one: api.AgentView) -> str:
-    return f"{one.hostname}/{one.instance}"
-
-
 def _listed(agents: Sequence[api.AgentView]) -> str:
-    shown = [f"{_name(one)} ({one.id})" for one in agents[:_SHOWN]]
+    shown = [f"{one.name} ({one.id})" for one in agents[:_SHOWN]]
     return ", ".join(shown) + (f" and {len(agents) - _SHOWN} more" if len(agents) > _SHOWN else "")

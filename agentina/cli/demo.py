@@ -196,7 +196,7 @@ class _Stage:
             ("AGENT", "HOST", "STATE", "TASKS", "EXECUTOR", "VERSION"),
             [
                 (
-                    one.id, f"{one.hostname}/{one.instance}", "online" if one.online else "offline",
+                    one.id, one.name, "online" if one.online else "offline",
                     f"{len(one.tasks)}/{one.max_concurrent_tasks}", one.executor, one.version,
                 )
                 for one in client.list_agents().agents
@@ -209,7 +209,7 @@ class _Stage:
         lines = fetched.read_text(errors="replace").splitlines()
         output.answer(f"patch ({units.show_size(item.size)})")
         for line in lines[:_PATCH_LINES]:
-            output.answer("  " + output.shorten(output.clean(line.expandtabs(4)), _PATCH_WIDTH))
+            output.answer("  " + units.shorten(output.clean(line.expandtabs(4)), _PATCH_WIDTH))
         if len(lines) > _PATCH_LINES:
             output.answer(f"  … {len(lines) - _PATCH_LINES} more lines")
 

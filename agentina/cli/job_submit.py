@@ -11,7 +11,7 @@ import msgspec
 from agentina import errors
 from agentina.cli import connection, following, job_files, options, output
 from agentina.client import api as api_client
-from agentina.protocol import jobs
+from agentina.protocol import jobs, units
 
 _NAME_LENGTH = 120
 
@@ -175,7 +175,7 @@ def _present(values: dict[str, Any]) -> dict[str, Any]:
 
 def _name_of(command: tuple[str, ...]) -> str:
     text = output.clean(" ".join(command)).strip() or "command"
-    return text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"
+    return units.shorten(text, _NAME_LENGTH)
 
 
 def _drop(_: bytes) -> None:

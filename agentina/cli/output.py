@@ -132,13 +132,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, ends_in_p
 
     With ``ends_in_prose`` the last column is cut to what fits on a terminal's line; a pipe gets it whole.
     """
-    cells = [[shorten(clean(cell), _WIDEST_CELL) for cell in row] for row in rows]
+    cells = [[units.shorten(clean(cell), _WIDEST_CELL) for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(headers), *cells]) for column in range(len(headers))]
     if ends_in_prose and sys.stdout.isatty():
         import shutil
 
         room = max(shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * len(widths[:-1]), _NARROWEST_CELL)
-        cells = [[*row[:-1], shorten(row[-1], room)] for row in cells]
+        cells = [[*row[:-1], units.shorten(row[-1], room)] for row in cells]
     answer("  ".join(header.ljust(width) for header, width in zip(headers, widths, strict=True)).rstrip())
     for row in cells:
         # Padding is counted before painting: colour codes have no width.
@@ -173,8 +173,3 @@ def ago(wall_ms: int | None, now_ms: int) -> str:
 def labels(values: dict[str, str]) -> str:
     """``key=value`` pairs, or ``-``."""
     return ",".join(f"{key}={value}" for key, value in sorted(values.items())) or "-"
-
-
-def shorten(text: str, width: int) -> str:
-    """``text`` in at most ``width`` characters; an ellipsis says that some are missing."""
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -18,8 +18,6 @@ from agentina.system import clock, files, paths, pressure
 #: Seconds a look at the host's memory and pressure is good for.
 _FRESH_SECONDS: Final = 0.25
 _MAX_DRAIN: Final = 4096
-#: Characters of a short text on the wire.
-_MAX_SHORT: Final = 256
 
 _log = logging.getLogger(__name__)
 
@@ -209,7 +207,7 @@ class Standing:
                 clock_ms=self._clock.wall_ms(),
                 outbox=self._outbox.waiting,
                 attention=[problem.code for problem in self.problems()][:64],
-                gateway=self._gateway_problem()[:_MAX_SHORT],
+                gateway=self._gateway_problem()[: wire.MAX_SHORT],
             )
         return self._facts
 

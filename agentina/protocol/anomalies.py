@@ -26,7 +26,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from agentina.protocol import redaction, wire
+from agentina.protocol import redaction, units, wire
 
 #: What kinds there are, and what each means. Further ones may come: a reader takes any word.
 KINDS: Final = {
@@ -107,17 +107,14 @@ def checked(anomaly: wire.Anomaly) -> wire.Anomaly:
     room = wire.MAX_EVIDENCE
     evidence: dict[str, str] = {}
     for name, value in list(anomaly.evidence.items())[: wire.MAX_EVIDENCE_ENTRIES]:
-        kept = _bounded(redaction.redact(value), room)
+        kept = units.shorten(redaction.redact(value), room)
         evidence[name[: wire.MAX_EVIDENCE_NAME]] = kept
         room -= len(kept)
         if room <= 0:
             break
+    summary = _SPACE.sub(" ", redaction.redact(anomaly.summary)).strip() or anomaly.code
     return wire.Anomaly(
         id=anomaly.id, kind=anomaly.kind, code=anomaly.code, count=max(anomaly.count, 1),
         first_at_ms=anomaly.first_at_ms, release=anomaly.release, evidence=evidence,
-        summary=_bounded(_SPACE.sub(" ", redaction.redact(anomaly.summary)).strip() or anomaly.code, wire.MAX_SUMMARY),
+        summary=units.shorten(summary, wire.MAX_SUMMARY),
     )  # fmt: skip
-
-
-def _bounded(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: max(most - 1, 0)] + "…"

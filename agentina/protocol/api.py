@@ -256,6 +256,11 @@ class AgentView(_Message, frozen=True, kw_only=True):
     configuration_wanted: str = ""
     configuration_report: UpdateReport | None = None
 
+    @property
+    def name(self) -> str:
+        """Host and instance, for people."""
+        return f"{self.hostname}/{self.instance}"
+
 
 class AgentList(_Message, frozen=True, kw_only=True):
     """``GET /v1/agents``."""

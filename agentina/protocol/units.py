@@ -74,3 +74,8 @@ def show_duration(seconds: float) -> str:
         if count or parts:
             parts.append(f"{count}{unit}")
     return " ".join(part for part in parts[:2] if not part.startswith("0"))
+
+
+def shorten(text: str, most: int) -> str:
+    """``text`` in at most ``most`` characters, one or more; an ellipsis says that some are missing."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -39,8 +39,10 @@ MAX_CHANGED: Final = 500
 MAX_HELD: Final = 10_000
 #: Most tools of one run that are told apart.
 MAX_TOOLS: Final = 32
+#: Characters of a short text.
+MAX_SHORT: Final = 256
 
-Short = Annotated[str, msgspec.Meta(max_length=256)]
+Short = Annotated[str, msgspec.Meta(max_length=MAX_SHORT)]
 Detail = Annotated[str, msgspec.Meta(max_length=MAX_DETAIL)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
 Labels = Annotated[dict[str, str], msgspec.Meta(max_length=64)]
