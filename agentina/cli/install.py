@@ -122,5 +122,10 @@ def _token(token: str | None, token_file: str | None) -> str:
     if token_file:
         from agentina.cli import connection
 
-        return connection.read_secret(token_file, "--token-file").strip()
-    return (token or "").strip()
+        token = connection.read_secret(token_file, "--token-file")
+    given = (token or "").strip()
+    if given and not given.startswith("act_"):
+        # Perhaps the operator's own (aop_…), which is nobody else's business.
+        problem = "it is no activation token (act_…); `agentina token create` makes one"
+        raise errors.INPUT_INVALID(where="--token-file" if token_file else "--token", problem=problem)
+    return given

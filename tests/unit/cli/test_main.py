@@ -139,6 +139,14 @@ def test_reader_that_goes_away_is_met_with_silence() -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize("token", ["aop_5r8e31jx2m9ejty61bnb99r7fjy3xwn5", "hunter22", "two words"])
+def test_what_is_no_activation_token_goes_nowhere(token: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["install", "--token", token, "--control-plane", "http://127.0.0.1:1"]) == errors.Exit.USAGE
+    said = capsys.readouterr().err
+    assert "agentina token create" in said
+    assert token not in said
+
+
 def run_in_shell(line: str) -> subprocess.CompletedProcess[str]:
     command = f"exec {sys.executable} -m agentina {line}"
     return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
