@@ -22,7 +22,6 @@ import msgspec
 
 from agentina import errors
 from agentina.client import api, local
-from agentina.gateway import launching
 from agentina.protocol import api as messages
 from agentina.protocol import states
 from agentina.system import paths
@@ -226,15 +225,6 @@ class Fleet:
         gates.load(directory, url)
         path = self.layout.instance(instance).config
         path.write_text(f"{path.read_text()}\ngateway: {directory}/gateway.yaml\nmemory_reserve: 0\ndisk_reserve: 0\n")
-
-    def gateway(self) -> int:
-        """Process id of the one gateway that runs."""
-        marker = os.fsencode(self.root)
-        commands = procfs.command_lines().items()
-        ways = {pid: words for pid, words in commands if b"agentina.gateway.process" in words and marker in words}
-        # Another looks at settings and keys now and then.
-        (found,) = [pid for pid, words in ways.items() if os.fsencode(launching.CHECK) not in words]
-        return found
 
     @property
     def client(self) -> api.Client:

@@ -19,7 +19,7 @@ from agentina.protocol import budgets as messages
 from tests.acceptance import fleet as fleets
 from tests.acceptance import test_budgets as budgets
 from tests.acceptance import test_clock as clocks
-from tests.fakes import model_provider
+from tests.fakes import model_provider, procfs
 
 pytestmark = [pytest.mark.slow, clocks.pytestmark]
 
@@ -107,7 +107,8 @@ def daemon_is_away(bench: Bench, day: str) -> None:
 
 
 def gateway_is_killed(bench: Bench, day: str) -> None:
-    os.kill(bench.fleet.gateway(), signal.SIGKILL)
+    (gateway,) = procfs.gateways(bench.fleet.root)
+    os.kill(gateway, signal.SIGKILL)
     bench.wait_for_midnight(day)
 
 

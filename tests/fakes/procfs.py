@@ -9,6 +9,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from agentina.gateway import launching
+
 
 def command_lines() -> dict[int, bytes]:
     """The words of each process's command, each followed by a NUL, by PID; empty for the kernel's own and zombies."""
@@ -20,9 +22,17 @@ def environments() -> dict[int, bytes]:
     return _each("environ")
 
 
-def resident_mib(pid: int) -> int:
-    """What of a process is in memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+def gateways(root: Path) -> set[int]:
+    """The processes that serve as gateways of the hosts below ``root``."""
+    ways = command_lines().items()
+    own = {pid: line for pid, line in ways if b"agentina.gateway.process" in line and os.fsencode(root) in line}
+    return {pid for pid, line in own.items() if os.fsencode(launching.CHECK) not in line}
+
+
+def memory_mib(pid: int, name: str = "VmRSS") -> float:
+    """What of a process is in memory, or was at most (``VmHWM``), proc(5)."""
+    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(found[name].split()[0]) / 1024
 
 
 def share_mib(pid: int) -> float:

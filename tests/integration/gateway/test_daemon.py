@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agentina.gateway import launching, record, variables
+from agentina.gateway import record, variables
 from agentina.protocol.states import State
 from tests.fakes import deadlines, procfs, stalling_reader
 from tests.integration.gateway import beds, gates
@@ -117,7 +117,7 @@ async def test_call_that_a_killed_daemon_breaks_off_is_charged_in_full(bed: beds
         await bed.provider.holding.wait()
     directory = bed.root / "var/lib/agentina/default/tasks" / task.id
     reserved = told(directory).open[1].reserved
-    (gateway,) = gateways(bed.root)
+    (gateway,) = procfs.gateways(bed.root)
     if is_slow:
         os.kill(gateway, signal.SIGSTOP)
     await bed.kill()
@@ -125,7 +125,7 @@ async def test_call_that_a_killed_daemon_breaks_off_is_charged_in_full(bed: beds
     await bed.start()
     if is_slow:
         async with asyncio.timeout(deadlines.HANG):
-            while not any(procfs.waits_for_lock(pid) for pid in gateways(bed.root) - {gateway}):  # noqa: ASYNC110 - no event
+            while not any(procfs.waits_for_lock(pid) for pid in procfs.gateways(bed.root) - {gateway}):  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.01)
         os.kill(gateway, signal.SIGCONT)
     await bed.plane.until_ended(task)
@@ -137,13 +137,6 @@ async def test_call_that_a_killed_daemon_breaks_off_is_charged_in_full(bed: beds
     assert used.input == reserved.used.input + fresh
     assert used.output == reserved.used.output + output
     assert used.cached == cached
-
-
-def gateways(root: Path) -> set[int]:
-    """The gateways' processes of a host."""
-    ways = procfs.command_lines().items()
-    own = {pid: line for pid, line in ways if b"gateway.process" in line and os.fsencode(root) in line}
-    return {pid for pid, line in own.items() if os.fsencode(launching.CHECK) not in line}
 
 
 def told(directory: Path) -> record.Story:
@@ -225,10 +218,10 @@ async def test_an_answer_of_200_mb_waits_for_its_reader_in_flat_memory(bed: beds
         pid for pid, command in procfs.command_lines().items()
         if os.fsencode(bed.root) in command and (b"gateway.process" in command or b"forwarder.py" in command)
     ]  # fmt: skip
-    before = [memory_mib(pid, "VmRSS") for pid in ways]
+    before = [procfs.memory_mib(pid, "VmRSS") for pid in ways]
     (workspace / stalling_reader.REST).touch()
     await bed.plane.until(lambda: len(task.output.split(b"\n")) == 3)
-    after = [memory_mib(pid, "VmHWM") for pid in ways]
+    after = [procfs.memory_mib(pid, "VmHWM") for pid in ways]
     assert len(ways) == 2
     assert max(map(operator.sub, after, before)) < stalling_reader.GROWTH, (before, after)
     (workspace / stalling_reader.END).touch()
@@ -237,9 +230,3 @@ async def test_an_answer_of_200_mb_waits_for_its_reader_in_flat_memory(bed: beds
     assert task.outcome is not None
     (row,) = task.outcome.models
     assert [row.input, row.cached, row.output] == bed.provider.billed
-
-
-def memory_mib(pid: int, name: str) -> float:
-    """What of a process is in memory, or was at most (proc(5))."""
-    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(found[name].split()[0]) / 1024

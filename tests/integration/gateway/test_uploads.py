@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from agentina.gateway import account, budgets, calls
 from agentina.protocol import jobs
 from agentina.system import tasks
 from tests.fakes import deadlines, procfs
-from tests.integration.gateway import beds, gates, test_daemon
+from tests.integration.gateway import beds, gates
 
 #: What Anthropic takes is 32 MiB; more than all that systems hold between two processes.
 SIZE: Final = 30_000_000
@@ -158,19 +157,16 @@ async def test_a_real_daemon_s_gateway_holds_a_request_once_and_lets_it_go(bed: 
     task = bed.plane.submit(script, budget={"tokens": BUDGET}, resources={"memory": "512MiB"})
     await asyncio.wait_for(bed.provider.holding.wait(), deadlines.HANG)
     bed.provider.holding.clear()
-    words = procfs.command_lines()
-    (gateway,) = [
-        pid for pid, said in words.items() if b"agentina.gateway.process" in said and os.fsencode(bed.root) in said
-    ]
-    before = test_daemon.memory_mib(gateway, "VmRSS")
+    (gateway,) = procfs.gateways(bed.root)
+    before = procfs.memory_mib(gateway, "VmRSS")
     bed.provider.let_go(holds_on=True)
     await asyncio.wait_for(bed.provider.holding.wait(), deadlines.HANG)
-    assert test_daemon.memory_mib(gateway, "VmRSS") - before > SIZE >> 20, "it is there that the request is"
+    assert procfs.memory_mib(gateway, "VmRSS") - before > SIZE >> 20, "it is there that the request is"
     bed.provider.scenario = "upload-resets"
     bed.provider.let_go()
     await bed.plane.until(lambda: task.output.count(b"\n") == 8)
     # The whole and its pieces, or what was read of it, and pieces on their way; and no more with each that broke off.
-    assert test_daemon.memory_mib(gateway, "VmHWM") - before < 5 * SIZE >> 20
+    assert procfs.memory_mib(gateway, "VmHWM") - before < 5 * SIZE >> 20
     (bed.root / f"var/lib/agentina/default/tasks/{task.id}/mark").unlink()
     await bed.plane.until_ended(task)
     assert task.outcome is not None
