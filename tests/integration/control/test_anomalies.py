@@ -127,9 +127,11 @@ def test_operators_resolve_it_and_what_happens_again_is_open_again(control: Any,
     assert (again["state"], again["reopened"], again["count"], again["changed_by"]) == ("open", 1, 3, "control-plane")
     act("close")
     assert act("reopen")["state"] == "open"
-    actions = [entry["action"] for entry in operator.call("GET", "/v1/audit")["entries"]]
-    assert [action for action in actions if action.startswith("anomaly.")] == [
-        "anomaly.acknowledge", "anomaly.answer", "anomaly.close", "anomaly.close", "anomaly.reopen",
+    entries = operator.call("GET", "/v1/audit")["entries"]
+    acts = [(entry["action"], entry["detail"].get("refused", "")) for entry in entries]
+    assert [one for one in acts if one[0].startswith("anomaly.")] == [
+        ("anomaly.acknowledge", ""), ("anomaly.answer", ""), ("anomaly.close", ""), ("anomaly.close", "STATE_CONFLICT"),
+        ("anomaly.close", ""), ("anomaly.reopen", ""),
     ]  # fmt: skip
     with pytest.raises(errors.AgentinaError, match="NOT_FOUND"):
         operator.call("POST", "/v1/anomalies/ano_none/close")
