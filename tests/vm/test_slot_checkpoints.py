@@ -26,6 +26,14 @@ _PACKS: Final = """
 echo whole > log && agentina task checkpoint && echo half > log && touch late
 agentina task checkpoint & until pkill -STOP -f packer[.]py; do :; done; echo stopped; sleep 100000
 """
+#: Has one checkpoint, and another when it is told to.
+_TWICE: Final = """
+[ -z "$AGENTINA_RESUMED_FROM" ] || { cat log; exit 0; }
+trap 'echo second >> log; agentina task checkpoint' USR1
+echo first > log; agentina task checkpoint
+while :; do sleep 0.1; done
+"""
+_SECOND: Final = "pkill -USR1 -f 'trap .echo secon[d]'"
 #: What is left of a checkpoint that was not completed.
 _LEFT: Final = (
     "find /var/lib/agentina/default /var/lib/agentina/.slots"
@@ -143,11 +151,38 @@ def test_power_is_cut_while_one_is_packed(first: container.Container, run_lab: l
     """The job goes on from the one before, and what was left is gone."""
     job = begin_to_pack(first, run_lab)
     first.power_cut()
+    check_goes_on(first, run_lab, job, b"whole\nlog\n")
+
+
+def check_goes_on(first: container.Container, run_lab: lab.Lab, job: str, log: bytes) -> None:
+    """After a power cut the job has what was stored, and nothing else is left."""
     view = run_lab.fleet.wait_final(job)
     assert view.job.state is State.SUCCEEDED, view
     assert [task.state for task in view.tasks] == [State.LOST, State.SUCCEEDED]
-    assert run_lab.fleet.output(job) == b"whole\nlog\n"
+    assert run_lab.fleet.output(job) == log
     first.wait(f'test -z "$({_LEFT})" && test -z "$(ls /var/lib/agentina/default/tasks)"', "nothing is left")
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["not yet sent", "stored a moment ago"])
+def test_power_is_cut_between_a_checkpoint_and_its_record(
+    first: container.Container, run_lab: lab.Lab, *, is_stored: bool
+) -> None:
+    """One that was packed, and not sent, is gone with the task; one that was stored counts, whoever has heard of it."""
+    job = run_lab.fleet.submit_script(
+        _TWICE, checkpoint={"every": 0}, retry={"max_attempts": 2, "backoff": 0}, limits={"grace": 1}
+    )
+    wait_told(run_lab, job, "checkpoint-000001.tar is stored")
+    if is_stored:
+        first.run(_SECOND)
+        wait_told(run_lab, job, "checkpoint-000002.tar is stored")
+        first.power_cut()
+    else:
+        first.set_network(up=False)
+        first.run(_SECOND)
+        first.wait(f"ls /var/lib/agentina/default/tasks/{job}.1/checkpoints/checkpoint-000002.tar", "it is packed")
+        first.power_cut()
+        first.set_network(up=True)
+    check_goes_on(first, run_lab, job, b"first\nsecond\n" if is_stored else b"first\n")
 
 
 def test_a_host_that_is_gone_at_once_has_left_a_checkpoint(
