@@ -62,7 +62,8 @@ async def test_a_provider_that_does_not_take_a_request_is_told_of_and_bills_noth
     tmp_path: Path, scenario: str, status: int, *, words: str, end: str
 ) -> None:
     """Repeated by nobody but who asked, and after some failures not even sent."""
-    async with gates.opened(tmp_path, stall_seconds=STALL, limits=jobs.Budget(tokens=BUDGET)) as gate:
+    patience = STALL if scenario == "upload-pauses" else deadlines.HANG
+    async with gates.opened(tmp_path, stall_seconds=patience, limits=jobs.Budget(tokens=BUDGET)) as gate:
         gate.provider.scenario = scenario
         answered, body = await ask(gate)
         assert answered == status
@@ -72,12 +73,12 @@ async def test_a_provider_that_does_not_take_a_request_is_told_of_and_bills_noth
         assert gate.account.ledger.left(0)["tokens"] == BUDGET
         assert gate.provider.connections == 1
         gate.provider.scenario = "text"
-        assert (await ask(gate))[0] == 200
+        assert (await ask(gate, 1))[0] == 200
         assert gate.provider.connections == 2
 
 
 async def test_a_provider_that_breaks_off_each_time_is_left_alone(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path) as gate:
+    async with gates.opened(tmp_path, stall_seconds=deadlines.HANG) as gate:
         gate.provider.scenario = "upload-resets"
         answers = [(await ask(gate))[0] for _ in range(7)]
         assert answers == [502] * 5 + [429] * 2
@@ -85,7 +86,7 @@ async def test_a_provider_that_breaks_off_each_time_is_left_alone(tmp_path: Path
 
 
 async def test_a_provider_that_reads_slowly_gets_all_of_it(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path) as gate:
+    async with gates.opened(tmp_path, stall_seconds=deadlines.HANG) as gate:
         async with paused(gate) as asking:
             gate.provider.go_on.set()
             status, _ = await asking
@@ -96,7 +97,7 @@ async def test_a_provider_that_reads_slowly_gets_all_of_it(tmp_path: Path) -> No
 
 
 async def test_an_agent_that_goes_away_in_the_middle_has_used_nothing(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path) as gate:
+    async with gates.opened(tmp_path, stall_seconds=deadlines.HANG) as gate:
         async with paused(gate):
             pass
         while not gate.ends():
@@ -107,7 +108,7 @@ async def test_an_agent_that_goes_away_in_the_middle_has_used_nothing(tmp_path: 
 
 async def test_a_task_s_requests_together_are_bounded(tmp_path: Path) -> None:
     """Two large ones at once; the third is read when one of them is over, and small ones go by."""
-    async with gates.opened(tmp_path) as gate, paused(gate):
+    async with gates.opened(tmp_path, stall_seconds=deadlines.HANG) as gate, paused(gate):
         gate.provider.holding.clear()
         second = tasks.start(ask(gate), name="second")
         await asyncio.wait_for(gate.provider.holding.wait(), deadlines.HANG)
@@ -122,7 +123,7 @@ async def test_a_task_s_requests_together_are_bounded(tmp_path: Path) -> None:
 
 
 async def test_a_request_that_is_too_large_is_refused_in_words(tmp_path: Path) -> None:
-    async with gates.opened(tmp_path) as gate:
+    async with gates.opened(tmp_path, stall_seconds=deadlines.HANG) as gate:
         status, body = await ask(gate, calls.MAX_REQUEST + 10_000_000)
         assert status == 402
         assert f"a request of more than {calls.MAX_REQUEST} bytes" in body
