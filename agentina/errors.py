@@ -268,7 +268,8 @@ AUTH_INVALID = _entry(
     "AUTH_INVALID", 401, Exit.REFUSED,
     message="The operator token is not valid.",
     cause="It is mistyped, belongs to another control plane, or was revoked.",
-    remedy="Run `agentina login` with a current token.",
+    remedy="Run `agentina login` with a current token. An administrator makes one (`agentina operator renew`); where"
+    " none has one that holds, `agentina control-plane recover` does, on the control plane's machine.",
 )  # fmt: skip
 ASSERTION_INVALID = _entry(
     "ASSERTION_INVALID", 401, Exit.REFUSED,

@@ -42,6 +42,7 @@ SECTIONS = (
             "agent": lazy.Lazy(_COMMANDS + "agent:agent", "See and manage the agents of the fleet."),
             "token": lazy.Lazy(_COMMANDS + "token:token", "Make and manage activation tokens."),
             "organization": lazy.Lazy(_COMMANDS + "organization:organization", "See and set a tenant's limits."),
+            "operator": lazy.Lazy(_COMMANDS + "operator:operator", "Say who may use the control plane."),
             "audit": lazy.Lazy(_COMMANDS + "audit:audit", "Read and verify the record of what was done."),
             "budget": lazy.Lazy(
                 _COMMANDS + "budget:budget", "See and set what organizations, agents and jobs may use of models."

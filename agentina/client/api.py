@@ -333,6 +333,22 @@ class Client:
         given = {key: value for key, value in msgspec.to_builtins(update).items() if value is not None}
         return _decode(self.request("PUT", path, body=given, repeatable=True), api.OrganizationView)
 
+    def create_operator(self, wanted: api.OperatorCreate) -> api.OperatorToken:
+        """Let a new operator in. Never repeated by itself: the token would be lost."""
+        return self._act("/v1/operators", wanted, api.OperatorToken)
+
+    def list_operators(self) -> api.OperatorList:
+        """All operators, without their tokens."""
+        return self._get("/v1/operators", api.OperatorList)
+
+    def renew_operator(self, name: str) -> api.OperatorToken:
+        """Give an operator another token; the former one holds no longer."""
+        return self._act(f"/v1/operators/{_quote(name)}/renew", None, api.OperatorToken)
+
+    def revoke_operator(self, name: str) -> None:
+        """Take an operator's token away."""
+        self.request("DELETE", f"/v1/operators/{_quote(name)}", repeatable=True)
+
     def whoami(self) -> api.WhoAmI:
         """Who the token is, and which control plane this is."""
         return self._get("/v1/whoami", api.WhoAmI)

@@ -18,16 +18,21 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final
 
 import uvloop
 
 from agentina import errors
-from agentina.control import config, ids, keys, plane, server
+from agentina.control import config, keys, plane, server
 from agentina.control.api import dispatch, routes
-from agentina.control.services import duties, rollouts
-from agentina.control.store import audit, engine, registry
+from agentina.control.services import duties, operators, rollouts
+from agentina.control.store import engine
+from agentina.protocol import api
 from agentina.system import clock as clocks
 from agentina.system import files, tasks
+
+#: In the directory of data.
+_DATABASE: Final = "control.db"
 
 _log = logging.getLogger(__name__)
 
@@ -83,8 +88,7 @@ async def running(
     settings: config.Settings, announce: Announcements, *, clock: clocks.Clock | None = None
 ) -> AsyncIterator[plane.Plane]:
     """A control plane that serves while the block runs. Raises like :func:`serve`."""
-    with _locked(settings):
-        control = await _open(settings, announce, clock or clocks.SystemClock())
+    async with _opened(settings, announce, clock or clocks.SystemClock()) as control:
         background = duties.Duties(control)
         try:
             application = dispatch.Application(control, routes.table())
@@ -98,6 +102,35 @@ async def running(
         finally:
             with contextlib.suppress(errors.AgentinaError):
                 await background.flush_heartbeats()
+
+
+def renew_operator(settings: config.Settings, name: str) -> api.OperatorToken:
+    """Give an operator another token, where nobody has one that holds.
+
+    Raises:
+        AgentinaError: ``NOT_FOUND`` (the operator, or a control plane's data), ``STATE_CONFLICT`` (it is running).
+
+    """
+    if not (settings.data / _DATABASE).exists():
+        raise errors.NOT_FOUND(what="control plane's data in", name=str(settings.data))
+
+    async def renew() -> api.OperatorToken:
+        async with _opened(settings, Announcements(), clocks.SystemClock()) as control:
+            return await operators.renew(control, name, actor="control-plane")
+
+    return asyncio.run(renew())
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    settings: config.Settings, announce: Announcements, clock: clocks.Clock
+) -> AsyncIterator[plane.Plane]:
+    """Its data, of which this process has the only use."""
+    with _locked(settings):
+        control = await _open(settings, announce, clock)
+        try:
+            yield control
+        finally:
             control.blobs.close()
             await control.store.close()
 
@@ -125,10 +158,10 @@ def _locked(settings: config.Settings) -> Iterator[None]:
 async def _open(settings: config.Settings, announce: Announcements, clock: clocks.Clock) -> plane.Plane:
     os.umask(0o077)
     identity = keys.load_or_create(settings.data)
-    store = engine.Store(settings.data / "control.db", now_ms=clock.wall_ms())
+    store = engine.Store(settings.data / _DATABASE, now_ms=clock.wall_ms())
     try:
         control = plane.Plane(settings, store=store, identity=identity, clock=clock)
-        await _ensure_first_operator(control, announce)
+        await _ensure_operator(control, announce)
         control.load()
         rollouts.load(control)
     except BaseException:
@@ -137,20 +170,9 @@ async def _open(settings: config.Settings, announce: Announcements, clock: clock
     return control
 
 
-async def _ensure_first_operator(control: plane.Plane, announce: Announcements) -> None:
-    """On the first start make the default organization and an administrator, whose token is announced once."""
-    token = ids.new_secret("aop")
-    now_ms = control.clock.wall_ms()
-
-    def operation(tx: engine.Transaction) -> bool:
-        if registry.operators(tx):
-            return False
-        registry.save_organization(tx, registry.Organization(name="default"), now_ms=now_ms)
-        registry.add_operator(tx, name="admin", role="admin", token_sha256=ids.digest(token), now_ms=now_ms)
-        audit.append(tx, actor="control-plane", action="operator.create", subject="admin", now_ms=now_ms)
-        return True
-
-    if await control.store.write(operation):
+async def _ensure_operator(control: plane.Plane, announce: Announcements) -> None:
+    token = await operators.ensure_first(control)
+    if token:
         if control.settings.token_file is not None:
             files.write_atomic(control.settings.token_file, token.encode() + b"\n")
         announce.operator_token(token)

@@ -77,7 +77,9 @@ class Plane:
     def load_operators(self) -> None:
         """Read the operators; they are few and change rarely."""
         rows = self.store.read(registry.operators, snapshot=False)
-        self.operators = {row["token_sha256"]: Operator(row["name"], row["role"]) for row in rows}
+        self.operators = {
+            row["token_sha256"]: Operator(row["name"], row["role"]) for row in rows if row["revoked_ms"] is None
+        }
 
     def _load(self, tx: engine.Transaction, now: float, now_ms: int) -> None:
         for row in jobs.classes(tx):

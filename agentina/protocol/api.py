@@ -536,11 +536,46 @@ class OrganizationUpdate(_Request, frozen=True, kw_only=True):
     offline_grace_hours: Annotated[float, msgspec.Meta(ge=0, le=87_600)] | None = None
 
 
+OperatorRole = Literal["admin", "operator", "viewer"]
+
+
+class OperatorCreate(_Request, frozen=True, kw_only=True):
+    """``POST /v1/operators``."""
+
+    name: str
+    #: ``viewer`` sees all but changes nothing; ``operator`` does all but manage operators and organizations.
+    role: OperatorRole = "operator"
+
+
+class OperatorToken(_Message, frozen=True, kw_only=True):
+    """An operator's new token. The only time its text is shown."""
+
+    name: str
+    role: OperatorRole
+    token: str
+
+
+class OperatorView(_Message, frozen=True, kw_only=True):
+    """Somebody who may use this API, without the token."""
+
+    name: str
+    role: OperatorRole
+    state: Literal["active", "revoked"]
+    created_ms: int
+    revoked_ms: int | None = None
+
+
+class OperatorList(_Message, frozen=True, kw_only=True):
+    """``GET /v1/operators``."""
+
+    operators: list[OperatorView]
+
+
 class WhoAmI(_Message, frozen=True, kw_only=True):
     """``GET /v1/whoami``."""
 
     operator: str
-    role: Literal["admin", "operator", "viewer"]
+    role: OperatorRole
     control_plane_id: str
     version: str
 

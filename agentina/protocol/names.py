@@ -49,6 +49,11 @@ def check_organization(value: str) -> str:
     return _check(_ROLE, value, "organization", rule)
 
 
+def check_operator(value: str) -> str:
+    """Return ``value`` if it may name an operator; raise ``NAME_INVALID`` otherwise."""
+    return _check(_KEY, value, "operator", "1 to 32 of a-z, 0-9, '-' and '_', starting and ending with letter or digit")
+
+
 def check_label(key: str, value: str) -> None:
     """Raise ``NAME_INVALID`` unless ``key=value`` may be a label."""
     _check(_LABEL_KEY, key, "label", "1 to 63 letters, digits and . _ / -, starting and ending with letter or digit")

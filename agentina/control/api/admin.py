@@ -1,4 +1,4 @@
-"""Routes of the operator API about agents, tokens, organizations and audit, and the public ones."""
+"""Routes of the operator API about agents, tokens, organizations, operators and audit, and the public ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import agentina
 from agentina.control.api import routing
-from agentina.control.services import administration, gauges, views
+from agentina.control.services import administration, gauges, operators, views
 from agentina.control.store import agents, audit, engine, registry
 from agentina.protocol import api, names
 
@@ -98,6 +98,26 @@ def _organization(call: routing.Call, row: engine.Row) -> api.OrganizationView:
     return views.organization(row, call.control.store.read(lambda tx: agents.count(tx, row["id"])))
 
 
+async def create_operator(call: routing.Call) -> api.OperatorToken:
+    """Let somebody new in."""
+    return await operators.create(call.control, call.body, actor=call.actor)
+
+
+async def list_operators(call: routing.Call) -> api.OperatorList:
+    """List all, revoked ones too."""
+    return api.OperatorList(operators=[views.operator(row) for row in call.control.store.read(registry.operators)])
+
+
+async def renew_operator(call: routing.Call) -> api.OperatorToken:
+    """Give one another token."""
+    return await operators.renew(call.control, call.parameters["name"], actor=call.actor)
+
+
+async def revoke_operator(call: routing.Call) -> None:
+    """Take one's token away."""
+    await operators.revoke(call.control, call.parameters["name"], actor=call.actor)
+
+
 async def whoami(call: routing.Call) -> api.WhoAmI:
     """Show the token's owner."""
     assert call.operator is not None
@@ -128,7 +148,7 @@ async def metrics(call: routing.Call) -> routing.Reply:
 
 def routes() -> list[routing.Route]:
     """The table's part."""
-    return [*_token_routes(), *_agent_routes(), *_record_routes(), *_process_routes()]
+    return [*_token_routes(), *_agent_routes(), *_record_routes(), *_operator_routes(), *_process_routes()]
 
 
 def _token_routes() -> list[routing.Route]:
@@ -198,6 +218,28 @@ def _record_routes() -> list[routing.Route]:
             method="PUT", path="/v1/organizations/{name}", handler=update_organization,
             summary="Create or change an organization", auth="admin", request=api.OrganizationUpdate,
             answer=api.OrganizationView, act="organization.update",
+        ),
+    ]  # fmt: skip
+
+
+def _operator_routes() -> list[routing.Route]:
+    one = "/v1/operators/{name}"
+    return [
+        routing.Route(
+            method="POST", path="/v1/operators", handler=create_operator, summary="Let a new operator in",
+            auth="admin", request=api.OperatorCreate, answer=api.OperatorToken, status=201, act="operator.create",
+        ),
+        routing.Route(
+            method="GET", path="/v1/operators", handler=list_operators, summary="List operators", auth="admin",
+            answer=api.OperatorList,
+        ),
+        routing.Route(
+            method="POST", path=one + "/renew", handler=renew_operator, summary="Give an operator another token",
+            auth="admin", answer=api.OperatorToken, act="operator.renew",
+        ),
+        routing.Route(
+            method="DELETE", path=one, handler=revoke_operator, summary="Take an operator's token away",
+            auth="admin", status=204, act="operator.revoke",
         ),
     ]  # fmt: skip
 

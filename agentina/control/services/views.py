@@ -172,6 +172,14 @@ def organization(row: engine.Row, agents: int) -> api.OrganizationView:
     )  # fmt: skip
 
 
+def operator(row: engine.Row) -> api.OperatorView:
+    """Somebody who may use the API."""
+    return api.OperatorView(
+        name=row["name"], role=row["role"], state="active" if row["revoked_ms"] is None else "revoked",
+        created_ms=row["created_ms"], revoked_ms=row["revoked_ms"],
+    )  # fmt: skip
+
+
 def audit_entry(row: engine.Row) -> api.AuditEntry:
     """One audit record."""
     return api.AuditEntry(

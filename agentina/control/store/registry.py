@@ -8,6 +8,10 @@ from typing import Final
 from agentina import errors
 from agentina.control.store import engine
 
+#: Each request compares its token with those of all.
+MAX_OPERATORS: Final = 1000
+
+
 # --- organizations -----------------------------------------------------------------------------------------------
 
 
@@ -79,8 +83,26 @@ def add_operator(tx: engine.Transaction, *, name: str, role: str, token_sha256: 
 
 
 def operators(tx: engine.Transaction) -> list[engine.Row]:
-    """Operators whose token holds."""
-    return tx.all("SELECT name, role, token_sha256 FROM operators WHERE revoked_ms IS NULL ORDER BY id LIMIT 10000")
+    """All that there ever were, the first ones first."""
+    return tx.all("SELECT * FROM operators ORDER BY id LIMIT :limit", limit=MAX_OPERATORS)
+
+
+def operator(tx: engine.Transaction, name: str) -> engine.Row | None:
+    """One of them."""
+    return tx.one("SELECT * FROM operators WHERE name = :name", name=name)
+
+
+def renew_operator(tx: engine.Transaction, name: str, *, token_sha256: str) -> None:
+    """Let an operator's new token hold, and the former one no longer."""
+    tx.execute(
+        "UPDATE operators SET token_sha256 = :token, revoked_ms = NULL WHERE name = :name",
+        name=name, token=token_sha256,
+    )  # fmt: skip
+
+
+def revoke_operator(tx: engine.Transaction, name: str, *, now_ms: int) -> None:
+    """Let an operator's token hold no longer."""
+    tx.execute("UPDATE operators SET revoked_ms = :now WHERE name = :name", name=name, now=now_ms)
 
 
 # --- activation tokens -------------------------------------------------------------------------------------------

@@ -11,24 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentina import errors
-from agentina.control import ids
-from agentina.control.store import registry
 from agentina.protocol import wire
 from tests.fakes import deadlines
 from tests.integration.control import simulated
 
 
 def add_operator(control: Any, name: str, role: str) -> simulated.Operator:
-    token = ids.new_secret("aop")
-
-    async def add() -> None:
-        await control.plane.store.write(
-            lambda tx: registry.add_operator(tx, name=name, role=role, token_sha256=ids.digest(token), now_ms=1)
-        )
-        control.plane.load_operators()
-
-    control.run(add)
-    return simulated.Operator(control.url, token)
+    made = control.operator.call("POST", "/v1/operators", {"name": name, "role": role})
+    return simulated.Operator(control.url, made["token"])
 
 
 @pytest.mark.parametrize(

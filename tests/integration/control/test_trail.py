@@ -90,7 +90,8 @@ class Acting:
     def __call__(self, act: str) -> None:
         {
             "agent": self._agent, "anomaly": self._anomaly, "budget": self._budget, "job": self._job,
-            "organization": self._organization, "rollout": self._rollout, "token": self._token,
+            "operator": self._operator, "organization": self._organization, "rollout": self._rollout,
+            "token": self._token,
         }[act.partition(".")[0]](act.partition(".")[2])  # fmt: skip
 
     def _agent(self, verb: str) -> None:
@@ -126,6 +127,13 @@ class Acting:
             self.operator.call("POST", f"/v1/jobs/{job}/cancel")
         if verb != "submit":
             self.operator.call("POST", f"/v1/jobs/{job}/{verb}")
+
+    def _operator(self, verb: str) -> None:
+        self.operator.call("POST", "/v1/operators", {"name": verb})
+        if verb == "renew":
+            self.operator.call("POST", f"/v1/operators/{verb}/renew")
+        elif verb == "revoke":
+            self.operator.call("DELETE", f"/v1/operators/{verb}")
 
     def _organization(self, _: str) -> None:
         self.operator.call("PUT", "/v1/organizations/default", {"max_agents": 70})
