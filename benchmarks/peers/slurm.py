@@ -9,9 +9,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+#: Seconds a daemon may take until it serves: the first time after it was installed it is slow.
+_READY_SECONDS = 120.0
 _PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 _CONFIGURATION = """
 ClusterName=bench
@@ -90,8 +92,9 @@ def running() -> Iterator[Slurm]:
         for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D"]):
             quiet = subprocess.DEVNULL
             started.append(subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet))
-            time.sleep(1.5)
-        _wait_ready(environment)
+            # The controller ends at once without it.
+            _wait((home / "munge.sock").exists, what="munge")
+        _wait(lambda: _is_idle(environment), what="slurm")
         yield Slurm(environment)
     finally:
         for process in reversed(started):
@@ -104,11 +107,14 @@ def running() -> Iterator[Slurm]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _wait_ready(environment: dict[str, str]) -> None:
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        done = subprocess.run(["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, check=False)
-        if b"idle" in done.stdout:
-            return
-        time.sleep(0.5)
-    raise TimeoutError("slurm did not get ready")
+def _is_idle(environment: dict[str, str]) -> bool:
+    done = subprocess.run(["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, check=False)
+    return b"idle" in done.stdout
+
+
+def _wait(condition: Callable[[], bool], *, what: str) -> None:
+    end = time.monotonic() + _READY_SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not get ready")
+        time.sleep(0.1)
