@@ -233,7 +233,8 @@ def _choose_root() -> tuple[paths.Layout, bool]:
     if layout.is_system:
         return paths.Layout(Path(tempfile.mkdtemp(prefix="agentina-demo-"))), True
     if layout.root.exists() and any(layout.root.iterdir()):
-        raise errors.STATE_CONFLICT(what=str(layout.root), state="not empty", expected="an empty or new directory")
+        expected = f"an empty or new directory; without --root and {paths.ROOT_VARIABLE} it makes one for itself"
+        raise errors.STATE_CONFLICT(what=str(layout.root), state="not empty", expected=expected)
     made = not layout.root.exists()
     layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     return layout, made

@@ -19,6 +19,8 @@ from agentina.protocol import inputs, names, units
 
 #: Largest job document, in bytes.
 MAX_JOB_BYTES: Final = 1 << 20
+#: Bytes of memory that a job may be limited to at least.
+LEAST_MEMORY: Final = 1 << 20
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
 Text = Annotated[str, msgspec.Meta(max_length=65_536)]
@@ -35,13 +37,13 @@ PROFILES: Final[dict[str, tuple[float, int]]] = {
     "compute": (2.0, 4 << 30),
 }
 
-#: Outcomes a retry policy may name. ``lost`` includes a restarted host.
 #: What a job needs its host's gateway for: nothing; hosts in its scope, which are held only where there is one; a
 #: budget, which it cannot have without.
 GatewayNeed = Literal["", "hosts", "budget"]
 #: How a host's gateway is: usable (or its host does not say); there is none; it cannot be used, though there ought to
 #: be one.
 GatewayState = Literal["", "none", "unusable"]
+#: Outcomes a retry policy may name. ``lost`` includes a restarted host.
 RetryOn = Literal["failed", "timed-out", "out-of-memory", "lost", "refused"]
 
 
@@ -326,6 +328,7 @@ def parse_job(document: object) -> JobSpec:
         _check_command(spec.verify, "job.verify")
     _check_names(spec)
     _check_workspace(spec.workspace)
+    _check_memory(spec.resources.memory)
     _check_artifact_patterns(spec.artifacts)
     _check_claims(spec)
     return spec
@@ -467,6 +470,13 @@ def _check_workspace(workspace: Workspace) -> None:
     for key, value in (("git", workspace.git or "x"), ("ref", workspace.ref)):
         if value.startswith("-") or not value.isprintable() or (key == "git" and "::" in value.split("/")[0]):
             raise errors.INPUT_INVALID(where=f"job.workspace.{key}", problem=f"{value[:80]!r} is not accepted")
+
+
+def _check_memory(memory: int) -> None:
+    """Refuse what is a slip: a number without its unit."""
+    if 0 < memory < LEAST_MEMORY:
+        problem = f"{memory} bytes are less than any program takes; expected a size with its unit, such as 512M or 2GiB"
+        raise errors.INPUT_INVALID(where="job.resources.memory", problem=problem)
 
 
 def _check_artifact_patterns(patterns: list[str]) -> None:

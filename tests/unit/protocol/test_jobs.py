@@ -51,6 +51,8 @@ def test_misspelt_key_is_named_with_its_path_and_a_near_miss() -> None:
         ({"workspace": {"git": "ext::sh -c evil"}}, "job.workspace.git"),
         ({"workspace": {"git": "--upload-pack=evil"}}, "job.workspace.git"),
         ({"workspace": {"git": "https://example.org/a", "ref": "-x"}}, "job.workspace.ref"),
+        ({"resources": {"memory": 10}}, "job.resources.memory"),
+        ({"resources": {"memory": "1048575"}}, "job.resources.memory"),
         ({"artifacts": ["ok", "../secret"]}, "job.artifacts[1]"),
         ({"artifacts": ["/etc/passwd"]}, "job.artifacts[0]"),
         ({"scope": {"paths": ["src", "../x"]}}, "job.scope.paths[1]"),
