@@ -43,6 +43,19 @@ class Stuck(Gone):
     """It takes nothing any more."""
 
 
+@contextlib.contextmanager
+def _told_as_gone() -> Iterator[None]:
+    """Tell of a broken connection as :class:`Gone`.
+
+    asyncio keeps the error in the stream. By the frames that it went through it would have the stream in turn: both
+    would stay until they are collected, and that may end with a report of an error that nobody asked for.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Gone from error.with_traceback(None)
+
+
 @dataclasses.dataclass(slots=True)
 class Carried:
     """Bytes between a task and its gateway, heads and frames included, as the task sees them."""
@@ -115,11 +128,9 @@ class Client:
         return head
 
     async def _read(self, seconds: float) -> bytes:
-        try:
+        with _told_as_gone():
             async with asyncio.timeout(seconds):
                 piece = await self._reader.read(PIECE)
-        except (TimeoutError, OSError) as error:
-            raise Gone from error
         self.carried.sent += len(piece)
         return piece
 
@@ -201,10 +212,9 @@ class Client:
     async def _watch(self) -> None:
         """Return when the task closes the connection; to be canceled otherwise."""
         while len(self._rest) <= requests.MAX_HEAD:
-            try:
+            piece = b""
+            with contextlib.suppress(Gone), _told_as_gone():
                 piece = await self._reader.read(PIECE)
-            except OSError:
-                return
             if not piece:
                 return
             self.carried.sent += len(piece)
@@ -391,10 +401,8 @@ class Server:
 
     async def _read(self, seconds: float | None) -> bytes:
         async with asyncio.timeout(seconds):
-            try:
+            with _told_as_gone():
                 return await self._reader.read(PIECE)
-            except OSError as error:
-                raise Gone from error
 
     def raw(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
         """The connection itself, after 101, and what was read of it already."""
@@ -469,12 +477,13 @@ async def pump(
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[int], None]) -> None:
-    while piece := await reader.read(PIECE):
-        count(len(piece))
-        writer.write(piece)
-        await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
+    with _told_as_gone():
+        while piece := await reader.read(PIECE):
+            count(len(piece))
+            writer.write(piece)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
 
 
 def _take(http: h11.Connection) -> tuple[bytes, bool]:
@@ -503,17 +512,16 @@ async def _write(writer: asyncio.StreamWriter, data: bytes, seconds: float = PIE
         Stuck: It took too little for so long.
 
     """
-    try:
+    with _told_as_gone():
         writer.write(data)
         transport = writer.transport
         if not transport.get_write_buffer_size() and not transport.is_closing():
             return  # the system has it all: no timer for nothing
-        async with asyncio.timeout(seconds):
-            await writer.drain()
-    except TimeoutError as error:
-        raise Stuck from error
-    except OSError as error:
-        raise Gone from error
+        try:
+            async with asyncio.timeout(seconds):
+                await writer.drain()
+        except TimeoutError as error:
+            raise Stuck from error.with_traceback(None)
 
 
 def _body(data: bytes, *, is_last: bool) -> Iterator[h11.Event]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import socket
+import struct
 import sys
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from agentina.gateway import account, budgets, calls
+from agentina.gateway import account, budgets, calls, streams
 from agentina.protocol import jobs
 from agentina.system import tasks
 from tests.fakes import deadlines, procfs
@@ -120,6 +124,39 @@ async def test_a_task_s_requests_together_are_bounded(tmp_path: Path) -> None:
         assert gate.account.carried.sent - received < SIZE // 2
         gate.provider.go_on.set()
         assert [(await one)[0] for one in (second, third)] == [200, 200]
+
+
+@pytest.mark.parametrize("size", [100, SIZE])
+async def test_a_connection_that_breaks_off_is_forgotten_at_once(size: int) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            server = await streams.connect(["127.0.0.1"], listening.getsockname()[1])
+            broken, _ = listening.accept()
+            reader, writer, _ = server.raw()
+            kept: list[weakref.ref[Any]] = [
+                weakref.ref(server),
+                weakref.ref(reader),
+                weakref.ref(writer.transport.get_protocol()),
+            ]
+            del reader, writer
+            headers = [(b"host", b"x"), (b"content-length", b"%d" % size)]
+            asking = tasks.start(
+                server.ask("POST", "/", headers, b"x" * size, seconds=deadlines.HANG), name="call",
+                on_failure=lambda _: None,
+            )  # fmt: skip
+            await asyncio.to_thread(broken.recv, 100)
+            broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            broken.close()
+            await asyncio.wait({asking})
+            assert isinstance(asking.exception(), streams.Gone)
+            server.close()
+        del server, asking
+        await asyncio.sleep(0.01)
+        assert [one() for one in kept] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_a_request_that_is_too_large_is_refused_in_words(tmp_path: Path) -> None:
