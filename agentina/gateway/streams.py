@@ -193,7 +193,8 @@ class Client:
         patience = asyncio.timeout(None)
 
         def leave(_: object) -> None:
-            patience.reschedule(0)
+            with contextlib.suppress(RuntimeError):  # the work ended at the same moment
+                patience.reschedule(0)
 
         try:
             async with patience:

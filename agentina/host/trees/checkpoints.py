@@ -233,6 +233,8 @@ def _let_be_read(tree: Path) -> None:
 def _add_session(writer: archives.Writer, source: Source) -> None:
     if source.session is None or not source.manifest.session_id:
         return
+    if not source.session.is_dir():
+        raise archives.ArchiveError("the agent has named its session, but written nothing of it")
     with files.opened(source.session, files.DIRECTORY) as root:
         for parts in packer.walk(root):
             # Lines are added at the end; half of one would be damage.

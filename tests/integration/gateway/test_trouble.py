@@ -102,6 +102,8 @@ async def test_a_killed_agent_is_charged_for_what_it_had_begun(bed: beds.Bed) ->
     outcome = task.outcome
     assert outcome is not None
     assert outcome.reason is Reason.KILLED_BY_SIGNAL
+    # It has said which session it is in, and nothing of that is on the disk.
+    assert outcome.error_code == "CHECKPOINT_FAILED"
     (used,) = outcome.models
     assert used.calls == 2
     assert used.input + used.cached > first[0] + first[1]

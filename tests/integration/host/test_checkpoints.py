@@ -110,6 +110,16 @@ async def test_what_is_too_large_leaves_nothing(tmp_path: Path, repository: Repo
     assert (await packed(here, prepared, limit=1 << 20)).artifact.name == "checkpoint-000002.tar"
 
 
+async def test_an_agent_that_has_written_nothing_leaves_nothing(tmp_path: Path, repository: Repository) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    prepared = await workspaces.Workspaces(tmp_path / "cache").prepare(job(repository), here)
+    with pytest.raises(errors.AgentinaError, match="written nothing of it") as caught:
+        await packed(here, prepared)
+    assert caught.value.code == "CHECKPOINT_FAILED"
+    assert list((here / checkpoints.DIRECTORY).iterdir()) == []
+
+
 async def test_a_cut_off_archive_is_refused(tmp_path: Path, repository: Repository) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "sessions").mkdir(parents=True)
