@@ -15,6 +15,10 @@ from agentina.gateway import budgets, prices, usage
 
 #: Largest request, in bytes: what Anthropic takes; OpenAI takes less.
 MAX_REQUEST: Final = 32 << 20
+#: Most values in one, by the signs that stand before them: each takes some 70 bytes of memory, and two of a request. It
+#: is more than the largest contexts have tokens. Bytes of a request up to which nobody counts.
+MAX_VALUES: Final = 2_000_000
+_FEW: Final = 1 << 20
 _MAX_MODEL: Final = 200
 #: Where requests say how soon they want to be served (OpenAI, Gemini; Anthropic), and what costs no more than usual.
 _TIERS: Final = ("service_tier", "serviceTier", "speed")
@@ -148,6 +152,8 @@ def understand(api: usage.Api, body: bytes, route: Route | None = None) -> Wish:
         AgentinaError: ``GATEWAY_REQUEST_INVALID``.
 
     """
+    if len(body) > _FEW and sum(map(body.count, (b"[", b"{", b","))) > MAX_VALUES:
+        raise errors.GATEWAY_REQUEST_INVALID(problem=f"a request of more than {MAX_VALUES} values")
     try:
         document = msgspec.json.decode(body, type=dict[str, Any])
         named = {"model": route.model, "stream": route.is_streamed} if route is not None and route.model else {}

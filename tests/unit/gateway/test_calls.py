@@ -53,6 +53,21 @@ def test_a_thinking_budget_has_to_fit() -> None:
     assert (wish.output, wish.least) == (9000, 4000 + budgets.LEAST_OUTPUT)
 
 
+def of_values(value: bytes, count: int) -> bytes:
+    return b'{"model":"m","max_tokens":5,"messages":[%s0]}' % (value * count)
+
+
+@pytest.mark.parametrize("value", [b"[],", b'"ab",', b"{},"])
+def test_values_that_would_take_many_times_their_size_are_too_many(value: bytes) -> None:
+    with pytest.raises(errors.AgentinaError, match="more than 2000000 values") as caught:
+        calls.understand(usage.Api.ANTHROPIC, of_values(value, calls.MAX_VALUES + 1))
+    assert caught.value.code == "GATEWAY_REQUEST_INVALID"
+
+
+def test_as_much_text_is_taken_as_any_context_holds() -> None:
+    assert calls.understand(usage.Api.ANTHROPIC, of_values(b'"[, {,",', 300_000)).model == "m"
+
+
 def test_a_call_without_a_maximum_reserves_the_models() -> None:
     wish = calls.understand(usage.Api.RESPONSES, b'{"model": "m"}')
     assert wish.priced(None).output == budgets.DEFAULT_OUTPUT
