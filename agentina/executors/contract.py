@@ -165,6 +165,9 @@ class Executor(Protocol):
 
     #: ``process`` or ``systemd``.
     name: str
+    #: Tasks run as the daemon's own user and have their directory where the daemon has it. Emptied, when a task has
+    #: ended, it is like one that nobody had.
+    owns_directories: bool
 
     def guarantees(self) -> dict[str, str]:
         """What holds and what does not on this host, for status and pages: aspect to sentence.
@@ -217,7 +220,11 @@ class Executor(Protocol):
         ...
 
     def read_result(self, directory: Path) -> Result | None:
-        """The result, or None when there is none that can be read."""
+        """The result, or None when there is none that can be read.
+
+        Where directories are the daemon's own one that speaks of another task is none: it is of a task that had the
+        directory before, and a power cut brought it back.
+        """
         ...
 
     def stop(self, directory: Path, reason: StopReason, *, grace_seconds: float | None = None) -> None:

@@ -48,6 +48,7 @@ class ProcessExecutor:
     """See :class:`agentina.executors.contract.Executor`."""
 
     name = "process"
+    owns_directories = True
 
     def __init__(self, state_directory: Path, *, slots: int = 1) -> None:
         """``state_directory`` is the instance's own; the nursery's lock is there."""
@@ -175,9 +176,10 @@ class ProcessExecutor:
         """See :meth:`agentina.executors.contract.Executor.read_result`."""
         try:
             content = files.read_bounded(f"{directory}/result.json", limit=_MAX_RESULT)
-            return msgspec.json.decode(content, type=contract.Result)
+            result = msgspec.json.decode(content, type=contract.Result)
         except (OSError, msgspec.MsgspecError, errors.AgentinaError):
             return None
+        return result if result.task_id == directory.name else None
 
     def stop(self, directory: Path, reason: contract.StopReason, *, grace_seconds: float | None = None) -> None:
         """See :meth:`agentina.executors.contract.Executor.stop`."""

@@ -170,6 +170,7 @@ class FakeExecutor:
     """One daemon's view of a :class:`FakeKernel`."""
 
     name = "process"
+    owns_directories = True
 
     def __init__(self, kernel: FakeKernel) -> None:
         self.kernel = kernel
@@ -214,9 +215,10 @@ class FakeExecutor:
 
     def read_result(self, directory: Path) -> contract.Result | None:
         try:
-            return msgspec.json.decode((directory / "result.json").read_bytes(), type=contract.Result)
+            result = msgspec.json.decode((directory / "result.json").read_bytes(), type=contract.Result)
         except (OSError, msgspec.MsgspecError):
             return None
+        return result if result.task_id == directory.name else None
 
     def stop(self, directory: Path, reason: StopReason, *, grace_seconds: float | None = None) -> None:
         condition, _ = self.adopt(directory)

@@ -312,10 +312,13 @@ async def test_supervisor_killed_means_vanished(stage: Stage, executor: contract
     assert caught.value.code == "STATE_CONFLICT"
 
 
-async def test_damaged_result_is_unknown_not_success(stage: Stage, executor: contract.Executor) -> None:
+@pytest.mark.parametrize("content", [b'{"task_id": ', b'{"task_id": "job_fedcba9876543210.1", "exit_code": 0}'])
+async def test_damaged_or_foreign_result_is_unknown_not_success(
+    stage: Stage, executor: contract.Executor, content: bytes
+) -> None:
     launch = stage.launch("succeed")
     await run(executor, launch)
-    (launch.directory / "result.json").write_bytes(b'{"task_id": ')
+    (launch.directory / "result.json").write_bytes(content)
     assert executor.read_result(launch.directory) is None
     assert executor.adopt(launch.directory) == (Condition.VANISHED, None)
 
