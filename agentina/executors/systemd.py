@@ -81,6 +81,7 @@ class SystemdExecutor:
     """See :class:`agentina.executors.contract.Executor`."""
 
     name = "systemd"
+    owns_directories = False
 
     def __init__(self, state_directory: Path, *, manager: systemd.Manager | None = None) -> None:
         """``state_directory`` is the instance's own, ``/var/lib/agentina/<instance>``."""

@@ -262,9 +262,11 @@ class Daemon:
         self._parts.append(self._doors.close)
         self._parts.append(self._tasks.close)
         self._janitor = janitor.Janitor(
-            self._instance, keep_days=self._settings.keep_failed_days, disk_reserve=self._settings.disk_reserve
-        )
+            self._instance, keep_days=self._settings.keep_failed_days, disk_reserve=self._settings.disk_reserve,
+            reuse=self._executor.owns_directories,
+        )  # fmt: skip
         self._tasks.on_remove = self._janitor.remove
+        self._tasks.reuse = self._janitor.spares.use
         self._probe = probe.Probe(
             self._instance.tasks, executor=self._executor, remove=self._janitor.remove, clocks=self._clock
         )

@@ -4,7 +4,7 @@ A directory is renamed out of ``tasks`` first, so that a crash leaves it whole o
 for it, while tasks wait for the processor: many directories are deleted at once, and not in a hurry. Most hold the few
 small files that every task leaves. They are deleted on the event loop while that is fast
 (:mod:`agentina.system.pace`): in a thread each system call would hand the interpreter's lock over twice. All others are
-deleted in a thread.
+deleted in a thread. Some, emptied, are kept for the next tasks (:mod:`agentina.host.work.spares`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from agentina.host.work import spares
 from agentina.system import files, pace, paths, pressure
 
 #: Seconds between looks at the kept directories.
@@ -31,6 +32,8 @@ _PLAIN_FILES: Final = ("output.log", "supervisor", "result.json")
 _PLAIN_BYTES: Final = 64 << 10
 #: Directories deleted on the event loop before others have their turn.
 _AT_ONCE: Final = 4
+#: Directories kept for the next tasks: as many as end, at the most, while directories to delete are gathered.
+_MOST_SPARES: Final = 512
 #: One expected to take less is: generous, for in the thread, where it is found out, it waits for the interpreter too.
 _FAST_SECONDS: Final = 0.002
 
@@ -40,10 +43,15 @@ _log = logging.getLogger(__name__)
 class Janitor:
     """Deletes for one instance."""
 
-    def __init__(self, instance: paths.InstancePaths, *, keep_days: float, disk_reserve: int) -> None:
+    def __init__(
+        self, instance: paths.InstancePaths, *, keep_days: float, disk_reserve: int, reuse: bool = False
+    ) -> None:
+        """``reuse``: directories may be used again."""
         self._tasks = instance.tasks
         self._kept = instance.state / "tasks-kept"
         self._trash = instance.state / "trash"
+        #: Directories for the next tasks.
+        self.spares = spares.Spares(self._trash, most=_MOST_SPARES if reuse else 0)
         self.use(keep_days=keep_days, disk_reserve=disk_reserve)
         self._queue: list[tuple[Path, bool]] = []
         self._wake = asyncio.Event()
@@ -89,18 +97,19 @@ class Janitor:
         return rest
 
     def _delete_plain(self, directory: Path) -> bool:
-        """Delete a directory with nothing but what every task leaves; False: there is more, here or in the trash."""
+        """Delete or spare a directory with nothing but what every task leaves; False: there is more, or more trash."""
         began = time.perf_counter()
         trash = f"{self._trash}/{directory.name}.{time.monotonic_ns()}"
         # Half of the cost of each is what pathlib would add.
         try:
             os.rename(directory, trash)  # noqa: PTH104
-            os.rmdir(f"{trash}/workspace")  # noqa: PTH106 - most are empty
             if os.stat(f"{trash}/output.log").st_size > _PLAIN_BYTES:  # noqa: PTH116
                 return False
             for name in _PLAIN_FILES:
                 os.unlink(f"{trash}/{name}")  # noqa: PTH108
-            os.rmdir(trash)  # noqa: PTH106
+            if not self.spares.keep(trash):
+                os.rmdir(f"{trash}/workspace")  # noqa: PTH106 - most are empty
+                os.rmdir(trash)  # noqa: PTH106
         except OSError:
             return False
         self._pace.note(time.perf_counter() - began)
@@ -115,8 +124,12 @@ class Janitor:
                 self._put_away(directory, keep=keep)
             except OSError as error:
                 _log.warning("%s cannot be removed: %s", directory, error, extra={"action": "clean-up"})
+        if not batch:
+            self.spares.drop()
+        spared = self.spares.paths
         for path in self._trash.iterdir():
-            _delete(path)
+            if str(path) not in spared:
+                _delete(path)
         if not batch:
             self._look_at_kept()
 

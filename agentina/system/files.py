@@ -145,14 +145,22 @@ def spread_below(path: Path) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Declared with a long, but an int it is.
-        flags = int.from_bytes(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(4)), sys.byteorder)
+        flags = inode_flags(descriptor)
         if not flags & _FS_TOPDIR_FL:
             fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, (flags | _FS_TOPDIR_FL).to_bytes(4, sys.byteorder))
     except OSError:
         return
     finally:
         os.close(descriptor)
+
+
+def inode_flags(descriptor: int) -> int:
+    """What chattr(1) set of an open file or directory; 0 where the file system knows no such flags."""
+    try:
+        # Declared with a long, but an int it is.
+        return int.from_bytes(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def set_aside(path: Path, *, stamp: str) -> Path:

@@ -40,6 +40,8 @@ class Entry:
     seen: int = 0
     #: The piece of output on its way, if one is.
     sending: asyncio.Task[None] | None = None
+    #: Its directory is one of a former task, and the usual place to work is there already, empty.
+    is_furnished: bool = False
     #: Where it works, when that is not the usual place.
     workspace: Path | None = None
     #: The mirror whose objects its workspace borrows.

@@ -162,7 +162,9 @@ class Operations:
         if runner.needs_home:
             _make_files(entry.directory.home, runner.plan(job, place=self._places.seen(entry, job, runner)).files)
         if job.workspace.git is None:
-            records.make_empty(entry.directory.workspace)
+            if not entry.is_furnished:
+                records.make_empty(entry.directory.workspace)
+            entry.is_furnished = False  # should it be furnished once more, something may be there
             return
         prepared = await self._trees.prepare(job, entry.directory.path)
         entry.workspace, entry.mirror = prepared.path, prepared.mirror

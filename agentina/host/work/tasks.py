@@ -75,6 +75,8 @@ class Tasks:
         self.on_running: Callable[[], None] = lambda: None
         #: Removes a directory: path, whether to keep it for a look.
         self.on_remove: Callable[[Path, bool], None] = lambda *_: None
+        #: Puts a directory of a former task, empty but for an empty place to work, at a path; False: there is none.
+        self.reuse: Callable[[Path], bool] = lambda _: False
         reports.on_renewed = self._say_everything_again
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -151,7 +153,7 @@ class Tasks:
         )
         directory = records.TaskDirectory(self._directory / assignment.task_id)
         try:
-            records.make_empty(directory.path)
+            is_furnished = self._make_directory(directory.path, assignment)
         except errors.AgentinaError as error:
             _log.error(
                 "task %s is given back: %s",
@@ -169,6 +171,7 @@ class Tasks:
             task=state.Task(state.Phase.ACCEPTING),
             deadline=deadline,
             secrets=entries.secrets_of(assignment.job),
+            is_furnished=is_furnished,
         )
         self._add(entry)
         self._outbox.hold(entry.task_id, record)
@@ -177,6 +180,13 @@ class Tasks:
         _log.debug(
             "task %s accepted: %s", entry.task_id, assignment.job.name, extra=_fields(assignment, "task-accepted")
         )
+
+    def _make_directory(self, path: Path, assignment: wire.Assignment) -> bool:
+        """Make a task's directory; whether the usual place to work is in it."""
+        if assignment.job.workspace.git is None and assignment.origin is None and self.reuse(path):
+            return True
+        records.make_empty(path)
+        return False
 
     async def written(self) -> None:
         """Return when everything accepted or refused so far is durable."""

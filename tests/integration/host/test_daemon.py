@@ -124,6 +124,30 @@ async def test_job_runs_and_is_forgotten(daemon: DaemonProcess, plane: control.F
     assert "sesame-open" not in daemon.log.read_text()
 
 
+async def test_directory_of_a_former_task_is_as_good_as_new(
+    daemon: DaemonProcess, plane: control.FakeControl, root: Path
+) -> None:
+    """It is used again after a task that left nothing, and no task finds anything of another's."""
+
+    async def run(leaving: str) -> int:
+        task = plane.submit(f"ls -A .. . > {root}/seen; ls -di .. >> {root}/seen; {leaving}")
+        await plane.until_ended(task)
+        *names, number, _ = (root / "seen").read_text().split()
+        assert set(names) - {"lease"} == {".:", "..:", "output.log", "supervisor", "workspace"}
+        await plane.until(lambda: not list(daemon.instance.tasks.iterdir()))
+        return int(number)
+
+    is_used_again = False
+    kept: set[int] = set()
+    async with asyncio.timeout(deadlines.HANG):
+        while not is_used_again:
+            is_used_again = await run("true") in kept
+            with os.scandir(daemon.instance.state / "trash") as trash:
+                kept = {each.inode() for each in trash}
+    for leaving in ("touch left", "touch ../over", "mkdir -m 700 .hidden", "chmod 755 .", "true"):
+        await run(leaving)
+
+
 async def test_live_output_stops_at_the_limit(daemon: DaemonProcess, plane: control.FakeControl) -> None:
     # In a file of the job's own its supervisor, which would end it and cut the file, does not see the output.
     script = "rm ../output.log; head -c 100000 /dev/zero > ../output.log; exec sleep 1000"

@@ -42,7 +42,8 @@ def test_forgotten_directories_go(instance: paths.InstancePaths) -> None:
 def plain(instance: paths.InstancePaths, name: str, *, size: int = 0) -> Path:
     """What most tasks leave."""
     path = instance.tasks / name
-    (path / "workspace").mkdir(parents=True)
+    for each in (path, path / "workspace"):
+        each.mkdir(mode=0o700)
     for file in ("supervisor", "result.json", "output.log"):
         (path / file).touch()
     os.truncate(path / "output.log", size)
@@ -62,6 +63,47 @@ async def test_plain_directories_go_without_a_thread_where_that_is_fast(instance
     assert await clean._clean_plain([*many, kept]) == [kept]
     assert [path.name for path in instance.tasks.iterdir()] == ["failed"]
     assert list((instance.state / "trash").iterdir()) == []
+
+
+def reusing(instance: paths.InstancePaths) -> janitor.Janitor:
+    """One that deletes on the event loop and keeps directories for the next tasks."""
+    clean = janitor.Janitor(instance, keep_days=3.0, disk_reserve=0, reuse=True)
+    clean._clean([])
+    clean._pace = pace.Pace(fast_seconds=deadlines.HANG)
+    while not clean._pace.is_fast:
+        clean._pace.note(0.0)
+    return clean
+
+
+async def test_plain_directories_are_used_again(instance: paths.InstancePaths) -> None:
+    clean = reusing(instance)
+    path = plain(instance, "former")
+    number = path.stat().st_ino
+    assert await clean._clean_plain([(path, False)]) == []
+    # What is cleaned up meanwhile does not touch it.
+    clean._clean([(task(instance, "other"), False)])
+    assert clean.spares.use(instance.tasks / "next")
+    assert (instance.tasks / "next").stat().st_ino == number
+    assert [each.name for each in (instance.tasks / "next").iterdir()] == ["workspace"]
+    assert list((instance.state / "trash").iterdir()) == []
+
+
+async def test_directories_that_nobody_uses_go(instance: paths.InstancePaths) -> None:
+    clean = reusing(instance)
+    await clean._clean_plain([(plain(instance, "former"), False)])
+    clean._clean([])
+    assert list((instance.state / "trash").iterdir()) == []
+    assert not clean.spares.use(instance.tasks / "next")
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+async def test_directories_are_kept_only_where_they_were_the_daemons_own(
+    instance: paths.InstancePaths, *, reuse: bool
+) -> None:
+    clean = reusing(instance)
+    clean.spares = janitor.Janitor(instance, keep_days=3.0, disk_reserve=0, reuse=reuse).spares
+    await clean._clean_plain([(plain(instance, "former"), False)])
+    assert clean.spares.use(instance.tasks / "next") is reuse
 
 
 def add_file(path: Path) -> None:

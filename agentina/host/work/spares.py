@@ -1,0 +1,112 @@
+"""Empty directories of ended tasks, for the next tasks: making and deleting two of them is a tenth of a trivial job.
+
+A directory is kept only if nobody could tell it from one that is made now: the same owner, mode, size, attributes and
+flags, and in it nothing but the empty workspace. It was only ever used by tasks that run as the daemon's own user
+(:attr:`agentina.executors.contract.Executor.owns_directories`), of which nothing runs any more. It lies in the trash
+until it is used, so whoever finds it there after a crash deletes it.
+
+After a power cut a file system without a journal may bring a deleted file back, in what is another task's directory by
+then: the files there that speak for a task name it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from agentina.system import files
+
+_WORKSPACE: Final = "workspace"
+
+
+class _Look(NamedTuple):
+    """What can be told of a directory."""
+
+    device: int
+    mode: int
+    owner: tuple[int, int]
+    #: More than of a new one when it held many files once; it never shrinks.
+    size: int
+    #: Access lists and labels among them.
+    attributes: tuple[tuple[str, bytes], ...]
+    #: Of chattr(1).
+    flags: int
+    names: tuple[str, ...]
+
+
+class Spares:
+    """The spare directories of one instance, at most so many. Threads may use it at once."""
+
+    def __init__(self, trash: Path, *, most: int) -> None:
+        """``trash``: where they lie."""
+        self._trash = trash
+        self._most = most
+        self._kept: list[str] = []
+        #: A task's directory and its workspace, made to look at them.
+        self._like_new: tuple[_Look, _Look] | None = None
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Those in the trash that are not to be deleted; some may be in use by now."""
+        return frozenset(self._kept)
+
+    def keep(self, path: str) -> bool:
+        """Keep a directory in the trash, with nothing but the workspace in it; False: it is to be deleted.
+
+        Raises:
+            OSError: It cannot be looked at.
+
+        """
+        if len(self._kept) >= self._most:
+            return False
+        if self._like_new is None:
+            self._like_new = self._make_new()
+        if _look_at(path) != self._like_new:
+            return False
+        self._kept.append(path)
+        return True
+
+    def use(self, path: Path) -> bool:
+        """Put one, with its workspace, at ``path``; False: there is none."""
+        try:
+            # The youngest: what the kernel knows of it is in the caches yet.
+            os.rename(self._kept.pop(), path)  # noqa: PTH104 - in the way of every job
+        except (IndexError, OSError):
+            return False
+        return True
+
+    def drop(self) -> None:
+        """Leave all of them to whoever empties the trash."""
+        self._kept.clear()
+
+    def _make_new(self) -> tuple[_Look, _Look]:
+        path = f"{self._trash}/new"
+        os.mkdir(path, 0o700)  # noqa: PTH102 - as all of them are made
+        os.mkdir(f"{path}/{_WORKSPACE}", 0o700)  # noqa: PTH102
+        try:
+            return _look_at(path)
+        finally:
+            os.rmdir(f"{path}/{_WORKSPACE}")  # noqa: PTH106
+            os.rmdir(path)  # noqa: PTH106
+
+
+def _look_at(path: str) -> tuple[_Look, _Look]:
+    return _look(path), _look(f"{path}/{_WORKSPACE}")
+
+
+def _look(path: str) -> _Look:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        about = os.fstat(descriptor)
+        return _Look(
+            device=about.st_dev,
+            mode=about.st_mode,
+            owner=(about.st_uid, about.st_gid),
+            size=about.st_size,
+            attributes=tuple((name, os.getxattr(descriptor, name)) for name in sorted(os.listxattr(descriptor))),
+            flags=files.inode_flags(descriptor),
+            names=tuple(os.listdir(descriptor)),  # noqa: PTH208 - pathlib knows no descriptors
+        )
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agentina.host.work import spares
+from agentina.system import files
+
+
+@pytest.fixture
+def trash(tmp_path: Path) -> Path:
+    path = tmp_path / "trash"
+    path.mkdir(mode=0o700)
+    return path
+
+
+def emptied(trash: Path, name: str = "former") -> Path:
+    """A directory as the janitor has it when it has deleted the files in it."""
+    path = trash / name
+    for each in (path, path / "workspace"):
+        each.mkdir(mode=0o700)
+    return path
+
+
+def test_what_looks_like_new_is_used_again(trash: Path, tmp_path: Path) -> None:
+    kept = spares.Spares(trash, most=2)
+    path = emptied(trash)
+    number = path.stat().st_ino
+    assert kept.keep(str(path))
+    assert kept.paths == {str(path)}
+    assert list(trash.iterdir()) == [path]
+    assert kept.use(tmp_path / "next")
+    assert (tmp_path / "next").stat().st_ino == number
+    assert [each.name for each in (tmp_path / "next").iterdir()] == ["workspace"]
+    assert kept.paths == frozenset()
+
+
+def leave_file(path: Path) -> None:
+    (path / "workspace/.hidden").touch()
+
+
+def leave_said(path: Path) -> None:
+    (path / "said.json").touch()
+
+
+def open_up(path: Path) -> None:
+    (path / "workspace").chmod(0o755)
+
+
+def open_up_all(path: Path) -> None:
+    path.chmod(0o711)
+
+
+def set_group(path: Path) -> None:
+    (path / "workspace").chmod(0o2700)
+
+
+def label(path: Path) -> None:
+    try:
+        os.setxattr(path / "workspace", "user.note", b"mine")
+    except OSError as error:
+        pytest.skip(f"no attributes here: {error}")
+
+
+def flag(path: Path) -> None:
+    """Chattr +d: no file made in it later goes into a dump(8)."""
+    descriptor = os.open(path / "workspace", os.O_RDONLY)
+    try:
+        flags = files.inode_flags(descriptor) | 0x40
+        fcntl.ioctl(descriptor, files._FS_IOC_SETFLAGS, flags.to_bytes(4, "little"))
+    except OSError as error:
+        pytest.skip(f"no flags here: {error}")
+    finally:
+        os.close(descriptor)
+
+
+def give_away(path: Path) -> None:
+    try:
+        os.chown(path / "workspace", 65534, 65534)
+    except PermissionError:
+        pytest.skip("only root gives directories away")
+
+
+def grow(path: Path) -> None:
+    """Many files were there once: on some file systems whoever lists it pays for that for ever."""
+    before = (path / "workspace").stat().st_size
+    names = [path / "workspace" / ("x" * 200 + str(number)) for number in range(200)]
+    for name in names:
+        name.touch()
+    for name in names:
+        name.unlink()
+    if (path / "workspace").stat().st_size == before:
+        pytest.skip("directories shrink here")
+
+
+def take_workspace(path: Path) -> None:
+    (path / "workspace").rmdir()
+    (path / "work").mkdir(mode=0o700)
+
+
+@pytest.mark.parametrize(
+    "change", [leave_file, leave_said, open_up, open_up_all, set_group, label, flag, give_away, grow]
+)
+def test_what_can_be_told_from_new_is_not_kept(trash: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    kept = spares.Spares(trash, most=2)
+    path = emptied(trash)
+    change(path)
+    assert not kept.keep(str(path))
+    assert not kept.use(tmp_path / "next")
+    assert list(trash.iterdir()) == [path]
+
+
+def link_workspace(path: Path) -> None:
+    (path / "workspace").rmdir()
+    (path / "workspace").symlink_to(emptied(path.parent, "other") / "workspace")
+
+
+@pytest.mark.parametrize("change", [take_workspace, link_workspace])
+def test_what_cannot_be_looked_at_is_not_kept(trash: Path, change: Callable[[Path], None]) -> None:
+    kept = spares.Spares(trash, most=2)
+    path = emptied(trash)
+    change(path)
+    with pytest.raises(OSError, match="workspace"):
+        kept.keep(str(path))
+    assert kept.paths == frozenset()
+
+
+def test_no_more_are_kept_than_asked_for(trash: Path) -> None:
+    kept = spares.Spares(trash, most=2)
+    assert [kept.keep(str(emptied(trash, name))) for name in "abc"] == [True, True, False]
+    kept.drop()
+    assert kept.paths == frozenset()
+    assert not spares.Spares(trash, most=0).keep(str(emptied(trash, "d")))
+
+
+def test_nothing_is_lost_where_it_cannot_be_used(trash: Path, tmp_path: Path) -> None:
+    kept = spares.Spares(trash, most=3)
+    for name in "ab":
+        assert kept.keep(str(emptied(trash, name)))
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    assert not kept.use(taken)
+    assert (taken / "file").exists()
+    # Somebody emptied the trash.
+    (trash / "a/workspace").rmdir()
+    (trash / "a").rmdir()
+    assert not kept.use(tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+
+
+def test_the_first_is_compared_with_one_made_now(trash: Path) -> None:
+    """What every directory gets from the one it is made in does not count."""
+    trash.chmod(0o2700)
+    kept = spares.Spares(trash, most=1)
+    path = emptied(trash)
+    assert path.stat().st_mode & 0o2000
+    assert kept.keep(str(path))
