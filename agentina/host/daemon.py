@@ -263,7 +263,7 @@ class Daemon:
         self._parts.append(self._tasks.close)
         self._janitor = janitor.Janitor(
             self._instance, keep_days=self._settings.keep_failed_days, disk_reserve=self._settings.disk_reserve,
-            reuse=self._executor.owns_directories,
+            spare=self._settings.max_concurrent_tasks if self._executor.owns_directories else 0,
         )  # fmt: skip
         self._tasks.on_remove = self._janitor.remove
         self._tasks.reuse = self._janitor.spares.use

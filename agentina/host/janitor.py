@@ -43,15 +43,14 @@ _log = logging.getLogger(__name__)
 class Janitor:
     """Deletes for one instance."""
 
-    def __init__(
-        self, instance: paths.InstancePaths, *, keep_days: float, disk_reserve: int, reuse: bool = False
-    ) -> None:
-        """``reuse``: directories may be used again."""
+    def __init__(self, instance: paths.InstancePaths, *, keep_days: float, disk_reserve: int, spare: int = 0) -> None:
+        """``spare``: directories to have ready for the next tasks; 0: none may be used again."""
         self._tasks = instance.tasks
         self._kept = instance.state / "tasks-kept"
         self._trash = instance.state / "trash"
         #: Directories for the next tasks.
-        self.spares = spares.Spares(self._trash, most=_MOST_SPARES if reuse else 0)
+        self.spares = spares.Spares(self._trash, most=_MOST_SPARES if spare else 0)
+        self._spare = spare
         self.use(keep_days=keep_days, disk_reserve=disk_reserve)
         self._queue: list[tuple[Path, bool]] = []
         self._wake = asyncio.Event()
@@ -68,23 +67,21 @@ class Janitor:
         self._wake.set()
 
     async def run(self) -> None:
-        """Delete what is asked for, and look at the kept ones each hour. Runs until canceled."""
+        """Delete what is asked for, and look at the kept ones now and each hour. Runs until canceled."""
+        batch: list[tuple[Path, bool]] = []
         while True:
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            else:
-                await asyncio.sleep(_GATHER_SECONDS)
-                self._wake.clear()
-            batch, self._queue = self._queue, []
             try:
                 rest = await self._clean_plain(batch)
                 if rest or not batch:
                     await asyncio.to_thread(self._clean, rest)
             except OSError as error:
                 _log.warning("cleaning up failed and is tried again: %s", error, extra={"action": "clean-up"})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._wake.wait()
+                await asyncio.sleep(_GATHER_SECONDS)
+                self._wake.clear()
+            batch, self._queue = self._queue, []
 
     async def _clean_plain(self, batch: list[tuple[Path, bool]]) -> list[tuple[Path, bool]]:
         """Delete on the event loop what takes it no time; returns what is left to do."""
@@ -125,12 +122,13 @@ class Janitor:
             except OSError as error:
                 _log.warning("%s cannot be removed: %s", directory, error, extra={"action": "clean-up"})
         if not batch:
-            self.spares.drop()
+            self.spares.shrink(self._spare)
         spared = self.spares.paths
         for path in self._trash.iterdir():
             if str(path) not in spared:
                 _delete(path)
         if not batch:
+            self.spares.fill(self._spare)
             self._look_at_kept()
 
     def _put_away(self, directory: Path, *, keep: bool) -> None:

@@ -1,9 +1,9 @@
-"""Empty directories of ended tasks, for the next tasks: making and deleting two of them is a tenth of a trivial job.
+"""Empty directories for the next tasks: some made in advance, others of ended tasks. To make one takes a task's time.
 
-A directory is kept only if nobody could tell it from one that is made now: the same owner, mode, size, attributes and
-flags, and in it nothing but the empty workspace. It was only ever used by tasks that run as the daemon's own user
-(:attr:`agentina.executors.contract.Executor.owns_directories`), of which nothing runs any more. It lies in the trash
-until it is used, so whoever finds it there after a crash deletes it.
+A task's directory is kept only if nobody could tell it from one that is made now: the same owner, mode, size,
+attributes and flags, and in it nothing but the empty workspace. It was only ever used by tasks that run as the daemon's
+own user (:attr:`agentina.executors.contract.Executor.owns_directories`), of which nothing runs any more. It lies in the
+trash until it is used, so whoever finds it there after a crash deletes it.
 
 After a power cut a file system without a journal may bring a deleted file back, in what is another task's directory by
 then: the files there that speak for a task name it.
@@ -12,6 +12,7 @@ then: the files there that speak for a task name it.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -43,7 +44,7 @@ class Spares:
         self._trash = trash
         self._most = most
         self._kept: list[str] = []
-        #: A task's directory and its workspace, made to look at them.
+        #: How a directory and its workspace look that nobody had yet; None: none was made so far.
         self._like_new: tuple[_Look, _Look] | None = None
 
     @property
@@ -58,11 +59,7 @@ class Spares:
             OSError: It cannot be looked at.
 
         """
-        if len(self._kept) >= self._most:
-            return False
-        if self._like_new is None:
-            self._like_new = self._make_new()
-        if _look_at(path) != self._like_new:
+        if len(self._kept) >= self._most or _look_at(path) != self._like_new:
             return False
         self._kept.append(path)
         return True
@@ -76,19 +73,27 @@ class Spares:
             return False
         return True
 
-    def drop(self) -> None:
-        """Leave all of them to whoever empties the trash."""
-        self._kept.clear()
+    def fill(self, count: int) -> None:
+        """Make some in advance, so that there are at least ``count``.
 
-    def _make_new(self) -> tuple[_Look, _Look]:
-        path = f"{self._trash}/new"
-        os.mkdir(path, 0o700)  # noqa: PTH102 - as all of them are made
+        Raises:
+            OSError: They cannot be made.
+
+        """
+        while len(self._kept) < min(count, self._most):
+            self._make()
+
+    def shrink(self, count: int) -> None:
+        """Leave all but ``count`` to whoever empties the trash."""
+        del self._kept[count:]
+
+    def _make(self) -> None:
+        path = f"{self._trash}/spare.{time.monotonic_ns()}"
+        os.mkdir(path, 0o700)  # noqa: PTH102 - as it is made for a task
         os.mkdir(f"{path}/{_WORKSPACE}", 0o700)  # noqa: PTH102
-        try:
-            return _look_at(path)
-        finally:
-            os.rmdir(f"{path}/{_WORKSPACE}")  # noqa: PTH106
-            os.rmdir(path)  # noqa: PTH106
+        if self._like_new is None:
+            self._like_new = _look_at(path)
+        self._kept.insert(0, path)
 
 
 def _look_at(path: str) -> tuple[_Look, _Look]:

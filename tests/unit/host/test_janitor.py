@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentina.host import janitor
-from agentina.system import pace, paths
+from agentina.system import pace, paths, tasks
 from tests.fakes import deadlines
 
 
@@ -67,7 +68,7 @@ async def test_plain_directories_go_without_a_thread_where_that_is_fast(instance
 
 def reusing(instance: paths.InstancePaths) -> janitor.Janitor:
     """One that deletes on the event loop and keeps directories for the next tasks."""
-    clean = janitor.Janitor(instance, keep_days=3.0, disk_reserve=0, reuse=True)
+    clean = janitor.Janitor(instance, keep_days=3.0, disk_reserve=0, spare=1)
     clean._clean([])
     clean._pace = pace.Pace(fast_seconds=deadlines.HANG)
     while not clean._pace.is_fast:
@@ -85,25 +86,37 @@ async def test_plain_directories_are_used_again(instance: paths.InstancePaths) -
     assert clean.spares.use(instance.tasks / "next")
     assert (instance.tasks / "next").stat().st_ino == number
     assert [each.name for each in (instance.tasks / "next").iterdir()] == ["workspace"]
-    assert list((instance.state / "trash").iterdir()) == []
+    assert len(list((instance.state / "trash").iterdir())) == 1
 
 
-async def test_directories_that_nobody_uses_go(instance: paths.InstancePaths) -> None:
+async def test_directories_that_nobody_uses_go_but_for_what_is_had_ready(instance: paths.InstancePaths) -> None:
     clean = reusing(instance)
-    await clean._clean_plain([(plain(instance, "former"), False)])
+    await clean._clean_plain([(plain(instance, name), False) for name in "abc"])
+    assert len(list((instance.state / "trash").iterdir())) == 4
     clean._clean([])
-    assert list((instance.state / "trash").iterdir()) == []
+    assert [str(path) for path in (instance.state / "trash").iterdir()] == list(clean.spares.paths)
+    assert clean.spares.use(instance.tasks / "next")
+    assert not clean.spares.use(instance.tasks / "another")
+
+
+async def test_no_directory_is_used_again_where_others_may_have_had_it(instance: paths.InstancePaths) -> None:
+    clean = cleaner(instance)
+    path = plain(instance, "former")
+    clean._clean([])
+    assert clean._delete_plain(path)
     assert not clean.spares.use(instance.tasks / "next")
+    assert list((instance.state / "trash").iterdir()) == []
 
 
-@pytest.mark.parametrize("reuse", [False, True])
-async def test_directories_are_kept_only_where_they_were_the_daemons_own(
-    instance: paths.InstancePaths, *, reuse: bool
-) -> None:
-    clean = reusing(instance)
-    clean.spares = janitor.Janitor(instance, keep_days=3.0, disk_reserve=0, reuse=reuse).spares
-    await clean._clean_plain([(plain(instance, "former"), False)])
-    assert clean.spares.use(instance.tasks / "next") is reuse
+async def test_what_a_killed_daemon_left_goes_with_the_start_of_the_next(instance: paths.InstancePaths) -> None:
+    (instance.state / "trash/spare.1/workspace").mkdir(parents=True)
+    clean = janitor.Janitor(instance, keep_days=3.0, disk_reserve=0, spare=3)
+    running = tasks.start(clean.run(), name="janitor")
+    async with asyncio.timeout(deadlines.HANG):
+        while len(clean.spares.paths) < 3:  # noqa: ASYNC110 - another thread's work
+            await asyncio.sleep(0.01)
+    await tasks.cancel(running)
+    assert {str(path) for path in (instance.state / "trash").iterdir()} == clean.spares.paths
 
 
 def add_file(path: Path) -> None:

@@ -18,6 +18,14 @@ def trash(tmp_path: Path) -> Path:
     return path
 
 
+def begun(trash: Path, tmp_path: Path, *, most: int = 2) -> spares.Spares:
+    """One that knows how a new directory looks, and has none now."""
+    made = spares.Spares(trash, most=most)
+    made.fill(1)
+    assert made.use(tmp_path / "first")
+    return made
+
+
 def emptied(trash: Path, name: str = "former") -> Path:
     """A directory as the janitor has it when it has deleted the files in it."""
     path = trash / name
@@ -27,7 +35,7 @@ def emptied(trash: Path, name: str = "former") -> Path:
 
 
 def test_what_looks_like_new_is_used_again(trash: Path, tmp_path: Path) -> None:
-    kept = spares.Spares(trash, most=2)
+    kept = begun(trash, tmp_path)
     path = emptied(trash)
     number = path.stat().st_ino
     assert kept.keep(str(path))
@@ -106,7 +114,7 @@ def take_workspace(path: Path) -> None:
     "change", [leave_file, leave_said, open_up, open_up_all, set_group, label, flag, give_away, grow]
 )
 def test_what_can_be_told_from_new_is_not_kept(trash: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
-    kept = spares.Spares(trash, most=2)
+    kept = begun(trash, tmp_path)
     path = emptied(trash)
     change(path)
     assert not kept.keep(str(path))
@@ -120,8 +128,8 @@ def link_workspace(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [take_workspace, link_workspace])
-def test_what_cannot_be_looked_at_is_not_kept(trash: Path, change: Callable[[Path], None]) -> None:
-    kept = spares.Spares(trash, most=2)
+def test_what_cannot_be_looked_at_is_not_kept(trash: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    kept = begun(trash, tmp_path)
     path = emptied(trash)
     change(path)
     with pytest.raises(OSError, match="workspace"):
@@ -129,16 +137,40 @@ def test_what_cannot_be_looked_at_is_not_kept(trash: Path, change: Callable[[Pat
     assert kept.paths == frozenset()
 
 
-def test_no_more_are_kept_than_asked_for(trash: Path) -> None:
-    kept = spares.Spares(trash, most=2)
+def test_no_more_are_kept_than_asked_for(trash: Path, tmp_path: Path) -> None:
+    kept = begun(trash, tmp_path)
     assert [kept.keep(str(emptied(trash, name))) for name in "abc"] == [True, True, False]
-    kept.drop()
-    assert kept.paths == frozenset()
-    assert not spares.Spares(trash, most=0).keep(str(emptied(trash, "d")))
+    kept.shrink(1)
+    assert kept.paths == {str(trash / "a")}
+    kept.fill(3)
+    assert len(kept.paths) == 2
+
+
+def test_none_is_kept_before_it_is_known_how_a_new_one_looks(trash: Path) -> None:
+    assert not spares.Spares(trash, most=2).keep(str(emptied(trash)))
+
+
+def test_none_is_made_where_none_may_be_used_again(trash: Path) -> None:
+    spares.Spares(trash, most=0).fill(5)
+    assert list(trash.iterdir()) == []
+
+
+def test_those_made_in_advance_are_empty(trash: Path, tmp_path: Path) -> None:
+    made = spares.Spares(trash, most=5)
+    made.fill(3)
+    assert {str(path) for path in trash.iterdir()} == made.paths
+    made.fill(2)
+    assert len(made.paths) == 3
+    for number in range(3):
+        assert made.use(tmp_path / str(number))
+        assert [each.name for each in (tmp_path / str(number)).iterdir()] == ["workspace"]
+        assert not list((tmp_path / str(number) / "workspace").iterdir())
+        assert (tmp_path / str(number)).stat().st_mode == 0o40700
+    assert not made.use(tmp_path / "3")
 
 
 def test_nothing_is_lost_where_it_cannot_be_used(trash: Path, tmp_path: Path) -> None:
-    kept = spares.Spares(trash, most=3)
+    kept = begun(trash, tmp_path, most=3)
     for name in "ab":
         assert kept.keep(str(emptied(trash, name)))
     taken = tmp_path / "taken"
@@ -153,10 +185,10 @@ def test_nothing_is_lost_where_it_cannot_be_used(trash: Path, tmp_path: Path) ->
     assert not (tmp_path / "next").exists()
 
 
-def test_the_first_is_compared_with_one_made_now(trash: Path) -> None:
+def test_they_are_compared_with_one_made_in_the_same_place(trash: Path, tmp_path: Path) -> None:
     """What every directory gets from the one it is made in does not count."""
     trash.chmod(0o2700)
-    kept = spares.Spares(trash, most=1)
+    kept = begun(trash, tmp_path, most=1)
     path = emptied(trash)
     assert path.stat().st_mode & 0o2000
     assert kept.keep(str(path))
