@@ -13,6 +13,7 @@ from agentina import errors
 from agentina.control import plane
 from agentina.control.services import changes
 from agentina.control.store import audit
+from agentina.system import buckets
 
 #: Records an hour, and most at once.
 PER_HOUR: Final = 100
@@ -41,7 +42,8 @@ class Refusals:
         if error.code not in _CREDENTIAL and not (act and error.entry.status in _STATUSES):
             return
         allowance = self._strangers if operator is None else self._operators
-        if not allowance.take(self._control.clock.boot()):
+        if not allowance.records.take(self._control.clock.boot()):
+            allowance.left_out += 1
             return
         detail: dict[str, Any] = {"refused": error.code, "from": source}
         if allowance.left_out:
@@ -65,20 +67,8 @@ def _named(subject: str) -> str:
 
 
 class _Allowance:
-    """How many records may be written now; times are those of the boot clock, in seconds."""
+    """How many records may be written now, and how many were left out since the last one."""
 
     def __init__(self, now: float) -> None:
-        self._records = float(PER_HOUR)
-        self._at = now
-        #: Not taken since the last that was.
+        self.records = buckets.Bucket(burst=PER_HOUR, refill_seconds=3600 / PER_HOUR, now=now)
         self.left_out = 0
-
-    def take(self, now: float) -> bool:
-        """Use one up, or count it as left out."""
-        self._records = min(self._records + (now - self._at) * PER_HOUR / 3600, PER_HOUR)
-        self._at = now
-        if self._records < 1:
-            self.left_out += 1
-            return False
-        self._records -= 1
-        return True

@@ -35,10 +35,10 @@ import msgspec
 
 from agentina import errors
 from agentina.host.instance import outbox
-from agentina.host.work import buckets, output
+from agentina.host.work import output
 from agentina.protocol import anomalies as rules
 from agentina.protocol import wire
-from agentina.system import clock
+from agentina.system import buckets, clock
 
 #: Seconds in which the same anomaly is reported once.
 AGAIN_SECONDS: Final = 60.0

@@ -27,8 +27,8 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.host.work import buckets
 from agentina.protocol import verbs, wire
+from agentina.system import buckets
 
 FILE: Final = "said.json"
 #: Largest file read, in bytes: all questions and answers of the longest kind.

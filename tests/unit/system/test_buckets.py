@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentina.host.work import buckets
+from agentina.system import buckets
 
 
 @given(st.lists(st.floats(min_value=0, max_value=100), max_size=200))
