@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import heapq
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -147,23 +147,25 @@ class Plane:
         if effects.anomalies or effects.is_anomaly_changed:
             self.bells.ring("anomalies")
 
-    def find_work(self, agent: fleet.Agent) -> list[int]:
-        """Ids of the classes of which a job is ready that ``agent`` could take."""
+    def has_work(self, agent: fleet.Agent) -> bool:
+        """Whether a job is ready that ``agent`` could take."""
         looked_at = agent.classes & self.fleet.maybe_ready
-        return self.store.read(lambda tx: self._find_work(tx, looked_at, agent.poll_memory)) if looked_at else []
-
-    def _find_work(self, tx: engine.Transaction, looked_at: set[int], memory_bytes: int) -> list[int]:
-        fitting = [number for number in looked_at if jobs.is_any_ready(tx, number, memory_bytes)]
-        # What cannot be seen yet is announced once it is committed, and so after this.
-        self.fleet.maybe_ready.difference_update(
-            number for number in looked_at.difference(fitting) if not jobs.is_any_ready(tx, number)
-        )
-        return fitting
+        return bool(looked_at) and self.store.read(lambda tx: any(self._find_work(tx, looked_at, agent.poll_memory)))
 
     def pass_on_work(self, agent: fleet.Agent) -> None:
         """Wake others for what ``agent`` was woken for but cannot take after all."""
-        for class_id in self.find_work(agent):
+        looked_at = agent.classes & self.fleet.maybe_ready
+        for class_id in self.store.read(lambda tx: list(self._find_work(tx, looked_at, agent.poll_memory))):
             self.fleet.announce(class_id, 0)
+
+    def _find_work(self, tx: engine.Transaction, looked_at: set[int], memory_bytes: int) -> Iterator[int]:
+        """Those of the classes of which a job is ready that fits (their ids count from 1)."""
+        for class_id in looked_at:
+            if jobs.is_any_ready(tx, class_id, memory_bytes):
+                yield class_id
+            elif not jobs.is_any_ready(tx, class_id):
+                # What cannot be seen yet is announced once it is committed, and so after this.
+                self.fleet.maybe_ready.discard(class_id)
 
     def stop(self) -> None:
         """Begin to stop: every held request ends now."""

@@ -52,7 +52,7 @@ async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_
     deadline = loop.time() + message.wait_seconds
     while True:
         # Looked at again after a claim that came too late: a job that arrived meanwhile has woken nobody else.
-        while claims.takes_work(agent) and agent.poll == message.number and control.find_work(agent):
+        while claims.takes_work(agent) and agent.poll == message.number and control.has_work(agent):
             if await _claim(control, agent, message):
                 break
         answer = _collect(control, agent, message)
