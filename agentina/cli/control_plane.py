@@ -12,7 +12,6 @@ import msgspec
 
 from agentina import errors
 from agentina.cli import lazy, options, output
-from agentina.system import files
 
 
 @click.group(cls=lazy.NounGroup)
@@ -91,9 +90,7 @@ def recover(name: str, *, data: Path | None, token_file: Path | None, as_json: b
     """
     with _libraries():
         from agentina.control import app, config
-    made = app.renew_operator(config.Settings(data=_place(data)), name)
-    if token_file is not None:
-        files.write_atomic(token_file, made.token.encode() + b"\n")
+    made = app.renew_operator(config.Settings(data=_place(data), token_file=token_file), name)
     if as_json:
         output.document(made if token_file is None else msgspec.structs.replace(made, token=""))
     else:

@@ -105,7 +105,7 @@ async def running(
 
 
 def renew_operator(settings: config.Settings, name: str) -> api.OperatorToken:
-    """Give an operator another token, where nobody has one that holds.
+    """Give an operator another token, where nobody has one that holds; it is kept where the settings say.
 
     Raises:
         AgentinaError: ``NOT_FOUND`` (the operator, or a control plane's data), ``STATE_CONFLICT`` (it is running).
@@ -116,7 +116,9 @@ def renew_operator(settings: config.Settings, name: str) -> api.OperatorToken:
 
     async def renew() -> api.OperatorToken:
         async with _opened(settings, Announcements(), clocks.SystemClock()) as control:
-            return await operators.renew(control, name, actor="control-plane")
+            made = await operators.renew(control, name, actor="control-plane")
+        _keep_token(settings, made.token)
+        return made
 
     return asyncio.run(renew())
 
@@ -173,9 +175,13 @@ async def _open(settings: config.Settings, announce: Announcements, clock: clock
 async def _ensure_operator(control: plane.Plane, announce: Announcements) -> None:
     token = await operators.ensure_first(control)
     if token:
-        if control.settings.token_file is not None:
-            files.write_atomic(control.settings.token_file, token.encode() + b"\n")
+        _keep_token(control.settings, token)
         announce.operator_token(token)
+
+
+def _keep_token(settings: config.Settings, token: str) -> None:
+    if settings.token_file is not None:
+        files.write_atomic(settings.token_file, token.encode() + b"\n")
 
 
 @contextlib.asynccontextmanager

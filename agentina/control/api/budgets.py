@@ -61,8 +61,8 @@ def routes() -> list[routing.Route]:
         ),
         routing.Route(
             method="POST", path=one + "/raise", handler=raise_budget, auth="operator", request=protocol.BudgetRaise,
-            act="budget.raise",
-            answer=protocol.BudgetView, summary="Add to a budget; calls that are held go on where it lets them",
+            answer=protocol.BudgetView, act="budget.raise",
+            summary="Add to a budget; calls that are held go on where it lets them",
         ),
         routing.Route(
             method="DELETE", path=one, handler=remove_budget, summary="Take a daily budget away", auth="operator",

@@ -46,13 +46,12 @@ async def create(control: plane.Plane, request: api.OperatorCreate, *, actor: st
     now_ms = control.clock.wall_ms()
 
     def operation(tx: engine.Transaction) -> None:
-        known = registry.operators(tx)
-        if any(row["name"] == name for row in known):
+        if registry.operator(tx, name) is not None:
             raise errors.STATE_CONFLICT(
                 what=f"Operator {name}", state="there already", expected="a new name; `agentina operator renew` gives"
                 " the one there another token",
             )  # fmt: skip
-        if len(known) >= registry.MAX_OPERATORS:
+        if len(registry.operators(tx)) >= registry.MAX_OPERATORS:
             raise errors.INPUT_INVALID(where="operators", problem=f"there are {registry.MAX_OPERATORS} already")
         registry.add_operator(tx, name=name, role=request.role, token_sha256=ids.digest(token), now_ms=now_ms)
         detail = {"role": request.role}
