@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def image() -> images.Image:
     """The base image; the tests are skipped, with the reason, where hosts are impossible."""
     try:
+        images.require()
         container.available()
         return images.base()
     except images.ImpossibleError as error:
