@@ -88,6 +88,10 @@ def running(binaries: Path, *, builders: int) -> Iterator[Buildbot]:
         for tool, where in (("buildbot", "m"), ("buildbot-worker", "w")):
             started.append(subprocess.Popen([binaries / tool, "start", "--nodaemon", home / where], **quiet))  # type: ignore[call-overload]
         yield Buildbot(_wait_ready(builders))
+    except TimeoutError as error:
+        for log in home.glob("*/twistd.log"):
+            error.add_note(f"{log}: {log.read_text()[-2000:]}")
+        raise
     finally:
         for process in reversed(started):
             process.terminate()
