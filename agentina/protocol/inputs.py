@@ -1,7 +1,8 @@
-"""Turn decoded documents into structs with errors that name the path, and a near miss for a misspelt key."""
+"""Turn decoded documents into structs with errors that name the path, and what was meant by an unknown key."""
 
 from __future__ import annotations
 
+import collections
 import difflib
 import re
 import typing
@@ -85,7 +86,8 @@ def explain(error: msgspec.ValidationError, kind: Any, where: str) -> errors.Age
         path = where + (unknown["path"] or "")
         known = _known_keys(kind, unknown["path"] or "")
         key = unknown["key"][:80]
-        suggestion = suggest(unknown["key"], known)
+        place = _place_of(unknown["key"], kind)
+        suggestion = _did_you_mean(place) if place else suggest(unknown["key"], known)
         return errors.INPUT_UNKNOWN_KEY(where=path, key=key, suggestion=suggestion, known=", ".join(known))
     located = _LOCATED.match(text)
     assert located is not None
@@ -97,7 +99,28 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """The known word that was probably meant, in brackets, whatever its case; or nothing."""
     words = {one.casefold(): one for one in known}
     near = difflib.get_close_matches(word.casefold(), words, n=1)
-    return f" (did you mean {words[near[0]]!r}?)" if near else ""
+    return _did_you_mean(words[near[0]]) if near else ""
+
+
+def _did_you_mean(word: str) -> str:
+    return f" (did you mean {word!r}?)"
+
+
+def _place_of(key: str, kind: Any) -> str:
+    """Where in a document of this kind a key belongs, the nearest place to the top; nothing if nowhere."""
+    places = collections.deque([("", kind)])
+    seen = set()
+    while places:
+        above, kind = places.popleft()
+        for struct in _parts(kind):
+            if not _is_struct(struct) or struct in seen:
+                continue
+            seen.add(struct)
+            for field in msgspec.structs.fields(struct):
+                if field.encode_name.casefold() == key.casefold():
+                    return above + field.encode_name
+                places.append((f"{above}{field.encode_name}.", field.type))
+    return ""
 
 
 def _known_keys(kind: Any, path: str) -> list[str]:

@@ -39,6 +39,20 @@ def test_misspelt_key_is_named_with_its_path_and_a_near_miss() -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"timeout": 60}, "job: unknown key 'timeout' (did you mean 'limits.timeout'?)."),
+        ({"Memory": "1GiB"}, "job: unknown key 'Memory' (did you mean 'resources.memory'?)."),
+        ({"resources": {"timeout": 60}}, "job.resources: unknown key 'timeout' (did you mean 'limits.timeout'?)."),
+        ({"Name": "x"}, "job: unknown key 'Name' (did you mean 'name'?)."),
+        ({"on_sunday": 1}, "job: unknown key 'on_sunday'."),
+    ],
+)
+def test_key_that_belongs_elsewhere_is_told_where(change: dict[str, object], said: str) -> None:
+    assert refused(MINIMAL | change).message == said
+
+
+@pytest.mark.parametrize(
     ("change", "where"),
     [
         ({"payload": {}}, "job.payload"),
