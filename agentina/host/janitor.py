@@ -128,8 +128,8 @@ class Janitor:
             if str(path) not in spared:
                 _delete(path)
         if not batch:
-            self.spares.fill(self._spare)
             self._look_at_kept()
+            self.spares.fill(self._spare)
 
     def _put_away(self, directory: Path, *, keep: bool) -> None:
         if not keep:

@@ -11,6 +11,7 @@ then: the files there that speak for a task name it.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -109,9 +110,18 @@ def _look(path: str) -> _Look:
             mode=about.st_mode,
             owner=(about.st_uid, about.st_gid),
             size=about.st_size,
-            attributes=tuple((name, os.getxattr(descriptor, name)) for name in sorted(os.listxattr(descriptor))),
+            attributes=_attributes(descriptor),
             flags=files.inode_flags(descriptor),
             names=tuple(os.listdir(descriptor)),  # noqa: PTH208 - pathlib knows no descriptors
         )
     finally:
         os.close(descriptor)
+
+
+def _attributes(descriptor: int) -> tuple[tuple[str, bytes], ...]:
+    try:
+        return tuple((name, os.getxattr(descriptor, name)) for name in sorted(os.listxattr(descriptor)))
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return ()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -148,6 +149,14 @@ def test_no_more_are_kept_than_asked_for(trash: Path, tmp_path: Path) -> None:
 
 def test_none_is_kept_before_it_is_known_how_a_new_one_looks(trash: Path) -> None:
     assert not spares.Spares(trash, most=2).keep(str(emptied(trash)))
+
+
+def test_file_systems_without_attributes_will_do(trash: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> list[str]:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(os, "listxattr", refuse)
+    assert begun(trash, tmp_path).keep(str(emptied(trash)))
 
 
 def test_none_is_made_where_none_may_be_used_again(trash: Path) -> None:
