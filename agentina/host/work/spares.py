@@ -1,9 +1,9 @@
 """Empty directories for the next tasks: some made in advance, others of ended tasks. To make one takes a task's time.
 
-A task's directory is kept only if nobody could tell it from one that is made now: the same owner, mode, size,
-attributes and flags, and in it nothing but the empty workspace. It was only ever used by tasks that run as the daemon's
-own user (:attr:`agentina.executors.contract.Executor.owns_directories`), of which nothing runs any more. It lies in the
-trash until it is used, so whoever finds it there after a crash deletes it.
+One is used only if nobody could tell it from one that is made now: the same owner, mode, size, attributes and flags,
+and in it nothing but the empty workspace. It was only ever had by tasks that run as the daemon's own user
+(:attr:`agentina.executors.contract.Executor.owns_directories`), of which nothing runs any more. It lies in the trash
+until then, so whoever finds it there after a crash deletes it.
 
 After a power cut a file system without a journal may bring a deleted file back, in what is another task's directory by
 then: the files there that speak for a task name it.
@@ -54,25 +54,31 @@ class Spares:
         return frozenset(self._kept)
 
     def keep(self, path: str) -> bool:
-        """Keep a directory in the trash, with nothing but the workspace in it; False: it is to be deleted.
+        """Keep a directory in the trash, if there is nothing but an empty workspace in it; False: it is to be deleted.
 
         Raises:
             OSError: It cannot be looked at.
 
         """
-        if len(self._kept) >= self._most or _look_at(path) != self._like_new:
+        if self._like_new is None or len(self._kept) >= self._most:
+            return False
+        if os.listdir(path) != [_WORKSPACE] or os.listdir(f"{path}/{_WORKSPACE}"):  # noqa: PTH208 - half of it is pathlib
             return False
         self._kept.append(path)
         return True
 
     def use(self, path: Path) -> bool:
-        """Put one, with its workspace, at ``path``; False: there is none."""
-        try:
-            # The youngest: what the kernel knows of it is in the caches yet.
-            os.rename(self._kept.pop(), path)  # noqa: PTH104 - in the way of every job
-        except (IndexError, OSError):
-            return False
-        return True
+        """Put one, with its workspace, at ``path``; False: there is none that can be used."""
+        while self._kept:
+            try:
+                # The youngest: what the kernel knows of it is in the caches yet.
+                spare = self._kept.pop()
+                is_like_new = _look_at(spare) == self._like_new
+            except (IndexError, OSError):
+                continue
+            if is_like_new:
+                return _move(spare, path)
+        return False
 
     def fill(self, count: int) -> None:
         """Make some in advance, so that there are at least ``count``.
@@ -95,6 +101,14 @@ class Spares:
         if self._like_new is None:
             self._like_new = _look_at(path)
         self._kept.insert(0, path)
+
+
+def _move(spare: str, path: Path) -> bool:
+    try:
+        os.rename(spare, path)  # noqa: PTH104 - in the way of every job
+    except OSError:
+        return False
+    return True
 
 
 def _look_at(path: str) -> tuple[_Look, _Look]:
