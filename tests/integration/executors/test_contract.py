@@ -312,15 +312,21 @@ async def test_supervisor_killed_means_vanished(stage: Stage, executor: contract
     assert caught.value.code == "STATE_CONFLICT"
 
 
-@pytest.mark.parametrize("content", [b'{"task_id": ', b'{"task_id": "job_fedcba9876543210.1", "exit_code": 0}'])
-async def test_damaged_or_foreign_result_is_unknown_not_success(
-    stage: Stage, executor: contract.Executor, content: bytes
+async def test_damaged_result_is_unknown_not_success(stage: Stage, executor: contract.Executor) -> None:
+    launch = stage.launch("succeed")
+    await run(executor, launch)
+    (launch.directory / "result.json").write_bytes(b'{"task_id": ')
+    assert executor.read_result(launch.directory) is None
+    assert executor.adopt(launch.directory) == (Condition.VANISHED, None)
+
+
+async def test_result_of_another_task_is_none_where_directories_are_used_again(
+    stage: Stage, executor: contract.Executor
 ) -> None:
     launch = stage.launch("succeed")
     await run(executor, launch)
-    (launch.directory / "result.json").write_bytes(content)
-    assert executor.read_result(launch.directory) is None
-    assert executor.adopt(launch.directory) == (Condition.VANISHED, None)
+    (launch.directory / "result.json").write_bytes(b'{"task_id": "job_fedcba9876543210.1", "exit_code": 0}')
+    assert (executor.read_result(launch.directory) is None) == executor.owns_directories
 
 
 async def test_guarantees_cover_every_aspect(executor: contract.Executor) -> None:
