@@ -36,6 +36,12 @@ class Hosts:
     def only_first(self) -> Iterator[None]:
         """Meanwhile the other takes no work."""
         self.second.run("agentina drain")
+        # Until the control plane has heard of it, the poll that waits there may still be given a job.
+        client, name = self.bench.lab.fleet.client, self.second.name
+        host.wait_for(
+            lambda: any(one.draining_by_host for one in client.list_agents().agents if one.hostname == name),
+            "the control plane knows that the second takes no work",
+        )
         yield
         self.second.run("agentina resume")
 
