@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import heapq
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -149,16 +149,21 @@ class Plane:
 
     def has_work(self, agent: fleet.Agent) -> bool:
         """Whether a job is ready that ``agent`` could take."""
-        looked_at = agent.classes & self.fleet.maybe_ready
-        return bool(looked_at) and self.store.read(lambda tx: any(self._find_work(tx, looked_at, agent.poll_memory)))
+        return self._find_work(agent, any)
 
     def pass_on_work(self, agent: fleet.Agent) -> None:
         """Wake others for what ``agent`` was woken for but cannot take after all."""
-        looked_at = agent.classes & self.fleet.maybe_ready
-        for class_id in self.store.read(lambda tx: list(self._find_work(tx, looked_at, agent.poll_memory))):
+        for class_id in self._find_work(agent, list):
             self.fleet.announce(class_id, 0)
 
-    def _find_work(self, tx: engine.Transaction, looked_at: set[int], memory_bytes: int) -> Iterator[int]:
+    def _find_work(self, agent: fleet.Agent, gather: Callable[[Iterable[int]], T]) -> T:
+        """What ``gather`` makes of the classes with a job that ``agent`` could take, looked up one by one."""
+        looked_at = agent.classes & self.fleet.maybe_ready
+        if not looked_at:
+            return gather(())
+        return self.store.read(lambda tx: gather(self._fitting(tx, looked_at, agent.poll_memory)))
+
+    def _fitting(self, tx: engine.Transaction, looked_at: set[int], memory_bytes: int) -> Iterator[int]:
         """Those of the classes of which a job is ready that fits (their ids count from 1)."""
         for class_id in looked_at:
             if jobs.is_any_ready(tx, class_id, memory_bytes):
