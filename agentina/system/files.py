@@ -155,12 +155,14 @@ def spread_below(path: Path) -> None:
 
 
 def inode_flags(descriptor: int) -> int:
-    """What chattr(1) set of an open file or directory; 0 where the file system knows no such flags."""
-    try:
-        # Declared with a long, but an int it is.
-        return int.from_bytes(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0
+    """What chattr(1) set of an open file or directory.
+
+    Raises:
+        OSError: The file system knows no such flags.
+
+    """
+    # Declared with a long, but an int it is.
+    return int.from_bytes(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(4)), sys.byteorder)
 
 
 def set_aside(path: Path, *, stamp: str) -> Path:

@@ -116,7 +116,7 @@ def _look_at(path: str) -> tuple[_Look, _Look]:
 
 
 def _look(path: str) -> _Look:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, files.DIRECTORY)
     try:
         about = os.fstat(descriptor)
         return _Look(
@@ -125,11 +125,18 @@ def _look(path: str) -> _Look:
             owner=(about.st_uid, about.st_gid),
             size=about.st_size,
             attributes=_attributes(descriptor),
-            flags=files.inode_flags(descriptor),
+            flags=_flags(descriptor),
             names=tuple(os.listdir(descriptor)),  # noqa: PTH208 - pathlib knows no descriptors
         )
     finally:
         os.close(descriptor)
+
+
+def _flags(descriptor: int) -> int:
+    try:
+        return files.inode_flags(descriptor)
+    except OSError:
+        return 0  # the file system knows none
 
 
 def _attributes(descriptor: int) -> tuple[tuple[str, bytes], ...]:
