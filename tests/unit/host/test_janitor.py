@@ -51,14 +51,19 @@ def plain(instance: paths.InstancePaths, name: str, *, size: int = 0) -> Path:
     return path
 
 
+def make_fast(clean: janitor.Janitor) -> None:
+    """Have it delete on the event loop."""
+    clean._pace = pace.Pace(fast_seconds=deadlines.HANG)
+    while not clean._pace.is_fast:
+        clean._pace.note(0.0)
+
+
 async def test_plain_directories_go_without_a_thread_where_that_is_fast(instance: paths.InstancePaths) -> None:
     clean = cleaner(instance)
     first = (plain(instance, "first"), False)
     assert await clean._clean_plain([first]) == [first]
     clean._clean([first])
-    clean._pace = pace.Pace(fast_seconds=deadlines.HANG)
-    while not clean._pace.is_fast:
-        clean._pace.note(0.0)
+    make_fast(clean)
     many = [(plain(instance, f"task-{number}"), False) for number in range(20)]
     kept = (plain(instance, "failed"), True)
     assert await clean._clean_plain([*many, kept]) == [kept]
@@ -70,9 +75,7 @@ def reusing(instance: paths.InstancePaths) -> janitor.Janitor:
     """One that deletes on the event loop and keeps directories for the next tasks."""
     clean = janitor.Janitor(instance, keep_days=3.0, disk_reserve=0, spare=1)
     clean._clean([])
-    clean._pace = pace.Pace(fast_seconds=deadlines.HANG)
-    while not clean._pace.is_fast:
-        clean._pace.note(0.0)
+    make_fast(clean)
     return clean
 
 
@@ -99,7 +102,7 @@ async def test_directories_that_nobody_uses_go_but_for_what_is_had_ready(instanc
     assert not clean.spares.use(instance.tasks / "another")
 
 
-async def test_no_directory_is_used_again_where_others_may_have_had_it(instance: paths.InstancePaths) -> None:
+def test_no_directory_is_used_again_where_others_may_have_had_it(instance: paths.InstancePaths) -> None:
     clean = cleaner(instance)
     path = plain(instance, "former")
     clean._clean([])
