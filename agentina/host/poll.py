@@ -114,33 +114,32 @@ class Poll:
             self._in_session, self._number, self._acknowledged = number, 0, 0
             self._sent.clear()
         self._number += 1
-        request = background.start(self._ask(offer), name="poll request", on_failure=lambda _: None)
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        request = background.start(self._ask(offer, over), name="poll request", on_failure=lambda _: None)
         try:
-            if await self._is_answered(request, offer):
-                return request.result()
+            await self._wait(over, offer)
         except asyncio.CancelledError:
             await background.cancel(request, *self._abandoned)
             raise
+        if request.done():
+            return request.result()
         self._abandoned = [task for task in (*self._abandoned, request) if not task.done()]
         if len(self._abandoned) > _MOST_ABANDONED:
             self._abandoned.pop(0).cancel()
         return None
 
-    async def _is_answered(self, request: asyncio.Task[wire.PollAnswer], offer: admission.Offer) -> bool:
-        """Wait for the answer; False when another poll should take its place first."""
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        request.add_done_callback(lambda _: _end(over))
+    async def _wait(self, over: asyncio.Future[None], offer: admission.Offer) -> None:
+        """Wait until there is an answer, or another poll should take the place of this one first."""
         self._waiting = (offer, over)
-        # What disk, memory and others on this host leave changes without an event.
-        pause = _LOOK_SECONDS if offer.why else None
         try:
-            while not over.done():
-                await asyncio.wait([over], timeout=pause)
+            while offer.why and not over.done():
+                # What disk, memory and others on this host leave changes without an event.
+                await asyncio.wait([over], timeout=_LOOK_SECONDS)
                 if not over.done():
                     self.reconsider()
+            await over
         finally:
             self._waiting = None
-        return request.done()
 
     async def _find_offer(self) -> admission.Offer:
         """What to ask for; waits a moment for a slot when all are in use."""
@@ -157,7 +156,13 @@ class Poll:
                 return self._offer()
         return offer
 
-    async def _ask(self, offer: admission.Offer) -> wire.PollAnswer:
+    async def _ask(self, offer: admission.Offer, over: asyncio.Future[None]) -> wire.PollAnswer:
+        try:
+            return await self._exchange(offer)
+        finally:
+            _end(over)  # from here: a callback of the task would be called a turn of the loop later
+
+    async def _exchange(self, offer: admission.Offer) -> wire.PollAnswer:
         wait = min(_MOST_WAIT_SECONDS, self._session.directives.lease_seconds / 3)
         if self._session.failure is not None:
             # Answered at once, so that the end of an outage is seen now and not when the long poll is over.
@@ -196,6 +201,8 @@ class Poll:
                 await self._accept(answer)
         self._acknowledged = answer.number
         self._sent.clear()
+        if answer.assignments:
+            await asyncio.sleep(0)  # what was accepted is started first; the next poll is made while it begins
 
     async def _accept(self, answer: wire.PollAnswer) -> None:
         situation = self._situation(self._in_session, self._number, self._acknowledged)

@@ -45,7 +45,8 @@ async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
     started = [task for task in tasks if task is not None]
     for task in started:
         task.cancel()
-    await asyncio.gather(*started, return_exceptions=True)
+    if started:
+        await asyncio.gather(*started, return_exceptions=True)
 
 
 async def finish(work: Awaitable[T], *, on_cancel: Callable[[], None] = lambda: None) -> T:

@@ -3,39 +3,48 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import pytest
 
 from agentina.host import admission, poll
 from agentina.host.instance import session
 from agentina.host.work import tasks
-from agentina.protocol import wire
+from agentina.protocol import signing, wire
 from agentina.system import clock
 from agentina.system import tasks as background
 from tests.fakes import deadlines
 
 
 class Session:
-    """A session whose polls are never answered."""
+    """A session whose polls get the answers it is made with, and none after those."""
 
     failure = None
+    number = 1
+    is_open = True
     directives = wire.Directives(lease_seconds=180.0, heartbeat_seconds=60.0)
 
-    def __init__(self) -> None:
+    def __init__(self, *answers: wire.PollAnswer) -> None:
+        self._answers = list(answers)
         self.polls: list[wire.Poll] = []
         self.more = asyncio.Event()
 
     async def current(self) -> int:
         """Its number."""
-        return 1
+        return self.number
 
-    async def post(self, _: str, make: Callable[[int], wire.Poll], *_more: object, **_options: object) -> NoReturn:
+    def apply(self, _: wire.Directives | None) -> None:
+        """Does nothing."""
+
+    async def post(
+        self, _: str, make: Callable[[int], wire.Poll], *_more: object, **_options: object
+    ) -> wire.PollAnswer:
         """Notes a poll."""
-        self.polls.append(make(1))
+        self.polls.append(make(self.number))
         self.more.set()
-        await asyncio.Event().wait()
-        raise AssertionError
+        if not self._answers:
+            await asyncio.Event().wait()
+        return self._answers.pop(0)
 
 
 async def test_offer_of_nothing_is_looked_at_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +71,44 @@ async def test_offer_of_nothing_is_looked_at_again_by_itself(monkeypatch: pytest
         assert sessions.polls[-1].slots == 2
     finally:
         await background.cancel(running)
+
+
+async def test_what_an_answer_brought_begins_before_the_next_poll_is_made() -> None:
+    """Nobody waits for a poll that only brings more, but somebody does for a task."""
+    order: list[str] = []
+    starting: list[asyncio.Task[None]] = []
+
+    async def start() -> None:
+        order.append("task")
+
+    async def written() -> None:
+        starting.append(background.start(start(), name="task"))
+
+    def ignore(_: object) -> None:
+        pass
+
+    def offer() -> admission.Offer:
+        order.append("offer")
+        return admission.Offer(slots=2, memory_bytes=1 << 30)
+
+    unreadable = signing.Signed(payload="", key_id="", signature="")
+    sessions = Session(wire.PollAnswer(number=1, server_time_ms=0, assignments=[unreadable]))
+    held = types.SimpleNamespace(occupied=0, stop=ignore, forget=ignore, checkpoint=ignore, written=written)
+    made = poll.Poll(
+        cast(session.Session, sessions),
+        cast(tasks.Tasks, held),
+        offer=offer,
+        situation=cast(Any, lambda *_: None),
+        lock=asyncio.Lock(),
+        clocks=clock.SystemClock(),
+    )
+    running = background.start(made.run(), name="polls", on_failure=lambda _: None)
+    try:
+        async with asyncio.timeout(deadlines.HANG):
+            while len(sessions.polls) < 2:
+                sessions.more.clear()
+                await sessions.more.wait()
+        assert order == ["offer", "task", "offer"]
+        assert sessions.polls[-1].acknowledged == 1
+    finally:
+        await background.cancel(running, *starting)
