@@ -180,6 +180,17 @@ def latencies_ms(marks: Marks, submit: Callable[[list[str]], object], *, count: 
     return [(found[name] - moment) / 1e6 for name, moment in list(started.items())[5:]]
 
 
+def jobs_per_second(marks: Marks, submit: Callable[[list[str]], object], *, count: int) -> float:
+    """How many trivial jobs of many begin in a second, submitted one after the other."""
+    marks.clear()
+    names = [f"job-{number}" for number in range(count)]
+    began = time.monotonic()
+    for name in names:
+        submit(marks.argv(name))
+    marks.wait(set(names))
+    return count / (time.monotonic() - began)
+
+
 def burst_seconds(marks: Marks, submit: Callable[[list[list[str]]], object], *, count: int) -> float:
     """Seconds from the first submit call until all ``count`` one-second jobs have started."""
     marks.clear()

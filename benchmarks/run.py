@@ -29,6 +29,9 @@ from benchmarks.peers import buildbot, slurm
 #: Lines of a page between which the figures are.
 _PAGE_BEGIN: Final = "<!-- figures: written by python -m benchmarks.run --page -->"
 _PAGE_END: Final = "<!-- end of figures -->"
+#: Figures that others are compared with.
+_DISPATCH: Final = "dispatch latency p50"
+_RATE: Final = "trivial jobs per second, submitted one after the other"
 
 
 class Figure(NamedTuple):
@@ -102,7 +105,7 @@ def dispatch() -> None:
     with labs.running(slots=8) as lab, marking() as marks:
         measure.wait_quiet()
         found = measure.latencies_ms(marks, lab.submit, count=200, gap_seconds=0.03)
-        show("dispatch latency p50", measure.percentile(found, 0.5), "ms", goal=5)
+        show(_DISPATCH, measure.percentile(found, 0.5), "ms", goal=5)
         show("dispatch latency p99", measure.percentile(found, 0.99), "ms", goal=10)
 
 
@@ -116,7 +119,7 @@ def throughput() -> None:
 def singly() -> None:
     """The same jobs submitted one after the other, each with a request and a durable commit of its own."""
     rate, cpu = _throughput(lambda lab, argvs: [lab.submit(argv) for argv in argvs][-1])
-    show("trivial jobs per second, submitted one after the other", rate, "jobs/s")
+    show(_RATE, rate, "jobs/s")
     show("CPU per trivial job, submitted one after the other", cpu, "ms")
 
 
@@ -326,10 +329,10 @@ def rollouts() -> None:
 
 
 def peers() -> None:
-    """The same jobs through Buildbot and Slurm."""
-    if "dispatch latency p50" not in FIGURES:
-        dispatch()
-    ours = FIGURES["dispatch latency p50"].value
+    """The same jobs through Buildbot and Slurm: one at a time, and many."""
+    for name, benchmark in ((_DISPATCH, dispatch), (_RATE, singly)):
+        if name not in FIGURES:
+            benchmark()
     home = Path.home() / ".cache/agentina-bench"
     home.mkdir(parents=True, exist_ok=True)
     with marking() as marks:
@@ -337,18 +340,26 @@ def peers() -> None:
             measure.wait_quiet()
             found = measure.latencies_ms(marks, peer.submit, count=40, gap_seconds=0.1)
             peer.wait_idle()
-        theirs = measure.percentile(found, 0.5)
-        show("buildbot dispatch latency p50", theirs, "ms")
-        show("times faster than buildbot", theirs / ours, "x", goal=50, better="higher")
+            rate = measure.jobs_per_second(marks, peer.submit, count=60)
+            peer.wait_idle()
+        _compare("buildbot", found, rate, goal=50)
         if not slurm.available():
             print("  slurm: skipped (needs root and Debian's slurm packages)")
             return
         with slurm.running() as batch:
             measure.wait_quiet()
             found = measure.latencies_ms(marks, batch.submit, count=60, gap_seconds=0.05)
-        theirs = measure.percentile(found, 0.5)
-        show("slurm srun dispatch latency p50", theirs, "ms")
-        show("times faster than slurm", theirs / ours, "x", goal=1, better="higher")
+            rate = measure.jobs_per_second(marks, batch.start, count=200)
+        _compare("slurm", found, rate, goal=1)
+
+
+def _compare(peer: str, latencies_ms: list[float], rate: float, *, goal: float) -> None:
+    """Show a peer's figures and how many times better ours are."""
+    latency = measure.percentile(latencies_ms, 0.5)
+    show(f"{peer} dispatch latency p50", latency, "ms")
+    show(f"times faster than {peer}, dispatch", latency / FIGURES[_DISPATCH].value, "x", goal=goal, better="higher")
+    show(f"{peer} trivial jobs per second", rate, "jobs/s")
+    show(f"times faster than {peer}, many jobs", FIGURES[_RATE].value / rate, "x", goal=goal, better="higher")
 
 
 def gateway() -> None:
