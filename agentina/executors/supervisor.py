@@ -87,6 +87,7 @@ class Supervisor:
         self._stopped = limits.NONE
         self._kill_at = float("inf")
         self._details: list[str] = []
+        self._fence_bytes = 0
         self._memory_peak = 0
         self._tasks_peak = 0
         #: Whether the result survives a power cut, once :meth:`run` has returned.
@@ -176,9 +177,11 @@ class Supervisor:
         encoded = json.dumps(content).encode()
         try:
             os.pwrite(self._fence, encoded, 0)
-            os.ftruncate(self._fence, len(encoded))
+            if len(encoded) < self._fence_bytes:  # file systems take as long to cut off nothing
+                os.ftruncate(self._fence, len(encoded))
         except OSError:
             return  # a full disk: the lock alone still says that the task runs
+        self._fence_bytes = len(encoded)
 
     # --- while it runs -----------------------------------------------------------------------------------------------
 
