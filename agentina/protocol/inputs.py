@@ -86,7 +86,8 @@ def explain(error: msgspec.ValidationError, kind: Any, where: str) -> errors.Age
         path = where + (unknown["path"] or "")
         known = _known_keys(kind, unknown["path"] or "")
         key = unknown["key"][:80]
-        place = _place_of(unknown["key"], kind)
+        is_case = unknown["key"].casefold() in {one.casefold() for one in known}
+        place = "" if is_case else _place_of(unknown["key"], kind)
         suggestion = _did_you_mean(place) if place else suggest(unknown["key"], known)
         return errors.INPUT_UNKNOWN_KEY(where=path, key=key, suggestion=suggestion, known=", ".join(known))
     located = _LOCATED.match(text)

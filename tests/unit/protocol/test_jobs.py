@@ -45,6 +45,7 @@ def test_misspelt_key_is_named_with_its_path_and_a_near_miss() -> None:
         ({"Memory": "1GiB"}, "job: unknown key 'Memory' (did you mean 'resources.memory'?)."),
         ({"resources": {"timeout": 60}}, "job.resources: unknown key 'timeout' (did you mean 'limits.timeout'?)."),
         ({"Name": "x"}, "job: unknown key 'Name' (did you mean 'name'?)."),
+        ({"verify": {"Argv": ["x"]}}, "job.verify: unknown key 'Argv' (did you mean 'argv'?)."),
         ({"on_sunday": 1}, "job: unknown key 'on_sunday'."),
     ],
 )
