@@ -437,6 +437,39 @@ def test_a_needed_job_that_succeeds_twice_is_counted_once(control: Any, operator
     assert agent.take() == [f"{dependent}.1"]
 
 
+@pytest.mark.parametrize(
+    ("wall_seconds", "expected"),
+    [(None, 0), (-5.0, 0), (2400.0, 2_400_000), (7200.0, 3_600_000), (1e308, 3_600_000)],
+)
+def test_job_took_what_its_host_measured_though_its_start_was_heard_with_its_end(
+    control: Any, operator: simulated.Operator, wall_seconds: float | None, expected: int
+) -> None:
+    agent = control.agent()
+    job = operator.submit()
+    (task,) = agent.take()
+    control.clock.wall_offset_ms += 3_600_000  # an hour in which nothing was heard
+    agent.authenticate(now_ms=control.clock.wall_ms())
+    agent.run(task, usage=wire.Usage(wall_seconds=wall_seconds))
+    shown = operator.show(job)
+    for one in (shown["job"], shown["tasks"][0]):
+        assert 0 <= one["ended_ms"] - one["started_ms"] - expected < 60_000
+
+
+def test_second_attempt_leaves_when_the_job_began(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit(retry={"max_attempts": 2, "on": ["failed"], "backoff": 0})
+    (first,) = agent.take()
+    agent.run(first, State.FAILED, Reason.EXIT_NONZERO)
+    began = operator.show(job)["job"]["started_ms"]
+    control.clock.wall_offset_ms += 3_600_000
+    agent.authenticate(now_ms=control.clock.wall_ms())
+    (second,) = agent.take()
+    agent.run(second, usage=wire.Usage(wall_seconds=60.0))
+    shown = operator.show(job)
+    assert shown["job"]["started_ms"] == began
+    assert 60_000 <= shown["tasks"][1]["ended_ms"] - shown["tasks"][1]["started_ms"] < 120_000
+
+
 def test_cancellation_of_waiting_and_of_running_jobs(control: Any, operator: simulated.Operator) -> None:
     agent = control.agent()
     waiting, running = operator.submit(priority=0), operator.submit()
