@@ -57,7 +57,9 @@ def load_login(layout: paths.Layout) -> Login | None:
         return None
     except OSError as error:
         raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
-    return inputs.decode(content, Login, str(path), limit=_MAX_FILE)
+    login = inputs.decode(content, Login, str(path), limit=_MAX_FILE)
+    check_token(login.token, str(path))
+    return login
 
 
 def save_login(layout: paths.Layout, login: Login) -> Path:
@@ -72,7 +74,7 @@ def resolve(layout: paths.Layout) -> Login:
     """The control plane and token to use.
 
     Raises:
-        AgentinaError: ``CONTROL_PLANE_UNKNOWN``, ``AUTH_REQUIRED`` when no token is.
+        AgentinaError: ``CONTROL_PLANE_UNKNOWN``, ``AUTH_REQUIRED`` when no token is, ``INPUT_INVALID`` when it is none.
 
     """
     stored = load_login(layout)
@@ -123,11 +125,29 @@ def read_secret(source: str, what: str) -> str:
     return text
 
 
+def read_token(source: str, what: str) -> str:
+    """An operator token from a file or stdin. Raises like :func:`read_secret`, also of what can be no token."""
+    return check_token(read_secret(source, what).strip(), f"{what} {source}")
+
+
+def check_token(token: str, where: str) -> str:
+    """``token``, if a header can carry it: another file that was named instead is neither sent nor repeated.
+
+    Raises:
+        AgentinaError: ``INPUT_INVALID``.
+
+    """
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        problem = "it is no operator token (aop_…); expected one word on one line"
+        raise errors.INPUT_INVALID(where=where, problem=problem)
+    return token
+
+
 def _token_from_environment() -> str:
     if os.environ.get(TOKEN_VARIABLE):
-        return os.environ[TOKEN_VARIABLE].strip()
+        return check_token(os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE)
     if os.environ.get(TOKEN_FILE_VARIABLE):
-        return read_secret(os.environ[TOKEN_FILE_VARIABLE], TOKEN_FILE_VARIABLE).strip()
+        return read_token(os.environ[TOKEN_FILE_VARIABLE], TOKEN_FILE_VARIABLE)
     return ""
 
 

@@ -41,9 +41,10 @@ def login(control_plane: str, token_file: str | None, ca_file: str, *, as_json: 
 
 def _read_token(token_file: str | None) -> str:
     if token_file is not None:
-        return connection.read_secret(token_file, "--token-file").strip()
+        return connection.read_token(token_file, "--token-file")
     if not sys.stdin.isatty():
         raise errors.USAGE(
             problem="There is no terminal to ask for the token on: use --token-file FILE, or - for stdin."
         )
-    return str(click.prompt("Operator token", hide_input=True, err=True)).strip()
+    asked = str(click.prompt("Operator token", hide_input=True, err=True)).strip()
+    return connection.check_token(asked, "the answer")

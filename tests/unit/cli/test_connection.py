@@ -49,6 +49,21 @@ def test_environment_wins(layout: paths.Layout, monkeypatch: pytest.MonkeyPatch,
     assert connection.resolve(layout).token == "aop_plain"
 
 
+@pytest.mark.parametrize("content", ["root:*:20228\ndaemon:*:20228\n", "two words", "t\N{SNOWMAN}ken"])
+def test_what_is_no_token_is_neither_sent_nor_shown(
+    content: str, layout: paths.Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "shadow").write_text(content)
+    monkeypatch.setenv(connection.TOKEN_FILE_VARIABLE, str(tmp_path / "shadow"))
+    with pytest.raises(errors.AgentinaError, match="is no operator token") as caught:
+        connection.resolve(layout)
+    assert caught.value.entry is errors.INPUT_INVALID
+    assert content[:8] not in caught.value.message
+    monkeypatch.setenv(connection.TOKEN_VARIABLE, content)
+    with pytest.raises(errors.AgentinaError, match=f"^{connection.TOKEN_VARIABLE}: it is no operator token"):
+        connection.resolve(layout)
+
+
 def test_nothing_known(tmp_path: Path) -> None:
     with pytest.raises(errors.AgentinaError) as caught:
         connection.resolve(paths.Layout(tmp_path))
