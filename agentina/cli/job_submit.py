@@ -36,6 +36,9 @@ def submit(sources: tuple[str, ...], idempotency_key: str | None, *, follow: boo
     up to 128 in a request, which stores all of its jobs or none. With --follow or --wait the exit code is 0 when the
     job succeeded (with --wait: all of them) and 1 otherwise.
     """
+    if idempotency_key == "":
+        # A shell's variable that is not set: without a key each run would make another job.
+        raise errors.INPUT_INVALID(where="--idempotency-key", problem="it is empty")
     documents = [document for source in sources for document in job_files.read_all(source)]
     if len(documents) > 1 and follow:
         raise errors.USAGE(problem="--follow shows one job; with several use --wait, or follow each by its id.")
@@ -79,10 +82,22 @@ def run(command: tuple[str, ...], *, detach: bool, as_json: bool, **wanted: Any)
     The exit code is 0 when the job succeeded and 1 otherwise. With --json the output goes to stderr, and stdout has the
     ended job. Ctrl-C stops following, not the job.
     """
+    _check_command(command)
     document = build_document(command, **wanted)
     jobs.parse_job(document)  # says what is wrong before anything is sent
     with connection.open_client() as client:
         return hand_in(client, document, key=None, follow=not detach, wait=False, as_json=as_json)
+
+
+def _check_command(command: tuple[str, ...]) -> None:
+    """Refuse what is no command: options that nobody knows come to it, for those behind it are the command's own."""
+    first = command[0]
+    if first.startswith("-"):
+        ctx = click.get_current_context()
+        known = [name for option in ctx.command.params for name in option.opts if name.startswith("--")]
+        raise click.NoSuchOption(first.partition("=")[0], possibilities=known, ctx=ctx)
+    if not first:
+        raise errors.USAGE(problem="The command is empty; expected a program and its arguments.")
 
 
 def hand_in(

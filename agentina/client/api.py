@@ -155,7 +155,7 @@ class Client:
 
     def submit_job(self, document: object, *, key: str | None = None) -> api.JobCreated:
         """Submit a job document; repeating it with the same ``key`` makes no second job."""
-        headers = {"Idempotency-Key": key or secrets.token_hex(16)}
+        headers = {"Idempotency-Key": secrets.token_hex(16) if key is None else key}
         answer = self.request("POST", "/v1/jobs", body=document, headers=headers, repeatable=True)
         return _decode(answer, api.JobCreated)
 
@@ -164,7 +164,7 @@ class Client:
 
         Repeating it with the same ``key`` and the same documents makes no job twice.
         """
-        stem = key or secrets.token_hex(16)
+        stem = secrets.token_hex(16) if key is None else key
         items = (
             api.JobOfBatch(job=msgspec.Raw(msgspec.json.encode(document)), idempotency_key=f"{stem}.{number}")
             for number, document in enumerate(documents)
