@@ -113,6 +113,9 @@ def _text(content: bytes, where: str) -> str:
 
 def _validated(document: Any, node: yaml.Node | None, where: str) -> tuple[Any, jobs.JobSpec]:
     _check_text(document, where)
+    if document is None:
+        place = where if node is None else f"{where}, line {node.start_mark.line + 1}"
+        raise errors.INPUT_INVALID(where=place, problem="it is empty; expected a job")
     try:
         return document, jobs.parse_job(document)
     except errors.AgentinaError as error:
@@ -180,6 +183,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _located(error: errors.AgentinaError, node: yaml.Node | None, where: str) -> errors.AgentinaError:
     """The same error with file and line in front of the path it names."""
+    if error.entry is errors.NAME_INVALID:
+        return errors.AgentinaError(error.entry, {**error.context, "what": f"{where}: {error.context['what']}"})
     path = str(error.context.get("where", ""))
     if not path.startswith("job"):
         return error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import difflib
+import enum
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -19,7 +21,12 @@ T = TypeVar("T")
 Measures = Mapping[str, Callable[[str], float]]
 
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<key>.*?)`(?: - at `\$?(?P<path>.*)`)?$", re.DOTALL)
-_LOCATED: Final = re.compile(r"(?P<problem>.*?)(?: - at `\$?(?P<path>.*)`)?$", re.DOTALL)
+_LOCATED: Final = re.compile(r"(?P<problem>.*?)(?: - at `(?P<of_key>key` in `)?\$?(?P<path>.*)`)?$", re.DOTALL)
+_BAD_ENUM: Final = re.compile(r"Invalid enum value '(?P<word>.*)'$", re.DOTALL)
+#: Where text is expected, a word that YAML and JSON read as something else.
+_UNQUOTED: Final = re.compile(r"Expected `str\b.*`, got `(?:int|float|bool)`$")
+#: How msgspec writes the key of a mapping's value.
+_SOME_KEY: Final = "[...]"
 
 
 def convert(document: object, kind: type[T], where: str) -> T:
@@ -32,7 +39,7 @@ def convert(document: object, kind: type[T], where: str) -> T:
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
-        raise explain(error, kind, where) from error
+        raise explain(error, kind, where, document) from error
     except RecursionError as error:
         raise errors.INPUT_INVALID(where=where, problem="the document is nested too deeply") from error
     except UnicodeEncodeError as error:
@@ -78,22 +85,87 @@ def decode(body: bytes, kind: type[T], where: str, *, limit: int) -> T:
         raise errors.INPUT_UNREADABLE(where=where, problem=str(error) or "nested too deeply") from error
 
 
-def explain(error: msgspec.ValidationError, kind: Any, where: str) -> errors.AgentinaError:
-    """The catalogue error for a validation error of msgspec."""
+def explain(error: msgspec.ValidationError, kind: Any, where: str, document: object = None) -> errors.AgentinaError:
+    """The catalogue error for a validation error of msgspec; with the document its path has the keys of mappings."""
     text = str(error)
     unknown = _UNKNOWN.match(text)
+    found = unknown or _LOCATED.match(text)
+    assert found is not None
+    path = found["path"] or ""
+    place = where + (path if document is None else _with_keys(path, text, document, kind))
     if unknown is not None:
-        path = where + (unknown["path"] or "")
-        known = _known_keys(kind, unknown["path"] or "")
-        key = unknown["key"][:80]
+        known = _known_keys(kind, path)
         is_case = unknown["key"].casefold() in {one.casefold() for one in known}
-        place = "" if is_case else _place_of(unknown["key"], kind)
-        suggestion = _did_you_mean(place) if place else suggest(unknown["key"], known)
-        return errors.INPUT_UNKNOWN_KEY(where=path, key=key, suggestion=suggestion, known=", ".join(known))
-    located = _LOCATED.match(text)
-    assert located is not None
-    problem = located["problem"][:1].lower() + located["problem"][1:]
-    return errors.INPUT_INVALID(where=where + (located["path"] or ""), problem=problem)
+        elsewhere = "" if is_case else _place_of(unknown["key"], kind)
+        suggestion = _did_you_mean(elsewhere) if elsewhere else suggest(unknown["key"], known)
+        key = unknown["key"][:80]
+        return errors.INPUT_UNKNOWN_KEY(where=place, key=key, suggestion=suggestion, known=", ".join(known))
+    problem = found["problem"][:1].lower() + found["problem"][1:] + _hint(found["problem"], kind, path)
+    return errors.INPUT_INVALID(where=place, problem=f"a key in it: {problem}" if found["of_key"] else problem)
+
+
+def _hint(problem: str, kind: Any, path: str) -> str:
+    """What to write instead, where that can be told."""
+    if _UNQUOTED.match(problem):
+        return " (put it in quotes)"
+    bad = _BAD_ENUM.match(problem)
+    words = [] if bad is None else _words_at(kind, path)
+    return f"{suggest(bad['word'], words)}; expected one of {', '.join(words)}" if bad and words else ""
+
+
+def _with_keys(path: str, error: str, document: Any, kind: Any) -> str:
+    """``path`` of an error with the keys of mappings, of each the first one that makes it."""
+    steps: list[Any] = []
+    *above, rest = path.split(_SOME_KEY)
+    named = ""
+    for part in above:
+        steps += [name or int(index) for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", part)]
+        key = _first_key(document, steps, kind, error)
+        if not isinstance(key, str):
+            return path
+        document = _put(document, steps, {key: _at(document, steps)[key]})
+        steps.append(key)
+        named += f"{part}.{key[:80]}"
+    return named + rest
+
+
+def _first_key(document: Any, steps: Sequence[Any], kind: Any, error: str) -> object:
+    """The first key with whose value the mapping at ``steps`` makes ``error``; None if none is.
+
+    It is found by halves: somebody who sends many keys does not get as many validations.
+    """
+    values = list(_at(document, steps).items())
+
+    def makes(count: int) -> bool:
+        return _error_of(_put(document, steps, dict(values[:count])), kind) == error
+
+    count = bisect.bisect_left(range(len(values) + 1), x=True, key=makes)
+    return values[count - 1][0] if 0 < count <= len(values) else None
+
+
+def _error_of(document: Any, kind: Any) -> str:
+    try:
+        msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _at(document: Any, steps: Sequence[Any]) -> Mapping[Any, Any]:
+    """The mapping that ``steps`` lead to; an empty one where there is none."""
+    for step in steps:
+        document = document[step]
+    return document if isinstance(document, dict) else {}
+
+
+def _put(document: Any, steps: Sequence[Any], value: Any) -> Any:
+    """A copy of ``document`` with ``value`` at the place that ``steps`` lead to."""
+    if not steps:
+        return value
+    first, *others = steps
+    copy = list(document) if isinstance(document, list) else dict(document)
+    copy[first] = _put(document[first], others, value)
+    return copy
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -126,10 +198,24 @@ def _place_of(key: str, kind: Any) -> str:
 
 def _known_keys(kind: Any, path: str) -> list[str]:
     """The keys a struct has at ``path`` (``.resources`` or ``[0].payload``), following field types."""
+    kind = next((part for part in _parts(_kind_at(kind, path)) if _is_struct(part)), None)
+    return [] if kind is None else [field.encode_name for field in msgspec.structs.fields(kind)]
+
+
+def _words_at(kind: Any, path: str) -> list[str]:
+    """The words of the enumeration at ``path``."""
+    for part in _parts(_kind_at(kind, path)):
+        if isinstance(part, type) and issubclass(part, enum.Enum):
+            return [str(one.value) for one in part]
+        if typing.get_origin(part) is typing.Literal:
+            return [str(one) for one in typing.get_args(part)]
+    return []
+
+
+def _kind_at(kind: Any, path: str) -> Any:
     for step in re.findall(r"\.([A-Za-z_]\w*)|\[", path):
         kind = _inside(kind, step)
-    kind = next((part for part in _parts(kind) if _is_struct(part)), None)
-    return [] if kind is None else [field.encode_name for field in msgspec.structs.fields(kind)]
+    return kind
 
 
 def _inside(kind: Any, step: str) -> Any:

@@ -70,7 +70,14 @@ def test_words_stay_words() -> None:
         (b"name: [\n", "INPUT_UNREADABLE", "line 2"),
         (b"name: \xff\n", "INPUT_UNREADABLE", "byte 6"),
         (b"\x00", "INPUT_UNREADABLE", "job.yaml"),
-        (b"", "INPUT_INVALID", "job.yaml"),
+        (
+            b"name: x\npayload: {argv: [a]}\nenvironment:\n  A: b\n  PORT: 80\n",
+            "INPUT_INVALID",
+            "line 5: job.environment.PORT",
+        ),
+        (b"name: x\npayload: {argv: [a]}\nenvironment: {A B: x}\n", "NAME_INVALID", "job.yaml: environment variable"),
+        (b"", "INPUT_INVALID", "job.yaml: it is empty; expected a job"),
+        (b"---\n# nothing\n", "INPUT_INVALID", "it is empty; expected a job"),
         (b"[" * 50_000, "INPUT_UNREADABLE", "nested too deeply"),
     ],
 )

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from agentina import errors
-from agentina.protocol import api, inputs
+from agentina.protocol import api, inputs, jobs
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,42 @@ def test_good_body() -> None:
 def test_half_a_surrogate_pair_is_the_senders_fault() -> None:
     with pytest.raises(errors.AgentinaError, match="surrogate"):
         inputs.convert({"\ud800": 1}, api.TokenCreate, "body")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"environment": {"A": "1", "PORT": 80}}, "environment.PORT: expected `str | object`, got `int` (put it in qu"),
+        ({"environment": {"A": {"secrt": "x"}}}, "environment.A: unknown key 'secrt' (did you mean 'secret'?)."),
+        ({"environment": {"A": {"secret": None}}}, "environment.A.secret: expected `str`, got `null`."),
+        ({"environment": {7: "x"}}, "environment: a key in it: expected `str`, got `int` (put it in quotes)."),
+        (
+            {"payload": {"mcp_servers": {"a": {}, "b": {"headers": {"c": "d", "e": False}}}}},
+            "payload.mcp_servers.b.headers.e: expected `str | object`, got `bool` (put it in quotes).",
+        ),
+        (
+            {"resources": {"profile": "lightwieght"}},
+            "resources.profile: invalid enum value 'lightwieght' (did you mean 'lightweight'?); expected one of lightw",
+        ),
+        ({"retry": {"on": ["lost", "failure"]}}, "retry.on[1]: invalid enum value 'failure' (did you mean 'failed'?);"),
+    ],
+)
+def test_place_and_choice_are_named(given: dict[str, object], said: str) -> None:
+    with pytest.raises(errors.AgentinaError) as caught:
+        inputs.convert({"name": "x", "payload": {}, **given}, jobs.JobSpec, "job")
+    assert caught.value.message.startswith(f"job.{said}")
+
+
+def test_many_keys_do_not_cost_as_many_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    validations = []
+
+    def counted(document: object, kind: object) -> object:
+        validations.append(document)
+        return convert(document, kind)
+
+    convert = msgspec.convert
+    monkeypatch.setattr(msgspec, "convert", counted)
+    environment = {f"V{number}": "x" for number in range(5000)} | {"LAST": 1}
+    with pytest.raises(errors.AgentinaError, match=r"environment\.LAST"):
+        inputs.convert({"name": "x", "payload": {}, "environment": environment}, jobs.JobSpec, "job")
+    assert len(validations) < 20
