@@ -164,11 +164,8 @@ def remove(agent_name: str, *, yes: bool, as_json: bool) -> None:
         agent_id = agent_names.resolve(client, agent_name)
         if not yes:
             one = client.get_agent(agent_id)
-            click.confirm(
-                f"Remove {one.hostname}/{one.instance} with {units.show_count(len(one.tasks), 'task')}?",
-                abort=True,
-                err=True,
-            )
+            name = output.clean(f"{one.hostname}/{one.instance}")
+            options.confirm(f"Remove {name} with {units.show_count(len(one.tasks), 'task')}?")
         client.remove_agent(agent_id)
     if as_json:
         output.document({"id": agent_id, "removed": True})

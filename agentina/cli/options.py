@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -53,6 +54,18 @@ def layout() -> paths.Layout:
 def examples(*lines: str) -> str:
     """An epilog that shows how the command is used."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def confirm(question: str) -> None:
+    """Go on only if the person at the terminal says so.
+
+    Raises:
+        AgentinaError: ``USAGE`` where nobody sits at one: such commands have ``--yes``.
+
+    """
+    if not sys.stdin.isatty():
+        raise errors.USAGE(problem="There is nobody to ask: say --yes.")
+    click.confirm(question, abort=True, err=True)
 
 
 def key_values(pairs: tuple[str, ...], what: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -211,6 +212,11 @@ def _wanted(files: tuple[Path, ...], threshold: int | None) -> ceremony.Wanted:
 
 def _passphrase(file: Path | None, prompt: str, *, confirm: bool = False) -> str:
     if file is not None:
-        return file.read_text("utf-8").partition("\n")[0]
+        from agentina.cli import connection
+
+        return connection.read_secret(str(file), "--passphrase-file").partition("\n")[0]
+    if not sys.stdin.isatty():
+        problem = "There is no terminal to ask for the passphrase on: use --passphrase-file FILE."
+        raise errors.USAGE(problem=problem)
     answer: str = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
     return answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,7 +59,7 @@ def upgrade(version: str | None, *, instance: str, check: bool, yes: bool, retry
         return _nothing(found, as_json=as_json)
     output.say(f"{found.runs} -> {found.offer.version}: {output.clean(found.offer.title)}")
     if not yes:
-        _confirm(f"Upgrade instance {instance} of this host?")
+        options.confirm(f"Upgrade instance {instance} of this host?")
     upgrading.begin(where, found.offer.version, force=retry)
     return _follow(where, as_json=as_json)
 
@@ -90,7 +89,7 @@ def rollback(*, instance: str, only_identity: bool, yes: bool, as_json: bool) ->
     if only_identity:
         return _restore_identity(where, yes=yes, as_json=as_json)
     if not yes:
-        _confirm(f"Go back to the release before on instance {instance} of this host?")
+        options.confirm(f"Go back to the release before on instance {instance} of this host?")
     upgrading.go_back(where)
     update = upgrading.follow(where, say=_say)
     _show_end(update, as_json=as_json)
@@ -107,7 +106,7 @@ def _restore_identity(where: paths.InstancePaths, *, yes: bool, as_json: bool) -
         f"There is a copy of agent {output.clean(copy.agent_id)}, taken at {taken} before the update to {copy.version}."
     )
     if not yes:
-        _confirm(f"Put it back on instance {where.name} of this host?")
+        options.confirm(f"Put it back on instance {where.name} of this host?")
     restored = upgrading.restore_identity(where)
     if as_json:
         output.document({"agent_id": copy.agent_id, "taken_ms": copy.taken_ms, "restored": restored})
@@ -167,9 +166,3 @@ def _nothing(found: upgrading.Look, *, as_json: bool) -> int:
 def _plain(found: upgrading.Look) -> dict[str, Any]:
     offer = None if found.offer is None else {"version": found.offer.version, "title": found.offer.title}
     return {"runs": found.runs, "channel": found.channel, "available": offer if found.is_news else None}
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise errors.USAGE(problem="There is nobody to ask: say --yes.")
-    click.confirm(question, abort=True, err=True)

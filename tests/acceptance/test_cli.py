@@ -130,6 +130,13 @@ def test_drain_is_seen_here_and_there(fleet: fleets.Fleet) -> None:
     assert fleet.document("agent", "resume", agent)["state"] == "active"
 
 
+def test_agent_is_removed_by_somebody_who_says_so(fleet: fleets.Fleet) -> None:
+    agent = fleet.document("agent", "list")["agents"][0]["id"]
+    done = fleet.run("agent", "remove", agent)
+    assert (done.returncode, "say --yes" in done.stderr) == (2, True)
+    assert fleet.document("agent", "show", agent)["state"] == "active"
+
+
 def test_status_is_healthy_and_complete(fleet: fleets.Fleet) -> None:
     deadline = time.monotonic() + deadlines.HANG
     while fleet.run("status").returncode and time.monotonic() < deadline:

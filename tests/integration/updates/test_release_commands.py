@@ -132,7 +132,11 @@ def test_wrong_keys_are_refused_with_the_remedy(shell: Shell) -> None:
         ("keys sign @passphrase", errors.Exit.USAGE),
         ("keys root --repository @repo --root-key @alice.pub", errors.Exit.USAGE),
         ("keys create alice --directory @ --no-passphrase", errors.Exit.CONFLICT),
+        # Nobody sits at a terminal here.
+        ("keys create dora --directory @", errors.Exit.USAGE),
+        ("keys create dora --directory @ --passphrase-file @empty", errors.Exit.USAGE),
     ],
 )
 def test_mistakes_end_with_their_code(shell: Shell, line: str, code: errors.Exit) -> None:
+    (shell.directory / "empty").touch()
     shell(line, code=code)
