@@ -640,6 +640,12 @@ LOG_FORBIDDEN = _entry(
     remedy="Use sudo. A user who is to see logs without it joins the group, "
     "`sudo usermod --append --groups systemd-journal USER`, and logs in again.",
 )  # fmt: skip
+PATH_FORBIDDEN = _entry(
+    "PATH_FORBIDDEN", 403, Exit.REFUSED,
+    message="This user ({user}) may not use {path}: {problem}.",
+    cause="It belongs to another user, often to root or the one the agent runs as.",
+    remedy="Use sudo, run as that user, or choose a --root of your own.",
+)  # fmt: skip
 STATE_UNWRITABLE = _entry(
     "STATE_UNWRITABLE", 500, Exit.STATE,
     message="{path} cannot be written: {problem}.",

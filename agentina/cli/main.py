@@ -123,10 +123,22 @@ def _explain(error: Exception, *, as_json: bool) -> int:
         return _usage(error, as_json=as_json)
     if isinstance(error, click.ClickException):
         error = errors.USAGE(problem=error.format_message())
+    if isinstance(error, PermissionError) and error.filename is not None:
+        error = _forbidden(error)
     if not isinstance(error, errors.AgentinaError):
         return _fault(error, as_json=as_json)
     output.failure(error, as_json=as_json)
     return int(error.entry.exit)
+
+
+def _forbidden(error: PermissionError) -> errors.AgentinaError:
+    """Who meets files of root's or another user's, wherever that shows: a fault of nobody's."""
+    import os
+
+    from agentina.system import users
+
+    path = os.fsdecode(error.filename)
+    return errors.PATH_FORBIDDEN(user=users.name_of(os.geteuid()), path=path, problem=error.strerror)
 
 
 def _usage(error: click.UsageError, *, as_json: bool) -> int:

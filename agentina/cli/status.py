@@ -32,7 +32,8 @@ def status(instance: str, *, everything: bool, as_json: bool) -> int:
     layout = options.layout()
     chosen = layout.instances() if everything else [instance]
     if everything and not chosen:
-        raise errors.INSTANCE_UNKNOWN(instance="(any)", path=str(layout.config_directory))
+        text = f"There is no instance on this host (looked in {layout.config_directory})."
+        raise errors.AgentinaError(errors.INSTANCE_UNKNOWN, {"path": str(layout.config_directory)}, text=text)
     return show([layout.instance(name) for name in chosen], as_json=as_json, as_list=everything)
 
 

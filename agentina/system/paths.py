@@ -88,8 +88,12 @@ class Layout:
         return self.root / "usr/lib/agentina/restore"
 
     def instances(self) -> list[str]:
-        """Names of the installed instances, sorted."""
-        return sorted(path.stem for path in self.config_directory.glob("*.yaml") if path.name not in _SHARED)
+        """Names of the installed instances, sorted; PermissionError where this user may not see them."""
+        try:
+            found = list(self.config_directory.iterdir())
+        except FileNotFoundError:
+            return []
+        return sorted(path.stem for path in found if path.suffix == ".yaml" and path.name not in _SHARED)
 
     def instance(self, name: str) -> InstancePaths:
         """The paths of one instance; ``name`` must have been checked."""

@@ -24,6 +24,9 @@ def test_no_such_instance(fleet: fleets.Fleet) -> None:
     done = fleet.run("status", "--instance", "none", "--json")
     assert done.returncode == 5
     assert json.loads(done.stdout)["error"]["code"] == "INSTANCE_UNKNOWN"
+    none = fleet.run("status", "--all", "--root", str(fleet.root / "nowhere"))
+    assert none.returncode == 5
+    assert "There is no instance on this host (looked in " in none.stderr
 
 
 @pytest.mark.parametrize("verb", ["drain", "resume"])

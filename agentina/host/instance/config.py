@@ -69,12 +69,17 @@ def load(instance: paths.InstancePaths) -> HostConfig:
     """Read and validate the configuration of an instance.
 
     Raises:
-        AgentinaError: ``INSTANCE_UNKNOWN``, ``INPUT_UNREADABLE``, ``INPUT_UNKNOWN_KEY`` or ``INPUT_INVALID``.
+        AgentinaError: ``INSTANCE_UNKNOWN``, ``FILE_UNREADABLE``, ``INPUT_UNREADABLE``, ``INPUT_UNKNOWN_KEY`` or
+            ``INPUT_INVALID``.
+
     """
     try:
         text = files.read_bounded(instance.config, limit=_MAX_CONFIG)
     except FileNotFoundError as error:
         raise errors.INSTANCE_UNKNOWN(instance=instance.name, path=str(instance.config)) from error
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise errors.FILE_UNREADABLE(where=str(instance.config), problem=problem) from error
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

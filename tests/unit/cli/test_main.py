@@ -111,6 +111,8 @@ def test_json_of_the_job_is_not_json_of_ours(capsys: pytest.CaptureFixture[str])
         (KeyboardInterrupt(), errors.Exit.INTERRUPTED),
         (click.Abort(), errors.Exit.INTERRUPTED),
         (errors.JOB_UNKNOWN(job="x"), errors.Exit.NOT_FOUND),
+        (PermissionError(13, "Permission denied", "/etc/agentina/default.yaml"), errors.Exit.REFUSED),
+        (PermissionError(1, "boom"), errors.Exit.INTERNAL),
         (RuntimeError("boom"), errors.Exit.INTERNAL),
     ],
 )
@@ -125,6 +127,9 @@ def test_exit_codes(
     monkeypatch.setattr(doctor.doctor, "callback", ends)
     assert main.run(["doctor"]) == code
     said = capsys.readouterr()
+    if code == errors.Exit.REFUSED:
+        assert "may not use /etc/agentina/default.yaml: Permission denied." in said.err
+        assert "code: PATH_FORBIDDEN" in said.err
     if code == errors.Exit.INTERNAL:
         assert "boom" in said.err
         assert "code: INTERNAL" in said.err

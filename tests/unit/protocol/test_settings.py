@@ -93,3 +93,11 @@ def test_a_hosts_own_file_may_be_written_like_that_too(tmp_path: Path) -> None:
     instance.config.write_text("control_plane: http://localhost\nmemory_reserve: much\n")
     with pytest.raises(errors.AgentinaError, match="memory_reserve"):
         config.load(instance)
+
+
+def test_a_hosts_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    instance = paths.Layout(tmp_path).instance("default")
+    instance.config.mkdir(parents=True)
+    with pytest.raises(errors.AgentinaError, match=r"default\.yaml cannot be read: Is a directory") as caught:
+        config.load(instance)
+    assert caught.value.entry is errors.FILE_UNREADABLE

@@ -31,3 +31,12 @@ def test_policy_is_not_an_instance(tmp_path: Path) -> None:
     for name in ("default.yaml", "coder-2.yaml", "policy.yaml"):
         (layout.config_directory / name).touch()
     assert layout.instances() == ["coder-2", "default"]
+
+
+def test_instances_that_cannot_be_seen_are_not_taken_for_none(tmp_path: Path) -> None:
+    layout = paths.Layout(tmp_path)
+    assert layout.instances() == []
+    layout.config_directory.parent.mkdir(parents=True)
+    layout.config_directory.touch()
+    with pytest.raises(NotADirectoryError):
+        layout.instances()
