@@ -64,10 +64,7 @@ def serve(data: Path | None, listen: str, *, tls_cert: Path | None, tls_key: Pat
         address=lambda url: output.say(f"Listening on {url}"),
         operator_token=lambda token: _hand_over(token, settings.token_file),
     )
-    try:
-        app.serve(settings, announcements)
-    except OSError as error:
-        raise errors.INPUT_INVALID(where=f"--listen {listen}", problem=error.strerror or str(error)) from error
+    app.serve(settings, announcements)
 
 
 @control_plane.command(

@@ -489,6 +489,9 @@ class Client:
         if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
             return errors.ANSWER_UNREADABLE(what=f"{type(error).__name__}: {error}"[:200])
         problem = "it did not answer in time" if isinstance(error, TimeoutError) else _words(error)
+        if isinstance(error, http.client.RemoteDisconnected) and not self.address.tls:
+            # What a server of https does whom plain http is sent, and one that is about to end.
+            problem = "it closed the connection without an answer; perhaps its address begins with https://"
         return errors.CONTROL_PLANE_UNREACHABLE(url=str(self.address), problem=problem)
 
 
@@ -534,6 +537,8 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
 def _words(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS; perhaps its address begins with http://"
     strerror = getattr(error, "strerror", None)
     return str(strerror or error or type(error).__name__)
 

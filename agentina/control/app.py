@@ -63,8 +63,7 @@ def serve(settings: config.Settings, announce: Announcements, *, clock: clocks.C
 
     Raises:
         AgentinaError: ``STATE_CONFLICT`` (another process uses the data, or the database is newer), ``INPUT_INVALID``,
-            ``STATE_UNWRITABLE``, ``STORAGE_FULL``.
-        OSError: The address cannot be listened on, or the certificate cannot be read.
+            ``STATE_UNWRITABLE``, ``STORAGE_FULL``, ``FILE_UNREADABLE``, ``INPUT_UNREADABLE`` (the certificate).
 
     """
     _allow_many_connections()
@@ -150,15 +149,18 @@ def _allow_many_connections() -> None:
 
 @contextlib.contextmanager
 def _locked(settings: config.Settings) -> Iterator[None]:
-    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.ExitStack() as stack:
         try:
+            settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
             stack.enter_context(files.exclusive_lock(settings.data / "lock"))
         except BlockingIOError as error:
             raise errors.STATE_CONFLICT(
                 what=f"The data directory {settings.data}", state="used by another control plane process",
                 expected="one process for each data directory",
             ) from error  # fmt: skip
+        except OSError as error:
+            problem = error.strerror or str(error)
+            raise errors.STATE_UNWRITABLE(path=str(settings.data), problem=problem) from error
         yield
 
 
@@ -193,8 +195,8 @@ def _keep_token(settings: config.Settings, token: str) -> None:
 async def _serving(
     control: plane.Plane, application: dispatch.Application, announce: Announcements
 ) -> AsyncIterator[None]:
-    listener, url = server.listen(control.settings)
     http = server.make(application, control.settings)
+    listener, url = server.listen(control.settings)
     serving = tasks.start(http.serve(sockets=[listener]), name="http", on_failure=_raised_to_the_caller)
     try:
         await _until_listening(http, serving)
@@ -209,7 +211,7 @@ async def _serving(
 
 
 async def _until_listening(http: server.Server, serving: asyncio.Task[None]) -> None:
-    """Wait until it listens, or raise what keeps it from that (a certificate that cannot be read)."""
+    """Wait until it listens, or raise what keeps it from that."""
     listening = tasks.start(http.listening.wait(), name="http start")
     await asyncio.wait([serving, listening], return_when=asyncio.FIRST_COMPLETED)
     await tasks.cancel(listening)

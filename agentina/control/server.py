@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import uvicorn
 from uvicorn.protocols.http import httptools_impl
 
+from agentina import errors
 from agentina.control import config
 from agentina.control.api import dispatch
 
@@ -117,7 +119,13 @@ class Server(uvicorn.Server):
 
 
 def make(application: dispatch.Application, settings: config.Settings) -> Server:
-    """The server for an application."""
+    """The server for an application.
+
+    Raises:
+        AgentinaError: ``FILE_UNREADABLE`` or ``INPUT_UNREADABLE``: the certificate or its key.
+
+    """
+    _check_certificate(settings)
     return Server(
         uvicorn.Config(
             application,
@@ -138,11 +146,34 @@ def make(application: dispatch.Application, settings: config.Settings) -> Server
     )
 
 
+def _check_certificate(settings: config.Settings) -> None:
+    """Load certificate and key as uvicorn will, whose error would name neither."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        problem = f"expected a certificate chain and the key that belongs to it, in PEM ({error.reason or 'no PEM'})"
+        raise errors.INPUT_UNREADABLE(where=f"{certificate} with {key}", problem=problem) from error
+    except OSError as error:
+        raise errors.FILE_UNREADABLE(where=f"{certificate} with {key}", problem=error.strerror) from error
+
+
 def listen(settings: config.Settings) -> tuple[socket.socket, str]:
-    """A listening socket, and the URL it is reached at."""
+    """A listening socket, and the URL it is reached at.
+
+    Raises:
+        AgentinaError: ``INPUT_INVALID``: it cannot be listened there.
+
+    """
     host, port = settings.address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise errors.INPUT_INVALID(where=f"--listen {settings.listen}", problem=problem) from error
     # A host that vanished without a word must not hold its poll's memory for ever (inherited by connections, tcp(7)).
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     name = listener.getsockname()

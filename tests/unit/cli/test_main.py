@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -163,6 +164,21 @@ def test_an_answer_that_cannot_be_written_is_an_error_of_the_catalogue(line: str
     assert "Traceback" not in done.stderr
     expected = errors.CONTROL_PLANE_UNKNOWN if "list" in line else errors.OUTPUT_UNWRITABLE
     assert (done.returncode, done.stderr.count(f"code: {expected.code}")) == (expected.exit, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ("--data /dev/null", "/dev/null cannot be written: File exists."),
+        ("--listen 192.0.2.1:0", "--listen 192.0.2.1:0: Cannot assign requested address"),
+        ("--tls-cert {0} --tls-key {0}", "{0} with {0} cannot be read: expected a certificate chain"),
+        ("--tls-cert / --tls-key {0}", "/ with {0} cannot be read: Is a directory."),
+    ],
+)
+def test_control_plane_says_which_of_its_options_is_wrong(options: str, error: str, tmp_path: Path) -> None:
+    done = run_in_shell(f"control-plane serve --root {tmp_path} --listen 127.0.0.1:0 {options.format(__file__)}")
+    assert done.returncode in {errors.Exit.USAGE, errors.Exit.STATE}
+    assert f"error: {error.format(__file__)}" in done.stderr
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

@@ -177,6 +177,28 @@ def test_refused_connections_are_retried_then_named(pauses: list[float]) -> None
     assert len(pauses) == api.Patience().attempts - 1
 
 
+def _answer_in_plain_http(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def test_wrong_scheme_is_named(serve: Serve, pauses: list[float]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        client = api.Client(url, patience=api.Patience(attempts=1), pause=pauses.append)
+        answering = threading.Thread(target=_answer_in_plain_http, args=(listener,))
+        answering.start()
+        with pytest.raises(errors.AgentinaError, match="does not speak TLS; perhaps its address begins with http://"):
+            client.whoami()
+        answering.join()
+    # So does a server of TLS end a connection that begins with something else.
+    ends = serve(b"").url
+    with pytest.raises(errors.AgentinaError, match="perhaps its address begins with https://"):
+        api.Client(ends, patience=api.Patience(attempts=1), pause=pauses.append).whoami()
+
+
 def test_refusals_keep_the_catalogue_entry_and_are_not_repeated(serve: Serve, pauses: list[float]) -> None:
     server = serve(refusal("JOB_UNKNOWN", status=404, job="job_x"))
     with client_of(server, pauses) as client, pytest.raises(errors.AgentinaError) as caught:
