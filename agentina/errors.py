@@ -83,7 +83,9 @@ class AgentinaError(Exception):
     @property
     def message(self) -> str:
         """One sentence for a person."""
-        return self._text or self.entry.message.format_map(_Visible(self.context))
+        text = self._text or self.entry.message.format_map(_Visible(self.context))
+        # What others say, git or systemd, may end with the full stop that the sentence has already.
+        return text[:-1] if text.endswith("..") and not text.endswith("...") else text
 
     @property
     def remedy(self) -> str:

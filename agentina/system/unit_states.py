@@ -93,5 +93,5 @@ def _number(text: str) -> int:
 def _shown(name: str) -> str:
     done = services.call("show", f"--property={','.join(_PROPERTIES)}", name)
     if done.returncode:
-        raise errors.SERVICE_FAILED(what=f"show {name}", unit=name, problem=done.stderr.strip()[:_QUOTED])
+        raise errors.SERVICE_FAILED(what=f"show {name}", unit=name, problem=" ".join(done.stderr.split())[:_QUOTED])
     return done.stdout

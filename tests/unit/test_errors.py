@@ -31,6 +31,12 @@ def test_placeholder_nobody_filled_is_shown_not_raised() -> None:
     assert "<host>" in errors.TOKEN_USED(used_at="today").message
 
 
+def test_words_of_others_do_not_double_the_full_stop() -> None:
+    said = "Please make sure the repository exists."
+    assert errors.FILE_UNREADABLE(where="a", problem=said).message == f"a cannot be read: {said}"
+    assert errors.FILE_UNREADABLE(where="a", problem="and so on ..").message == "a cannot be read: and so on ..."
+
+
 def test_unknown_code_keeps_the_words_of_the_peer() -> None:
     body = {"error": {"code": "FROM_THE_FUTURE", "message": "Too warm.", "remedy": "Cool it."}}
     error = errors.from_wire(body, status=418)

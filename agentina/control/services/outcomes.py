@@ -128,7 +128,7 @@ def _settle(work: changes.Work, task: tasks.Task, verdict: lifecycle.Verdict, ou
     delay_ms = round(verdict.delay * 1000)
     when = f"again in {units.show_duration(verdict.delay)}" if delay_ms else "queued again"
     is_returned = outcome.reason is Reason.RETURNED_UNSTARTED
-    line = f"{'returned' if is_returned else outcome.state.value}: {text}; {when}"
+    line = f"{'returned' if is_returned else outcome.state.value}: {text.rstrip('.')}; {when}"
     job.tell(line, state=State.QUEUED, task=task.number, now_ms=work.now_ms)
     job.state, job.reason = State.QUEUED, verdict.reason
     job.detail = text if is_returned else f"attempt {task.number}: {text}"

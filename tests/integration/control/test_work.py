@@ -371,10 +371,12 @@ def test_retries_follow_the_policy_and_end_as_a_dead_letter(control: Any, operat
     agent = control.agent()
     job = operator.submit(retry={"max_attempts": 2, "on": ["failed"], "backoff": 30})
     (first,) = agent.take()
-    agent.run(first, State.FAILED, Reason.EXIT_NONZERO, exit_code=3)
+    agent.run(first, State.FAILED, Reason.EXIT_NONZERO, exit_code=3, detail="It ended with exit code 3.")
     assert operator.state(job) == ("queued", "retry-backoff")
     assert agent.take() == []
-    assert "before the next attempt" in operator.show(job)["blockers"][0]
+    shown = operator.show(job)
+    assert "before the next attempt" in shown["blockers"][0]
+    assert shown["events"][-1]["text"] == "failed: It ended with exit code 3; again in 30s"
     control.step_boot(31)
     (second,) = agent.take()
     assert second == f"{job}.2"

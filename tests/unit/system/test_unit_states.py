@@ -1,6 +1,11 @@
 from __future__ import annotations
 
-from agentina.system import unit_states
+import subprocess
+
+import pytest
+
+from agentina import errors
+from agentina.system import services, unit_states
 
 SHOWN = """\
 Id=agentina-task@default-S1.service
@@ -44,3 +49,11 @@ def test_signal_is_told_from_an_exit() -> None:
 def test_nothing_is_no_unit() -> None:
     assert unit_states.parse("") == []
     assert unit_states.parse("\n\n") == []
+
+
+def test_what_systemd_says_stays_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "System has not been booted with systemd as init system (PID 1). Can't operate.\nFailed to connect to bus.\n"
+    refused = subprocess.CompletedProcess(["systemctl"], 1, "", said)
+    monkeypatch.setattr(services, "call", lambda *_: refused)
+    with pytest.raises(errors.AgentinaError, match=r"Can't operate\. Failed to connect to bus\."):
+        unit_states.show("agentina@default.service")
