@@ -45,15 +45,17 @@ class _Money(click.ParamType):  # type: ignore[type-arg]  # only newer versions 
             self.fail(f"{value!r} is no amount in US dollars, such as 12.50", param, ctx)
         if not nano.is_finite() or nano < 0 or nano != nano.to_integral_value():
             self.fail(f"{value!r} is no amount in US dollars, such as 12.50", param, ctx)
+        if nano > budgets.MOST:
+            self.fail(f"{value!r} is more than a budget can be, {budgets.show_money(budgets.MOST)}", param, ctx)
         return int(nano)
 
 
 def _amounts(command: Any) -> Any:
     for option in (
         click.option("--duration", type=options.Duration(), help="Time from a task's start; of a job only."),
-        click.option("--tool-calls", type=click.IntRange(min=0), help="Tools the models may ask for."),
+        click.option("--tool-calls", type=click.IntRange(0, budgets.MOST), help="Tools the models may ask for."),
         click.option("--cost", "cost_nano", type=_Money(), help="US dollars."),
-        click.option("--tokens", type=click.IntRange(min=0), help="Tokens, without those read from a cache."),
+        click.option("--tokens", type=click.IntRange(0, budgets.MOST), help="Tokens, without those read from a cache."),
     ):
         command = option(command)
     return command

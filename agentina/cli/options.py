@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -98,18 +99,37 @@ def label_option(help_text: str) -> Callable[[Function], Function]:
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # only newer versions of click have it generic
-    """``90``, ``30s``, ``10m``, ``1h30m``, ``14d`` as seconds."""
+    """``90``, ``30s``, ``10m``, ``1h30m``, ``14d`` as seconds, within bounds (in seconds)."""
 
     name = "duration"
+
+    def __init__(self, *, least: float = 0.0, most: float = math.inf) -> None:
+        """Both bounds are accepted themselves."""
+        self._least, self._most = least, most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Seconds."""
         if isinstance(value, int | float):
             return float(value)
         try:
-            return units.parse_duration(value)
+            seconds = units.parse_duration(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if not self._least <= seconds <= self._most:
+            most = f" and at most {units.show_duration(self._most)}" if math.isfinite(self._most) else ""
+            self.fail(f"expected at least {units.show_duration(self._least)}{most}, got {value!r}", param, ctx)
+        return seconds
+
+
+class Number(click.FloatRange):
+    """A number within bounds: click takes ``nan`` for one, which no comparison refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return number
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # see above

@@ -50,10 +50,10 @@ def show(name: str, *, as_json: bool) -> None:
 @organization.command("set", epilog=options.examples("agentina organization set acme --max-agents 50 --channel stable"))
 @click.argument("name")
 @click.option("--plan", help="Name of the plan.")
-@click.option("--max-agents", type=click.IntRange(min=0), help="Agents it may have.")
+@click.option("--max-agents", type=click.IntRange(0, 1_000_000), help="Agents it may have.")
 @click.option("--max-concurrent-tasks-per-agent", type=click.IntRange(1, 1000), help="Tasks at once on each.")
 @click.option("--channel", type=click.Choice(["stable", "beta", "enterprise-lts", "dev"]), help="Releases it gets.")
-@click.option("--offline-grace-hours", type=click.FloatRange(min=0), help="Hours its agents go on offline.")
+@click.option("--offline-grace-hours", type=options.Number(0, 87_600), help="Hours its agents go on offline.")
 @options.root_option
 @options.json_option
 def set_limits(name: str, *, as_json: bool, **wanted: Any) -> None:

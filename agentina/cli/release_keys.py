@@ -94,7 +94,8 @@ def create(
 @click.option("--targets-threshold", type=click.IntRange(1, 16), metavar="N", help="Keys that a publication needs.")
 @click.option("--online-key", type=_FILE, multiple=True, metavar="PUB", help="Key of snapshot and timestamp.")
 @click.option(
-    "--lifetime", type=options.Duration(), default="365d", show_default=True, help="Until the root expires."
+    "--lifetime", type=options.Duration(least=86_400), default="365d", show_default=True,
+    help="Until the root expires; at least a day.",
 )  # fmt: skip
 @key_option
 @passphrase_option

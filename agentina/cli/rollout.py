@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -31,17 +32,29 @@ def rollout() -> None:
     """Bring a release to hosts by stages, and take it back when they do worse."""
 
 
+#: Seconds: nothing of a rollout takes longer.
+_YEAR: Final = 31_536_000
+
+
 class _Percent(click.ParamType):  # type: ignore[type-arg]  # only newer versions of click have it generic
-    """``25%`` or ``25``."""
+    """``25%`` or ``25``, within bounds."""
 
     name = "percent"
+
+    def __init__(self, *, least: float, most: float) -> None:
+        """Both bounds are accepted themselves."""
+        self._least, self._most = least, most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number."""
         try:
-            return float(str(value).removesuffix("%"))
+            share = float(str(value).removesuffix("%"))
         except ValueError:
-            self.fail(f"expected a share such as 25%, got {str(value)[:40]!r}", param, ctx)
+            share = math.nan
+        if not self._least <= share <= self._most:
+            expected = f"expected a share such as 25%, from {self._least:g}% to {self._most:g}%"
+            self.fail(f"{expected}, got {str(value)[:40]!r}", param, ctx)
+        return share
 
 
 @rollout.command(
@@ -57,15 +70,25 @@ class _Percent(click.ParamType):  # type: ignore[type-arg]  # only newer version
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="Roll out the settings in FILE instead (YAML)."
 )
 @click.option("--canary", type=click.IntRange(1, 100), default=1, show_default=True, help="Agents in the first stage.")
-@click.option("--soak", type=options.Duration(), default="24h", show_default=True, help="How long they are watched.")
-@click.option("--batch", type=_Percent(), default="25%", show_default=True, help="Agents in each further stage.")
-@click.option("--watch", type=options.Duration(), default="1h", show_default=True, help="How long each is watched.")
 @click.option(
-    "--tolerance", type=_Percent(), default="5%", show_default=True,
+    "--soak", type=options.Duration(most=_YEAR), default="24h", show_default=True, help="How long they are watched."
+)
+@click.option(
+    "--batch",
+    type=_Percent(least=0.1, most=100),
+    default="25%",
+    show_default=True,
+    help="Agents in each further stage.",
+)
+@click.option(
+    "--watch", type=options.Duration(most=_YEAR), default="1h", show_default=True, help="How long each is watched."
+)
+@click.option(
+    "--tolerance", type=_Percent(least=0, most=50), default="5%", show_default=True,
     help="Agents of batches that may fail; of the canaries none may.",
 )  # fmt: skip
 @click.option(
-    "--patience", type=options.Duration(), default="1h", show_default=True,
+    "--patience", type=options.Duration(least=1, most=_YEAR), default="1h", show_default=True,
     help="How long an agent may take before the others no longer wait for it.",
 )  # fmt: skip
 @click.option("--window", default="", help="Order upgrades only then: '[DAYS] HH:MM-HH:MM' in UTC.")

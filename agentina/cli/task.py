@@ -24,7 +24,7 @@ def task() -> None:
 
 @task.command(epilog=options.examples("agentina task progress 'tests written' --percent 60"))
 @click.argument("text")
-@click.option("--percent", type=click.FloatRange(0, 100), help="How much of the work is done.")
+@click.option("--percent", type=options.Number(0, 100), help="How much of the work is done.")
 @options.json_option
 def progress(text: str, percent: float | None, *, as_json: bool) -> None:
     """Say how far the task is; `agentina job show` has it."""

@@ -22,7 +22,13 @@ def token() -> None:
 @click.option("--organization", default="default", show_default=True, help="Tenant the agent will belong to.")
 @click.option("--role", help="Role the agent will have, whatever its host wishes.")
 @options.label_option("Label the agent will have (repeatable).")
-@click.option("--expires", type=options.Duration(), default="14d", show_default=True, help="How long it may be used.")
+@click.option(
+    "--expires",
+    type=options.Duration(least=1, most=31_536_000),
+    default="14d",
+    show_default=True,
+    help="How long it may be used.",
+)
 @click.option("--count", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many to make.")
 @options.root_option
 @options.json_option

@@ -55,6 +55,8 @@ class Settings:
                 f"out, so a single lost heartbeat would cost its work; expected at least {least}"
             )
             raise errors.INPUT_INVALID(where="lease", problem=problem)
+        if not self.heartbeat_seconds > 0:
+            raise errors.INPUT_INVALID(where="heartbeat", problem="expected a time between heartbeats, got none")
 
     @property
     def address(self) -> tuple[str, int]:

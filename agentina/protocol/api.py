@@ -529,7 +529,7 @@ class OrganizationList(_Message, frozen=True, kw_only=True):
 class OrganizationUpdate(_Request, frozen=True, kw_only=True):
     """``PUT /v1/organizations/{name}``: create or change; absent keys keep their value."""
 
-    plan: Annotated[str, msgspec.Meta(max_length=32)] | None = None
+    plan: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] | None = None
     max_agents: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
     max_concurrent_tasks_per_agent: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     channel: Literal["stable", "beta", "enterprise-lts", "dev"] | None = None

@@ -17,6 +17,8 @@ from agentina.protocol import jobs
 
 #: Nano-dollars in a US dollar.
 DOLLAR: Final = 1_000_000_000
+#: The most that a budget can have of anything.
+MOST: Final = 1 << 50
 #: Most rows of usage that one task has: a model and a day each. What is beyond goes into rows of :data:`OTHER`.
 MAX_ROWS: Final = 64
 #: Stands for the models that no row of their own was left for.
@@ -279,7 +281,7 @@ class BudgetList(msgspec.Struct, frozen=True, kw_only=True):
     budgets: list[BudgetView]
 
 
-_Limit = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+_Limit = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
 
 

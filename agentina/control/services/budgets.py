@@ -100,7 +100,10 @@ async def add(
         limit = protocol.Bounds() if budget is None else budget.limit
         for kind in protocol.KINDS:
             if getattr(extra, kind) and getattr(limit, kind) is None:
-                raise errors.INPUT_INVALID(where=kind, problem=f"this {scope} has no such limit that could be raised")
+                raise errors.INPUT_INVALID(
+                    where=kind,
+                    problem=f"this {scope} has no such limit that could be raised; `agentina budget set` makes one",
+                )
         if scope == "job":
             _save_job(work, name, _raised(_job_budget(work.tx, name), extra, more.duration), actor)
         elif budget is not None:
@@ -249,7 +252,9 @@ def _raised(budget: protocol_jobs.Budget, extra: protocol.Units, duration: float
         for kind in protocol.KINDS
     }
     if duration and budget.duration is None:
-        raise errors.INPUT_INVALID(where="duration", problem="this job has no such limit that could be raised")
+        raise errors.INPUT_INVALID(
+            where="duration", problem="this job has no such limit that could be raised; `agentina budget set` makes one"
+        )
     return msgspec.structs.replace(
         budget, tokens=sums["tokens"], tool_calls=sums["tool_calls"],
         cost=None if sums["cost_nano"] is None else sums["cost_nano"] / protocol.DOLLAR,

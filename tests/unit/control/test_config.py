@@ -17,6 +17,11 @@ def test_lease_that_would_cost_work_is_refused(seconds: float) -> None:
     assert "at least 15s" in caught.value.message
 
 
+def test_heartbeats_without_a_time_between_them_are_refused() -> None:
+    with pytest.raises(errors.AgentinaError, match="heartbeat: expected a time"):
+        config.Settings(data=Path("/x"), heartbeat_seconds=0)
+
+
 def test_shortest_lease_survives_one_lost_heartbeat() -> None:
     config.Settings(data=Path("/x"), lease_seconds=wire.MIN_LEASE_SECONDS)
     directives = wire.Directives(lease_seconds=wire.MIN_LEASE_SECONDS)
