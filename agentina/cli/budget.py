@@ -119,7 +119,10 @@ def set_budget(
         subject = _resolved(client, subject)
         if is_none:
             client.remove_budget(*subject)
-            output.say(f"There is no budget of this {subject[0]} any more.")
+            if as_json:
+                output.document({"scope": subject[0], "name": subject[1], "removed": True})
+            else:
+                output.answer(f"There is no budget of this {subject[0]} any more.")
             return
         _print(client.set_budget(*subject, budgets.BudgetSet(**wanted)), as_json=as_json)
 

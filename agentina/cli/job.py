@@ -91,7 +91,13 @@ def logs(job_id: str, task: str | None, *, follow: bool) -> int:
 
 @job.command(epilog=options.examples("agentina job artifacts JOB", "agentina job artifacts JOB --output results/"))
 @click.argument("job_id", metavar="JOB")
-@click.option("--output", "-o", "directory", type=click.Path(path_type=Path), help="Fetch them into this directory.")
+@click.option(
+    "--output",
+    "-o",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Fetch them into this directory.",
+)
 @options.root_option
 @options.json_option
 def artifacts(job_id: str, directory: Path | None, *, as_json: bool) -> None:

@@ -61,6 +61,7 @@ def test_job_from_a_file_leaves_artifacts(fleet: fleets.Fleet, tmp_path: Path) -
     job = json.loads(fleet.answer("job", "submit", str(source), "--wait", "--json"))["job"]["id"]
     listed = fleet.answer("job", "artifacts", job, "--output", str(tmp_path / "got"))
     assert "out/numbers" in listed
+    assert f"'{source}' is a file" in fleet.run("job", "artifacts", job, "--output", str(source)).stderr
     assert (tmp_path / "got/out/numbers").read_text() == "1\n2\n3\n"
     shown = fleet.answer("job", "show", job)
     assert "report" in shown
@@ -158,6 +159,9 @@ def test_organization_limits(fleet: fleets.Fleet) -> None:
     assert fleet.document("organization", "set", "acme", "--max-agents", "5")["max_agents"] == 5
     assert fleet.document("organization", "show", "acme")["max_agents"] == 5
     assert fleet.run("organization", "show", "nobody").returncode == 5
+    assert fleet.document("budget", "set", "--organization", "acme", "--cost", "5")["limit"]["cost_nano"] == 5 * 10**9
+    removed = fleet.document("budget", "set", "--organization", "acme", "--none")
+    assert removed == {"scope": "organization", "name": "acme", "removed": True}
 
 
 def test_tokens(fleet: fleets.Fleet) -> None:
