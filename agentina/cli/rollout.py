@@ -133,14 +133,11 @@ def start(terms: tuple[str, ...], skipped: tuple[str, ...], *, follow: bool, as_
 
 def _read(path: Path) -> settings.Settings:
     """The settings in a file."""
-    import yaml
-
     try:
-        document = yaml.safe_load(files.read_bounded(path, limit=_MOST_BYTES))
+        content = files.read_bounded(path, limit=_MOST_BYTES)
     except OSError as error:
         raise errors.FILE_UNREADABLE(where=str(path), problem=str(error.strerror)) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.INPUT_UNREADABLE(where=str(path), problem=" ".join(str(error).split())) from error
+    document = inputs.decode_yaml(content, str(path))
     plain = inputs.measured({} if document is None else document, settings.MEASURES, str(path))
     return inputs.convert(plain, settings.Settings, str(path))
 

@@ -150,14 +150,11 @@ def read(path: Path) -> Settings:
         AgentinaError: As with :func:`load`, but for the keys.
 
     """
-    import yaml  # noqa: PLC0415 - a second process, which reads one file
-
     try:
-        document = yaml.safe_load(files.read_bounded(path, limit=_MAX))
+        content = files.read_bounded(path, limit=_MAX)
     except OSError as error:
         raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.INPUT_UNREADABLE(where=str(path), problem=" ".join(str(error).split())) from error
+    document = inputs.decode_yaml(content, str(path))
     settings = inputs.convert({} if document is None else document, Settings, str(path))
     for network in settings.networks:
         try:

@@ -85,6 +85,27 @@ def decode(body: bytes, kind: type[T], where: str, *, limit: int) -> T:
         raise errors.INPUT_UNREADABLE(where=where, problem=str(error) or "nested too deeply") from error
 
 
+def decode_yaml(content: bytes, where: str) -> Any:
+    """Decode the one YAML document of a settings file; None: there is none.
+
+    Raises:
+        AgentinaError: ``INPUT_UNREADABLE``, with line and column.
+
+    """
+    import yaml  # noqa: PLC0415 - processes without such files do not pay for it
+
+    try:
+        return yaml.safe_load(content)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = where if mark is None else f"{where}, line {mark.line + 1}, column {mark.column + 1}"
+        raise errors.INPUT_UNREADABLE(where=place, problem=error.problem or "it is not YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: not UTF-8, or a day that no calendar has.
+        problem = " ".join(str(error).split()) or "it is nested too deeply"
+        raise errors.INPUT_UNREADABLE(where=where, problem=problem) from error
+
+
 def explain(error: msgspec.ValidationError, kind: Any, where: str, document: object = None) -> errors.AgentinaError:
     """The catalogue error for a validation error of msgspec; with the document its path has the keys of mappings."""
     text = str(error)

@@ -70,12 +70,7 @@ def read(path: Path) -> Description:
         text = files.read_bounded(path, limit=_MAX_FILE)
     except OSError as error:
         raise errors.FILE_UNREADABLE(where=where, problem=error.strerror or where) from error
-    import yaml  # noqa: PLC0415 - hosts without such files do not pay for it
-
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.INPUT_UNREADABLE(where=where, problem=" ".join(str(error).split())) from error
+    document = inputs.decode_yaml(text, where)
     if _NAME.fullmatch(path.stem) is None or path.stem == "command":
         problem = f"{path.stem[:80]!r} is no name for a runner: lower-case letters, digits and dashes"
         raise errors.INPUT_INVALID(where=where, problem=problem)

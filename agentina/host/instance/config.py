@@ -80,11 +80,8 @@ def load(instance: paths.InstancePaths) -> HostConfig:
     except OSError as error:
         problem = error.strerror or str(error)
         raise errors.FILE_UNREADABLE(where=str(instance.config), problem=problem) from error
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.INPUT_UNREADABLE(where=str(instance.config), problem=" ".join(str(error).split())) from error
     where = str(instance.config)
+    document = inputs.decode_yaml(text, where)
     settings = inputs.convert(inputs.measured(document, protocol.MEASURES, where), HostConfig, where)
     try:
         windows.parse(settings.update_window)

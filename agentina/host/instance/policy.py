@@ -62,12 +62,7 @@ def load(path: Path) -> Policy:
         return Policy()
     except OSError as error:
         raise errors.FILE_UNREADABLE(where=str(path), problem=error.strerror or str(error)) from error
-    import yaml  # noqa: PLC0415 - hosts without a policy do not pay for it
-
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.INPUT_UNREADABLE(where=str(path), problem=" ".join(str(error).split())) from error
+    document = inputs.decode_yaml(text, str(path))
     return parse({} if document is None else document, str(path))
 
 

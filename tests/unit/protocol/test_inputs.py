@@ -70,3 +70,20 @@ def test_many_keys_do_not_cost_as_many_validations(monkeypatch: pytest.MonkeyPat
     with pytest.raises(errors.AgentinaError, match=r"environment\.LAST"):
         inputs.convert({"name": "x", "payload": {}, "environment": environment}, jobs.JobSpec, "job")
     assert len(validations) < 20
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: 1\nhosts: [\n", "policy.yaml, line 3, column 1 cannot be read: expected the node content, but found '<s"),
+        (b"a:\n\tb: 1\n", "policy.yaml, line 2, column 1 cannot be read: found character '\\t' that cannot start"),
+        (b"a: 2026-13-45\n", "policy.yaml cannot be read: month must be in 1..12."),
+        (b"\xff", "policy.yaml cannot be read: "),
+        (b"[" * 50_000, "policy.yaml cannot be read: "),
+    ],
+)
+def test_faults_of_yaml_name_line_and_column(content: bytes, said: str) -> None:
+    with pytest.raises(errors.AgentinaError) as caught:
+        inputs.decode_yaml(content, "policy.yaml")
+    assert caught.value.entry is errors.INPUT_UNREADABLE
+    assert caught.value.message.startswith(said)
