@@ -62,6 +62,10 @@ def build(*, source: Path, version: str | None, architecture: tuple[str, ...], a
 
     if not (source / "packaging/releasing").is_dir():
         raise errors.USAGE(problem=f"{source.absolute()} is no checkout of agentina's sources; name one with --source.")
+    if version is not None:
+        from agentina.updates import versions
+
+        versions.check(version)
     command = [sys.executable, "-B", "-m", "releasing", "release"]
     command += ["--version", version] if version else []
     command += [word for name in architecture for word in ("--architecture", name)]

@@ -132,6 +132,7 @@ def test_wrong_keys_are_refused_with_the_remedy(shell: Shell) -> None:
         ("keys sign @passphrase", errors.Exit.USAGE),
         ("keys root --repository @repo --root-key @alice.pub", errors.Exit.USAGE),
         ("keys create alice --directory @ --no-passphrase", errors.Exit.CONFLICT),
+        (f"build --source {Path(__file__).parents[3]} --version ../x", errors.Exit.USAGE),
         # Nobody sits at a terminal here.
         ("keys create dora --directory @", errors.Exit.USAGE),
         ("keys create dora --directory @ --passphrase-file @empty", errors.Exit.USAGE),
