@@ -575,4 +575,7 @@ def _budget(scope: str, name: str) -> str:
 
 
 def _quote(part: str) -> str:
+    if not part:
+        # A shell's variable that is not set; the address would be another one.
+        raise errors.INPUT_INVALID(where="the id or name", problem="it is empty")
     return urllib.parse.quote(part, safe="")

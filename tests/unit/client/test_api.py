@@ -264,6 +264,16 @@ def test_hostile_ids_stay_inside_their_path_segment(serve: Serve, pauses: list[f
     assert server.asked[0].path == "/v1/jobs/..%2Ftokens%3Fx%3D1"
 
 
+def test_empty_id_is_asked_for_nowhere(serve: Serve, pauses: list[float]) -> None:
+    server = serve(answer(None, status=204))
+    with client_of(server, pauses) as client:
+        with pytest.raises(errors.AgentinaError, match="the id or name: it is empty"):
+            client.get_job("")
+        with pytest.raises(errors.AgentinaError, match="the id or name: it is empty"):
+            client.revoke_token("")
+    assert not server.asked
+
+
 def test_cut_off_artifact_is_an_error(serve: Serve, pauses: list[float], tmp_path: Path) -> None:
     server = serve(scripted_server.Cut(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n1234"))
     got: list[bytes] = []
