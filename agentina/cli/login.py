@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -30,6 +31,8 @@ def login(control_plane: str, token_file: str | None, ca_file: str, *, as_json: 
     """
     url = str(address.parse(control_plane))
     token = _read_token(token_file)
+    # Kept for commands in other directories.
+    ca_file = str(Path(ca_file).absolute()) if ca_file else ""
     with api.Client(url, token=token, ca_file=ca_file) as client:
         who = client.whoami()
     path = connection.save_login(options.layout(), connection.Login(control_plane=url, token=token, ca_file=ca_file))
