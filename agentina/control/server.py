@@ -1,17 +1,20 @@
-"""uvicorn with three things it lacks.
+"""uvicorn with four things it lacks.
 
-A held request learns that its connection broke, an answer leaves in one piece, and the stop is ours.
+A held request learns that its connection broke, an answer leaves in one piece, the stop is ours, and a request whose
+head has no end, or does not come, is not waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import http
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import msgspec
 import uvicorn
 from uvicorn.protocols.http import httptools_impl
 
@@ -22,6 +25,11 @@ from agentina.control.api import dispatch
 #: Seconds an idle connection is kept: longer than a heartbeat's interval, so that agents reuse theirs.
 _KEEP_ALIVE: Final = 150
 _BACKLOG: Final = 4096
+#: Most bytes in a row that complete no part of a request: its head and its trailers are kept until they end. The
+#: longest head of ours has an assertion of 2 KiB.
+_MAX_HEAD: Final = 64 << 10
+#: Seconds in which a request is to come as far as its body's first byte; what follows is counted by the dispatcher.
+_HEAD_SECONDS: Final = 60.0
 
 
 class Joined:
@@ -68,28 +76,86 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     """Joins the parts of an answer, and lets the application register what happens when the connection breaks.
 
     The ASGI way, a second task that awaits ``receive()``, would cost every held poll more memory than all the rest.
+    Anybody may connect: whoever sends a head without end, or none, must not hold memory or a descriptor for ever.
     """
 
     _on_lost: Callable[[], None] | None = None
+    #: The request's head, or its body's first byte, has yet to come, and what ends the patience with that.
+    _is_beginning = True
+    _patience: asyncio.TimerHandle | None = None
+    #: Bytes in a row that completed nothing, and whether the piece being read completed something.
+    _unfinished = 0
+    _is_read_on = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own narrowing
         """Begin a connection."""
         super().connection_made(transport)
         self.transport = Joined(transport)  # type: ignore[assignment] # as far as uvicorn uses it
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        """Read a piece, and go on only while it leads somewhere."""
+        self._is_read_on = False
+        super().data_received(data)
+        self._unfinished = 0 if self._is_read_on else self._unfinished + len(data)
+        if self.transport.is_closing():
+            return
+        if self._unfinished > _MAX_HEAD:
+            self._refuse()
+        elif self._is_beginning and self._patience is None:
+            self._await_request()
 
     def on_message_begin(self) -> None:
         """Begin a request: nothing is registered for it."""
         super().on_message_begin()
+        self._is_beginning = self._is_read_on = True
         self._on_lost = None
         scope: dict[str, Any] = self.scope  # type: ignore[assignment] # a TypedDict without room for extensions
         scope["extensions"] = {dispatch.CONNECTION_LOST: self._register}
 
+    def on_headers_complete(self) -> None:
+        """Serve the request."""
+        self._is_read_on = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a piece of the body on."""
+        self._end_patience()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the request's body, or do without one."""
+        self._end_patience()
+        super().on_message_complete()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the held request."""
         super().connection_lost(exc)
+        self._end_patience()
         if self._on_lost is not None:
             self._on_lost()
             self._on_lost = None
+
+    def _await_request(self) -> None:
+        self._patience = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+    def _end_patience(self) -> None:
+        self._is_beginning, self._is_read_on = False, True
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _refuse(self) -> None:
+        """Say that there is no end to it, where no other answer is under way, and close."""
+        if self.cycle is None or self.cycle.response_complete:
+            error = errors.INPUT_TOO_LARGE(where="head of the request", size=self._unfinished, limit=_MAX_HEAD)
+            body = msgspec.json.encode(errors.to_wire(error))
+            status = http.HTTPStatus(error.entry.status)
+            self.transport.write(
+                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
+                % (status, status.phrase.encode(), len(body), body)
+            )
+        self.transport.close()
 
     def _register(self, callback: Callable[[], None]) -> None:
         self._on_lost = callback

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import uvicorn
 from uvicorn import server as uvicorn_server
 
@@ -122,3 +123,57 @@ async def test_what_waits_leaves_before_the_connection_is_closed() -> None:
     assert transport.closed
     (piece,) = transport.pieces
     assert piece.startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("before", "piece"),
+    [
+        (b"GET /", b"x" * 8192),
+        (b"GET / HTTP/1.1\r\nname: ", b"x" * 8192),
+        (b"GET / HTTP/1.1\r\n", b"name: value\r\n" * 512),
+        (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n", b"name: value\r\n" * 512),
+    ],
+    ids=["url", "header", "headers", "trailers"],
+)
+async def test_what_has_no_end_is_not_kept(before: bytes, piece: bytes) -> None:
+    protocol, transport = connect()
+    protocol.data_received(before)
+    for _ in range(32):
+        if transport.closed:
+            break
+        protocol.data_received(piece)
+    assert transport.closed
+    if before.startswith(b"GET"):
+        (said,) = transport.pieces
+        assert said.startswith(b"HTTP/1.1 413 ")
+        assert b"INPUT_TOO_LARGE" in said
+
+
+async def test_a_body_in_many_pieces_is_no_head_without_end() -> None:
+    protocol, transport = connect()
+    protocol.data_received(b"POST / HTTP/1.1\r\ncontent-length: 131072\r\n\r\n")
+    for _ in range(16):
+        protocol.data_received(b"x" * 8192)
+    (piece,) = await settled(transport, pieces=1)
+    assert piece.endswith(b"\r\n\r\n131072")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n"])
+async def test_who_does_not_go_on_is_not_waited_for(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_HEAD_SECONDS", 0.01)
+    protocol, transport = connect()
+    if sent:
+        protocol.data_received(sent)
+    await asyncio.sleep(0.05)
+    assert transport.closed
+
+
+async def test_who_has_asked_is_not_hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_HEAD_SECONDS", 0.01)
+    protocol, transport = connect()
+    for number in range(2):
+        protocol.data_received(b"GET / HTTP/1.1\r\nhost: x\r\n")
+        protocol.data_received(b"\r\n")
+        await asyncio.sleep(0.03)
+        await settled(transport, pieces=number + 1)
+    assert not transport.closed
