@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,9 @@ from agentina.protocol import signing, wire
 
 #: What a held request does when its connection breaks: the callback it registers is called.
 OnLost = Callable[[Callable[[], None]], None]
+
+#: Who polls is not the agent's daemon any more, or the agent is none.
+_REPLACED: Final = frozenset({errors.SESSION_SUPERSEDED.code, errors.AGENT_UNKNOWN.code})
 
 
 class _Assignment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,17 +54,40 @@ async def poll(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, on_
         await _forget_wishes(control, heard)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + message.wait_seconds
+    is_woken = False
     while True:
-        # Looked at again after a claim that came too late: a job that arrived meanwhile has woken nobody else.
-        while claims.takes_work(agent) and agent.poll == message.number and control.has_work(agent):
-            if await _claim(control, agent, message):
-                break
+        await _take(control, agent, message, is_woken=is_woken)
         answer = _collect(control, agent, message)
         if answer is not None:
             return answer
         remaining = deadline - loop.time()
-        if remaining <= 0 or not await _wait(control, agent, remaining, on_lost):
+        is_woken = remaining > 0 and await _wait(control, agent, remaining, on_lost)
+        if not is_woken:
             return _empty(control, agent, message)
+
+
+def _may_take(control: plane.Plane, agent: fleet.Agent, message: wire.Poll) -> bool:
+    """Whether the poll may be given tasks now."""
+    return (
+        agent.poll == message.number
+        and claims.takes_work(agent)
+        and control.fleet.find(agent.public_id) is agent
+    )  # fmt: skip
+
+
+async def _take(control: plane.Plane, agent: fleet.Agent, message: wire.Poll, *, is_woken: bool) -> None:
+    """Claim what there is. What the poll may have been woken for, and may not take any more, is for somebody else."""
+    try:
+        # Looked at again after a claim that came too late: a job that arrived meanwhile has woken nobody else.
+        while _may_take(control, agent, message) and control.has_work(agent):
+            if await _claim(control, agent, message):
+                return
+    except errors.AgentinaError as error:
+        if is_woken and error.code in _REPLACED:
+            control.pass_on_work(agent)
+        raise
+    if is_woken and not _may_take(control, agent, message):
+        control.pass_on_work(agent)
 
 
 def _acknowledge(agent: fleet.Agent, number: int) -> list[fleet.Held]:

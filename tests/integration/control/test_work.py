@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 import time
@@ -10,6 +11,8 @@ import pytest
 
 from agentina import errors
 from agentina.control import fleet
+from agentina.control.services import administration, sessions
+from agentina.control.services import jobs as job_service
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import deadlines
@@ -213,6 +216,46 @@ def test_a_broken_connection_gets_no_work(control: Any, operator: simulated.Oper
         time.sleep(0.005)
     job = operator.submit()
     assert present.take(wait=5) == [f"{job}.1"]
+
+
+@pytest.mark.parametrize("when", ["together", "one after the other"])
+@pytest.mark.parametrize("what", ["drained", "removed", "taken over"])
+def test_work_goes_to_another_when_who_was_woken_for_it_may_not_take_it(
+    control: Any, operator: simulated.Operator, what: str, when: str
+) -> None:
+    first, second = control.agent(), control.agent()
+    job = operator.submit()
+    (task,) = first.take()
+    first.run(task, State.FAILED, Reason.EXIT_NONZERO)
+    polls = []
+    for agent in (first, second):
+        polls.append(held_poll(agent))
+        wait_until_held(control, agent)
+    inside, identity = control.plane.fleet.find(first.activated.agent_id), first.activated.agent_id
+
+    async def withdraw() -> None:
+        if what == "drained":
+            await administration.act_on_agent(control.plane, identity, "drain", reason="", actor="test")
+        elif what == "removed":
+            await administration.remove_agent(control.plane, identity, actor="test")
+        else:
+            opened = wire.SessionOpen(version="1", protocol=1, stream="s", boot_id="boot", runners=["command"])
+            await sessions.open_session(control.plane, inside, opened)
+
+    async def both() -> None:
+        again = job_service.retry(control.plane, job, actor="test")
+        if when == "together":
+            await asyncio.gather(again, withdraw())
+            return
+        await again
+        # The first one is woken now, and has not looked yet.
+        await withdraw()
+
+    control.run(both)
+    for thread, _ in polls:
+        thread.join(deadlines.HANG)
+    (answer,) = polls[1][1]
+    assert [assignment.job_id for assignment in second.assignments(answer)] == [job]
 
 
 def test_priority_then_age_decide_and_room_limits(control: Any, operator: simulated.Operator) -> None:
