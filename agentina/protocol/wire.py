@@ -294,9 +294,9 @@ class Poll(_Message, frozen=True, kw_only=True):
     """``POST /v1/agent/poll``: wait for work or orders. One at a time in a session, numbered from 1."""
 
     session: int
-    number: int
+    number: Count
     #: Highest poll number whose answer is durably taken over; answers after it are sent again.
-    acknowledged: int = 0
+    acknowledged: Count = 0
     #: Tasks the host can start now; 0 still waits for orders.
     slots: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     #: Memory it can give to new tasks.

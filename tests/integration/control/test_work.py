@@ -258,6 +258,19 @@ def test_work_goes_to_another_when_who_was_woken_for_it_may_not_take_it(
     assert [assignment.job_id for assignment in second.assignments(answer)] == [job]
 
 
+def test_an_agent_that_counts_beyond_all_numbers_keeps_no_job_from_being_submitted(
+    control: Any, operator: simulated.Operator
+) -> None:
+    agent = control.agent()
+    operator.submit()
+    assert len(agent.take()) == 1
+    agent.poll_number = 1 << 64
+    thread, result = held_poll(agent)
+    thread.join(deadlines.HANG)
+    assert [error.code for error in result] == [errors.INPUT_INVALID.code]
+    operator.submit()
+
+
 def test_priority_then_age_decide_and_room_limits(control: Any, operator: simulated.Operator) -> None:
     agent = control.agent()
     low, first, second = operator.submit(priority=10), operator.submit(), operator.submit()
