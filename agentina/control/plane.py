@@ -55,8 +55,9 @@ class Plane:
         self.operators: dict[str, Operator] = {}
         #: Set once the process stops: no new work, held requests end.
         self.is_stopping = False
-        #: Jobs in backoff: (boot clock seconds, row id), a heap.
+        #: Ends of backoffs: (boot clock seconds, row id of the job), a heap; and the newest of each job, which counts.
         self.backoffs: list[tuple[float, int]] = []
+        self.backoff_ends: dict[int, float] = {}
         #: What heartbeats told of the use of models and is not stored yet, by the row id of the task.
         self.usage_told: dict[int, list[budgets.ModelUsage]] = {}
         #: Version and title of the newest release by channel and architecture; the duty for releases fills it.
@@ -107,8 +108,11 @@ class Plane:
         for answer in anomalies.answers(tx):
             self.fleet.answer(answer)
         for row in jobs.backing_off(tx):
-            delay = max(row["runnable_ms"] - now_ms, 0) / 1000
-            heapq.heappush(self.backoffs, (now + delay, row["id"]))
+            self._back_off(row["id"], now + max(row["runnable_ms"] - now_ms, 0) / 1000)
+
+    def _back_off(self, job: int, until: float) -> None:
+        self.backoff_ends[job] = until
+        heapq.heappush(self.backoffs, (until, job))
 
     async def write(
         self,
@@ -136,7 +140,7 @@ class Plane:
         self._follow_tasks(effects)
         self._count(effects)
         for job, delay in effects.delayed:
-            heapq.heappush(self.backoffs, (self.clock.boot() + delay, job))
+            self._back_off(job, self.clock.boot() + delay)
             self.duties_bell.set()
         for class_id, memory_bytes in effects.ready:
             self.fleet.announce(class_id, memory_bytes)

@@ -97,9 +97,13 @@ class Duties:
 
     async def end_backoffs(self) -> None:
         """Make jobs ready whose backoff is over."""
-        heap, now = self._control.backoffs, self._control.clock.boot()
+        heap, ends, now = self._control.backoffs, self._control.backoff_ends, self._control.clock.boot()
         while heap and heap[0][0] <= now:
             due = [heapq.heappop(heap) for _ in range(min(len(heap), _CHUNK)) if heap[0][0] <= now]
+            # A job that was canceled and retried may be in another backoff since.
+            due = [(until, number) for until, number in due if ends.get(number) == until]
+            if not due:
+                continue
 
             def operation(work: changes.Work, due: list[tuple[float, int]] = due) -> None:
                 for _, number in due:
@@ -111,10 +115,13 @@ class Duties:
 
             try:
                 await self._control.write(operation)
-            except errors.AgentinaError:
+            except BaseException:
                 for item in due:
                     heapq.heappush(heap, item)
                 raise
+            for until, number in due:
+                if ends.get(number) == until:
+                    del ends[number]
 
     async def _flush_if_due(self) -> None:
         now = self._control.clock.boot()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sqlite3
 import threading
 import time
 from typing import Any
@@ -443,6 +444,41 @@ def test_retries_follow_the_policy_and_end_as_a_dead_letter(control: Any, operat
     (third,) = agent.take()
     agent.run(third)
     assert operator.state(job) == ("succeeded", "exit-zero")
+
+
+def test_a_backoff_of_before_a_retry_by_hand_shortens_no_later_one(control: Any, operator: simulated.Operator) -> None:
+    agent = control.agent()
+    job = operator.submit(retry={"max_attempts": 3, "on": ["failed"], "backoff": 60})
+    (first,) = agent.take()
+    agent.run(first, State.FAILED, Reason.EXIT_NONZERO)
+    operator.call("POST", f"/v1/jobs/{job}/cancel")
+    control.step_boot(50)
+    operator.call("POST", f"/v1/jobs/{job}/retry")
+    (second,) = agent.take()
+    agent.run(second, State.FAILED, Reason.EXIT_NONZERO)
+    control.step_boot(30)
+    assert agent.take() == []
+    control.step_boot(31)
+    assert agent.take() == [f"{job}.3"]
+
+
+def test_a_backoff_whose_end_cannot_be_stored_ends_later(
+    control: Any, operator: simulated.Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = control.agent()
+    job = operator.submit(retry={"max_attempts": 2, "on": ["failed"], "backoff": 60})
+    (first,) = agent.take()
+    agent.run(first, State.FAILED, Reason.EXIT_NONZERO)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(control.plane, "write", fail)
+        with pytest.raises(sqlite3.OperationalError):
+            control.step_boot(61)
+    control.step_boot(1)
+    assert agent.take() == [f"{job}.2"]
 
 
 @pytest.mark.parametrize(("act", "state"), [("retry", "queued"), ("stop", "failed"), ("report", "failed")])
