@@ -15,6 +15,8 @@ _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600,
 _MAX_MODELS: Final = 200
 _MAX_TOOLS: Final = 100
 _SHARES: Final = (0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+#: No honest figure of one task comes near.
+_MOST: Final = 1 << 53
 _BYTES: Final = tuple(float(1 << shift) for shift in range(22, 38, 2))
 
 
@@ -158,12 +160,12 @@ class Metrics:
         """A task ended. What its host cannot measure is not counted."""
         for direction, size in (("read", used.io_read_bytes), ("write", used.io_write_bytes)):
             if size is not None:
-                self.io_bytes.labels(role, direction).inc(max(0, size))
+                self.io_bytes.labels(role, direction).inc(bounded(size))
         if used.io_operations is not None:
-            self.io_operations.labels(role).inc(max(0, used.io_operations))
+            self.io_operations.labels(role).inc(bounded(used.io_operations))
         for direction, size in (("received", used.network_received_bytes), ("sent", used.network_sent_bytes)):
             if size is not None:
-                self.network_bytes.labels(role, direction).inc(max(0, size))
+                self.network_bytes.labels(role, direction).inc(bounded(size))
 
     def count_anomaly(self, kind: str, code: str) -> None:
         """A report was added to an anomaly. What hosts call it must not make label values without end."""
@@ -211,6 +213,11 @@ def _bounded(name: str, known: set[str], most: int) -> str:
         return budgets.OTHER
     known.add(name)
     return name
+
+
+def bounded(figure: int) -> int:
+    """What a host measured: it may be of another version, or lie, and no counter goes back or beyond all numbers."""
+    return min(max(0, figure), _MOST)
 
 
 def anomaly_kind(kind: str) -> str:

@@ -138,7 +138,6 @@ class Plane:
 
     def _carry_out(self, effects: changes.Changes) -> None:
         self._follow_tasks(effects)
-        self._count(effects)
         for job, delay in effects.delayed:
             self._back_off(job, self.clock.boot() + delay)
             self.duties_bell.set()
@@ -150,6 +149,8 @@ class Plane:
             self.fleet.answer(answer)
         if effects.anomalies or effects.is_anomaly_changed:
             self.bells.ring("anomalies")
+        # Last: whatever is wrong with a figure, no job waits for it.
+        self._count(effects)
 
     def has_work(self, agent: fleet.Agent) -> bool:
         """Whether a job is ready that ``agent`` could take."""
@@ -221,7 +222,8 @@ class Plane:
             if ended.duration is not None:
                 self.metrics.session_duration.labels(ended.role).observe(ended.duration)
             if ended.usage.memory_peak_bytes is not None:
-                self.metrics.memory_peak.labels(ended.role).observe(ended.usage.memory_peak_bytes)
+                peak = metrics.bounded(ended.usage.memory_peak_bytes)
+                self.metrics.memory_peak.labels(ended.role).observe(peak)
             self.metrics.count_io(ended.role, ended.usage)
             if ended.run is not None:
                 self.metrics.count_run(ended.role, ended.run)

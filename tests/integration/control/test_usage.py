@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,18 @@ def test_what_an_agent_said_of_its_tools_and_context_is_counted_at_its_end(contr
     assert 'status="denied",tool=""' not in figures
     assert 'agent_context_utilization_bucket{le="0.7",role=""} 0.0' in figures
     assert 'agent_context_utilization_bucket{le="0.8",role=""} 1.0' in figures
+
+
+def test_a_figure_beyond_all_numbers_keeps_no_job_waiting(control: Any) -> None:
+    operator, agent = control.operator, control.agent()
+    needed = operator.submit()
+    after = operator.submit(needs=[needed])
+    (task,) = agent.take()
+    assert agent.take() == []
+    used = dict.fromkeys(("memory_peak_bytes", "io_read_bytes", "io_operations", "network_sent_bytes"), 10**400)
+    outcome = {"state": "succeeded", "reason": "exit-zero", "usage": used}
+    report = {"number": 1, "at_ms": 0, "task_id": task, "kind": "finished", "outcome": outcome}
+    # The standard library's JSON: it has numbers of any size.
+    message = json.dumps({"session": agent.session, "stream": agent.stream, "reports": [report]})
+    assert agent.call("POST", "/v1/agent/reports", message.encode())["applied"] == 1
+    assert agent.take() == [f"{after}.1"]
