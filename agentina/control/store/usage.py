@@ -13,6 +13,8 @@ By = Literal["job", "agent", "organization", "model", "day"]
 
 #: No honest figure of one task, model and day comes near; larger ones would make sums overflow.
 _MOST: Final = 1 << 48
+#: Most rows of one task: a host has half as many, and one of each day for what is beyond.
+_MOST_ROWS: Final = 2 * budgets.MAX_ROWS
 #: What groups are called, and their name for people.
 GROUPS: Final[dict[By, tuple[str, str]]] = {
     "job": ("j.public_id", "j.name"),
@@ -50,10 +52,15 @@ class Group:
 
 
 def keep(tx: engine.Transaction, task: int, rows: Iterable[budgets.ModelUsage]) -> list[tuple[str, budgets.Amounts]]:
-    """Store what a task used; by how much each model's figures grew is returned."""
+    """Store what a task used; by how much each model's figures grew is returned.
+
+    Rows beyond those that any host has are left out: their models and days are made up.
+    """
     grown = []
     for row in rows:
         known = tx.one(_KNOWN, task=task, day=row.day, model=row.model)
+        if known is None and _count(tx, task) >= _MOST_ROWS:
+            continue
         before = _amounts(known) if known is not None else budgets.Amounts()
         # Every counted call adds one, so of two totals the one with more calls is the later.
         if row.calls <= before.calls:
@@ -66,6 +73,12 @@ def keep(tx: engine.Transaction, task: int, rows: Iterable[budgets.ModelUsage]) 
         more = {name: max(values[name] - getattr(before, name), 0) for name in budgets.FIGURES}
         grown.append((row.model, budgets.Amounts(**more)))
     return grown
+
+
+def _count(tx: engine.Transaction, task: int) -> int:
+    row = tx.one("SELECT count(*) FROM usage WHERE task_id = :task", task=task)
+    assert row is not None
+    return int(row[0])
 
 
 def report(

@@ -154,6 +154,21 @@ def test_what_an_agent_said_of_its_tools_and_context_is_counted_at_its_end(contr
     assert 'agent_context_utilization_bucket{le="0.8",role=""} 1.0' in figures
 
 
+def test_models_without_end_make_no_rows_without_end(control: Any) -> None:
+    agent, job = control.agent(), control.operator.submit()
+    (task,) = agent.take()
+    agent.report(agent.fact(task, "accepted"), agent.fact(task, "running", pid=1))
+    for part in range(3):
+        beat(agent, task, *(row(model=f"made-up-{part}-{number}") for number in range(100)))
+        control.run(lambda: usage.flush(control.plane))
+    shown = control.operator.show(job)["usage"]
+    assert len(shown) == 2 * budgets.MAX_ROWS
+    # What is known goes on.
+    beat(agent, task, row(2, model="made-up-0-0"))
+    control.run(lambda: usage.flush(control.plane))
+    assert {one["key"]: one["calls"] for one in control.operator.show(job)["usage"]}["made-up-0-0"] == 2
+
+
 def test_a_figure_beyond_all_numbers_keeps_no_job_waiting(control: Any) -> None:
     operator, agent = control.operator, control.agent()
     needed = operator.submit()
