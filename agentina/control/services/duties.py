@@ -135,17 +135,23 @@ class Duties:
         fleet_now = self._control.fleet.agents.values()
         changed = [agent for agent in fleet_now if agent.is_changed or agent.is_work_counted]
         for start in range(0, len(changed), _CHUNK):
-            chunk = changed[start : start + _CHUNK]
+            chunk = {agent: agent.is_work_counted for agent in changed[start : start + _CHUNK]}
+            # What is heard while this is on its way to the disk is for the next time.
+            for agent in chunk:
+                agent.is_changed = agent.is_work_counted = False
 
-            def operation(tx: engine.Transaction, chunk: list[fleet.Agent] = chunk) -> None:
-                for agent in chunk:
+            def operation(tx: engine.Transaction, chunk: dict[fleet.Agent, bool] = chunk) -> None:
+                for agent, is_work_counted in chunk.items():
                     host = "" if agent.host is None else msgspec.json.encode(agent.host).decode()
                     agents.flush_heartbeat(
                         tx, agent.id, at_ms=agent.heartbeat_ms, host=host, license_ms=agent.license_issued_ms
                     )
-                    if agent.is_work_counted:
+                    if is_work_counted:
                         agents.save_ledger(tx, agent.id, msgspec.json.encode(agent.ledger).decode())
 
-            await self._control.store.write(operation)
-            for agent in chunk:
-                agent.is_changed = agent.is_work_counted = False
+            try:
+                await self._control.store.write(operation)
+            except BaseException:
+                for agent, is_work_counted in chunk.items():
+                    agent.is_changed, agent.is_work_counted = True, agent.is_work_counted or is_work_counted
+                raise

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from agentina import errors
+from agentina.control.services import duties
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.integration.control import simulated
@@ -236,3 +237,47 @@ def test_a_state_directory_on_another_machine_quarantines(control: Any, operator
     assert agent.open(fingerprint=there).directives.quarantine != "", "time does not heal it"
     operator.call("POST", f"/v1/agents/{agent.activated.agent_id}/resume", {})
     assert agent.open(fingerprint=there).directives.quarantine == ""
+
+
+def test_what_is_heard_while_facts_are_stored_is_stored_the_next_time(
+    control: Any, operator: simulated.Operator
+) -> None:
+    del operator
+    agent = control.agent()
+    agent.heartbeat()
+    inside = control.plane.fleet.find(agent.activated.agent_id)
+    inner = control.plane.store.write
+
+    async def write(operation: Any, **more: Any) -> Any:
+        result = await inner(operation, **more)
+        # As if a heartbeat came, and a task ended, before the commit was heard of.
+        inside.is_changed = inside.is_work_counted = True
+        return result
+
+    background = duties.Duties(control.plane)
+    control.plane.store.write = write
+    control.run(background.flush_heartbeats)
+    control.plane.store.write = inner
+    assert inside.is_changed
+    assert inside.is_work_counted
+    control.run(background.flush_heartbeats)
+    assert not inside.is_changed
+
+
+def test_facts_that_could_not_be_stored_are_stored_the_next_time(control: Any, operator: simulated.Operator) -> None:
+    del operator
+    agent = control.agent()
+    agent.heartbeat()
+    inside = control.plane.fleet.find(agent.activated.agent_id)
+    inside.is_work_counted = True
+    inner = control.plane.store.write
+
+    async def fail(*_: object, **__: object) -> None:
+        raise errors.STORAGE_FULL()  # noqa: RSE102 - calling the entry makes the exception
+
+    control.plane.store.write = fail
+    with pytest.raises(errors.AgentinaError, match="STORAGE_FULL"):
+        control.run(duties.Duties(control.plane).flush_heartbeats)
+    control.plane.store.write = inner
+    assert inside.is_changed
+    assert inside.is_work_counted
