@@ -133,7 +133,8 @@ def _answer(control: plane.Plane, agent: fleet.Agent, *, created: bool) -> licen
     return licensing.Activated(
         agent_id=agent.public_id, organization=agent.organization,
         control_plane_id=control.identity.control_plane_id, keys=[control.identity.signing_key.public],
-        license=licenses.issue(control, agent), role=agent.role, labels=agent.labels,
+        license=licenses.renew_if_due(control, agent) or licenses.issue(control, agent),
+        role=agent.role, labels=agent.labels,
         max_concurrent_tasks=min(agent.max_concurrent_tasks, agent.license_tasks),
         server_time_ms=control.clock.wall_ms(), created=created,
     )  # fmt: skip

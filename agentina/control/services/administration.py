@@ -132,7 +132,9 @@ async def update_organization(
         row = registry.organization(tx, name)
         fields = registry.Organization.__dataclass_fields__
         present = {} if row is None else {field: row[field] for field in fields}
-        registry.save_organization(tx, registry.Organization(**{"name": name, **present, **changed}), now_ms=now_ms)
+        wanted = registry.Organization(**{"name": name, **present, **changed})
+        # Who is away is given the new license when it comes back, whatever becomes of this process until then.
+        agents.outdate_licenses(tx, registry.save_organization(tx, wanted, now_ms=now_ms))
         audit.append(tx, actor=actor, action="organization.update", subject=name, detail=changed, now_ms=now_ms)
         return registry.organization(tx, name)
 
@@ -142,6 +144,7 @@ async def update_organization(
             agent.plan, agent.max_agents, agent.channel = row["plan"], row["max_agents"], row["channel"]
             agent.license_tasks = row["max_concurrent_tasks_per_agent"]
             agent.offline_grace_hours = row["offline_grace_hours"]
-            # Older than any license: the next heartbeat renews it.
-            agent.license_issued_ms = 0
+            # Older than any license: the next heartbeat renews it. What heartbeats said may be on its way to the
+            # database just now, with the former time.
+            agent.license_issued_ms, agent.is_changed = 0, True
     return row

@@ -128,6 +128,14 @@ def flush_heartbeat(tx: engine.Transaction, agent: int, *, at_ms: int | None, ho
     )  # fmt: skip
 
 
+def outdate_licenses(tx: engine.Transaction, organization: int) -> None:
+    """All licenses of an organization's agents are to be renewed."""
+    tx.execute(
+        "UPDATE agents SET license_issued_ms = 0 WHERE organization_id = :organization AND removed_ms IS NULL",
+        organization=organization,
+    )
+
+
 def set_pin(tx: engine.Transaction, agent: int, version: str) -> None:
     """Hold it to a version; empty: to none."""
     tx.execute("UPDATE agents SET pinned = :version WHERE id = :id", id=agent, version=version)

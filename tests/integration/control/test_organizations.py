@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agentina import errors
+from agentina.protocol import licensing
+from tests.integration.control import conftest, simulated
 from tests.integration.control.conftest import CommandLine
 
 
@@ -27,3 +32,27 @@ def test_a_name_that_is_mistyped_is_told_where_to_look(control: Any, command: Co
         code, _, said = command(*words)
         assert code == errors.Exit.NOT_FOUND
         assert "organization list" in said
+
+
+def test_who_is_away_gets_the_new_license_after_a_restart(tmp_path: Path) -> None:
+    with conftest.ControlPlane(tmp_path) as control:
+        agent, token = control.agent(), control.token
+        control.operator.call("PUT", "/v1/organizations/default", {"max_concurrent_tasks_per_agent": 2})
+    with conftest.ControlPlane(tmp_path) as control:
+        control.operator = simulated.Operator(control.url, token)
+        back = simulated.Agent(control.url, key=agent.key)
+        back.activated, back.session = agent.activated, agent.session
+        back.authenticate()
+        signed = back.heartbeat().directives.license
+    assert signed is not None
+    license_ = msgspec.json.decode(signed.payload, type=licensing.License)
+    assert license_.max_concurrent_tasks_per_agent == 2
+
+
+def test_a_license_that_is_asked_for_again_after_a_change_has_not_run_out(control: Any) -> None:
+    agent, token = simulated.Agent(control.url), control.operator.mint()
+    agent.activate(token)
+    control.operator.call("PUT", "/v1/organizations/default", {"max_concurrent_tasks_per_agent": 2})
+    license_ = msgspec.json.decode(agent.activate(token).license.payload, type=licensing.License)
+    assert license_.max_concurrent_tasks_per_agent == 2
+    assert license_.expires_ms > control.clock.wall_ms()
