@@ -31,7 +31,7 @@ def listed(control: plane.Plane) -> list[protocol.BudgetView]:
                 name = registry.organization_by_id(tx, number)["name"]
                 found.append(_of_organization(tx, control, name, number, budget, day))
                 continue
-            agent = next((one for one in control.fleet.agents.values() if one.id == number), None)
+            agent = control.fleet.agents.get(number)
             if agent is not None:
                 found.append(_of_agent(tx, control, agent.public_id, budget, day))
         return found
