@@ -67,7 +67,7 @@ async def list_audit(call: routing.Call) -> api.AuditList:
 
 async def verify_audit(call: routing.Call) -> api.AuditVerified:
     """Check the whole hash chain."""
-    broken = call.control.store.read(audit.first_broken)
+    broken = await audit.first_broken(call.control.store)
     return api.AuditVerified(intact=broken is None, first_broken=broken)
 
 

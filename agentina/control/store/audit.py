@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import functools
 import hashlib
 from typing import Any, Final
 
@@ -12,6 +14,8 @@ from agentina.control.store import engine
 
 #: Records looked at for one page: a filter that fits few must not hold up everything else.
 MOST_LOOKED_AT: Final = 10_000
+#: Records verified before others have their turn: a millisecond.
+_SLICE: Final = 500
 #: The hash before the first record.
 GENESIS: Final = "0" * 64
 
@@ -82,15 +86,19 @@ def records(tx: engine.Transaction, *, after: int, limit: int) -> list[engine.Ro
     return tx.all("SELECT * FROM audit WHERE number > :after ORDER BY number LIMIT :limit", after=after, limit=limit)
 
 
-def first_broken(tx: engine.Transaction) -> int | None:
-    """The number of the first record that does not follow from the one before; None: the chain is whole."""
+async def first_broken(store: engine.Store) -> int | None:
+    """The number of the first record that does not follow from the one before; None: the chain is whole.
+
+    Others have their turn in between, and what they append is looked at as well: there may be millions.
+    """
     before, expected = GENESIS, 1
-    while page := records(tx, after=expected - 1, limit=1000):
+    while page := store.read(functools.partial(records, after=expected - 1, limit=_SLICE), snapshot=False):
         for row in page:
             content = [row[key] for key in ("number", "at_ms", "actor", "action", "subject", "detail")]
             if row["number"] != expected or row["hash"] != _hash(before, content):
                 return expected
             before, expected = row["hash"], expected + 1
+        await asyncio.sleep(0)
     return None
 
 
