@@ -14,6 +14,7 @@ from agentina import errors
 from agentina.control import fleet
 from agentina.control.services import administration, sessions
 from agentina.control.services import jobs as job_service
+from agentina.control.store import jobs, migrate
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import deadlines
@@ -302,6 +303,21 @@ def test_jobs_are_looked_for_only_where_some_may_be(control: Any, operator: simu
     assert reads == []
     job = operator.submit()
     assert agent.take() == [f"{job}.1"]
+
+
+def test_rows_of_jobs_that_do_not_fit_are_not_read() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    migrate.migrate(connection, migrate.packaged(), now_ms=1)
+    plans: list[str] = []
+
+    class Planned:
+        def one(self, sql: str, **values: object) -> None:
+            plans.extend(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values))
+
+    planned: Any = Planned()
+    jobs.is_any_ready(planned, 1, 1 << 30)
+    connection.close()
+    assert plans == ["SEARCH jobs USING COVERING INDEX jobs_ready (class_id=?)"]
 
 
 def test_the_license_limits_tasks_at_once(control: Any, operator: simulated.Operator) -> None:
