@@ -142,6 +142,8 @@ class _Request(msgspec.Struct):
     max_tokens: int | None = None
     max_output_tokens: int | None = None
     max_completion_tokens: int | None = None
+    #: Answers to one request (Chat Completions).
+    n: int | None = None
     thinking: _Thinking | None = None
 
 
@@ -170,7 +172,11 @@ def understand(api: usage.Api, body: bytes, route: Route | None = None) -> Wish:
         usage.Api.GEMINI: config.max_output_tokens,
     }[api]
     if api is usage.Api.GEMINI:
-        _check_gemini(document, config)
+        _check_gemini(document)
+    answers = {usage.Api.CHAT: request.n, usage.Api.GEMINI: config.candidate_count}.get(api)
+    if (answers or 1) > 1:
+        # Each may be as long as the output that is reserved for the call.
+        raise errors.GATEWAY_REQUEST_INVALID(problem="several answers to one request are not metered")
     if document.get("background") or (output is not None and output < 1):
         raise errors.GATEWAY_REQUEST_INVALID(problem="no output at all, or an answer in the background, is not metered")
     thinking = request.thinking.budget_tokens if request.thinking is not None else 0
@@ -180,8 +186,8 @@ def understand(api: usage.Api, body: bytes, route: Route | None = None) -> Wish:
     return Wish(request.model, bool(request.stream), output, least, document, len(body))
 
 
-def _check_gemini(document: dict[str, Any], config: _GeminiConfig) -> None:
-    """Refuse what would make more output than is reserved."""
+def _check_gemini(document: dict[str, Any]) -> None:
+    """Refuse limits of output in a spelling that is not read here."""
     # The API takes both spellings; only the one it documents is read here.
     names = {"generation_config"} & set(document)
     inner = document.get("generationConfig")
@@ -189,8 +195,6 @@ def _check_gemini(document: dict[str, Any], config: _GeminiConfig) -> None:
     if names:
         problem = f"{', '.join(sorted(names))}: write generationConfig, maxOutputTokens and candidateCount"
         raise errors.GATEWAY_REQUEST_INVALID(problem=problem)
-    if (config.candidate_count or 1) > 1:
-        raise errors.GATEWAY_REQUEST_INVALID(problem="several answers to one request are not metered")
 
 
 #: What is said before a conversation: keys of a request (Anthropic, Responses, Gemini), and roles of a first message.

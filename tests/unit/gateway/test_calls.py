@@ -108,6 +108,14 @@ def test_output_is_cut_down_under_the_name_it_came_with(api: usage.Api, given_as
     assert calls.rewrite(api, wish, body, output=5000, asked=5000) is body
 
 
+def test_several_answers_to_one_request_are_refused() -> None:
+    # Each of them may be as long as the output that is reserved for all.
+    with pytest.raises(errors.AgentinaError, match="several answers"):
+        calls.understand(usage.Api.CHAT, b'{"model": "m", "max_completion_tokens": 1000, "n": 2}')
+    for single in (b'{"model": "m", "n": 1}', b'{"model": "m", "n": null}'):
+        assert calls.understand(usage.Api.CHAT, single).model == "m"
+
+
 USER = {"role": "user", "content": "go"}
 TALKS = [
     (usage.Api.ANTHROPIC, "messages", [USER, {"role": "user", "content": [{"type": "tool_result"}]}]),
