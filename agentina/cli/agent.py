@@ -89,7 +89,7 @@ def render(one: api.AgentView, *, now_ms: int) -> None:
             ("organization", one.organization),
             ("role", one.role),
             ("labels", output.labels(one.labels)),
-            ("version", f"{one.version}, executor {one.executor}"),
+            ("version", output.clean(f"{one.version}, executor {one.executor}")),
             ("runners", output.clean(", ".join(one.runners))),
             ("channel", f"{one.channel}{f', newest {one.newest}' if one.newest else ''}"),
             ("pinned to", one.pinned),

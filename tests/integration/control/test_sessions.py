@@ -9,6 +9,7 @@ from agentina.control.services import duties
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.integration.control import simulated
+from tests.integration.control.conftest import CommandLine
 
 PREPARING, RUNNING, SUCCEEDED = State.PREPARING, State.RUNNING, State.SUCCEEDED
 
@@ -198,6 +199,17 @@ def test_what_heartbeats_say_is_shown_and_survives_in_the_database(control: Any,
     assert (shown["online"], shown["session"]) == (True, 1)
     control.step_boot(181)
     assert not operator.call("GET", f"/v1/agents/{shown['id']}")["online"]
+
+
+def test_what_heartbeats_say_moves_nobodys_cursor(control: Any, command: CommandLine) -> None:
+    agent = control.agent(version="0\x9b2J")
+    agent.open(executor="process\x9b2J", facts={"kernel": "6\x9b2J"}, guarantees={"memory": "held\x9b2J"})
+    agent.heartbeat(version="1\x9b2J", draining=True, drain_reason="bye\x9b2J", update_pin="2\x9b2J")
+    for words in (("agent", "show", agent.activated.agent_id), ("agent", "list")):
+        code, shown, _ = command(*words)
+        assert code == 0
+        assert "\N{REPLACEMENT CHARACTER}2J" in shown
+        assert "\x9b" not in shown
 
 
 def test_a_drain_by_the_host_is_shown(control: Any, operator: simulated.Operator) -> None:
