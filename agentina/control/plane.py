@@ -14,7 +14,7 @@ import msgspec
 from agentina import errors
 from agentina.control import bells, blobs, config, fleet, keys, metrics
 from agentina.control.rollouts import figures
-from agentina.control.services import changes, rollout_members
+from agentina.control.services import changes, lifecycle, rollout_members
 from agentina.control.store import agents, anomalies, engine, jobs, registry, tasks
 from agentina.protocol import budgets, signing, wire
 from agentina.protocol.states import Reason
@@ -108,7 +108,9 @@ class Plane:
         for answer in anomalies.answers(tx):
             self.fleet.answer(answer)
         for row in jobs.backing_off(tx):
-            self._back_off(row["id"], now + max(row["runnable_ms"] - now_ms, 0) / 1000)
+            # No longer than the job says: the wall clock may have been ahead when that was written.
+            longest = lifecycle.longest_delay(lifecycle.read_policy(row["spec"]).retry)
+            self._back_off(row["id"], now + min(max(row["runnable_ms"] - now_ms, 0) / 1000, longest))
 
     def _back_off(self, job: int, until: float) -> None:
         self.backoff_ends[job] = until

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
+import msgspec
+
 from agentina.protocol import jobs
 from agentina.protocol.states import FINAL, Reason, State
 
@@ -16,6 +18,21 @@ from agentina.protocol.states import FINAL, Reason, State
 FREE_RETURNS: Final = 3
 #: Longest delay after assignments that came back unstarted, in seconds.
 MAX_RETURN_DELAY: Final = 60.0
+
+
+class Policy(msgspec.Struct):
+    """The only part of a stored specification that the end of a task needs."""
+
+    retry: jobs.Retry = jobs.Retry()
+    health: jobs.Health | None = None
+
+
+_policies: Final = msgspec.json.Decoder(Policy)
+
+
+def read_policy(spec: str) -> Policy:
+    """The policy in a specification as it is stored."""
+    return _policies.decode(spec)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +86,11 @@ def after_return(job: Job) -> Verdict:
     # Hosts that take and give back in a circle must not keep everybody busy.
     delay = min(2.0 ** min(excess, 10), MAX_RETURN_DELAY) if excess > 0 else 0.0
     return Verdict(state=State.QUEUED, reason=Reason.RETURNED_UNSTARTED, delay=delay)
+
+
+def longest_delay(retry: jobs.Retry) -> float:
+    """Seconds that any verdict delays a job with this policy at most."""
+    return max(retry.max_backoff, MAX_RETURN_DELAY)
 
 
 def backoff(retry: jobs.Retry, attempts: int) -> float:

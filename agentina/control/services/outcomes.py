@@ -15,16 +15,7 @@ from agentina.protocol import jobs as protocol_jobs
 from agentina.protocol import units, wire
 from agentina.protocol.states import FINAL, REASONS, Reason, State
 
-
-class _RetryPart(msgspec.Struct):
-    """The only part of a stored specification that the end of a task needs."""
-
-    retry: protocol_jobs.Retry = protocol_jobs.Retry()
-    health: protocol_jobs.Health | None = None
-
-
 _UNMET: Final = lifecycle.Verdict(state=State.CANCELED, reason=Reason.NEED_NOT_MET)
-_retry_decoder: Final = msgspec.json.Decoder(_RetryPart)
 
 
 def end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome) -> None:
@@ -177,7 +168,7 @@ def _correct_start(task: tasks.Task, wall_seconds: float | None) -> None:
 
 def _retry(work: changes.Work, job: jobs.Job, reason: Reason) -> protocol_jobs.Retry:
     """The job's policy; a run that was stopped for its health may have one of its own."""
-    part = _retry_decoder.decode(jobs.spec(work.tx, job.id))
+    part = lifecycle.read_policy(jobs.spec(work.tx, job.id))
     if reason is Reason.UNHEALTHY and part.health is not None and part.health.act == "retry":
         return msgspec.structs.replace(part.retry, on=[*part.retry.on, "failed"])
     return part.retry

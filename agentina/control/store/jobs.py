@@ -249,7 +249,8 @@ def ready(tx: engine.Transaction, class_id: int, memory_bytes: int, limit: int) 
 def backing_off(tx: engine.Transaction) -> list[engine.Row]:
     """Queued jobs whose backoff is not over."""
     return tx.all(
-        "SELECT id, runnable_ms FROM jobs WHERE state = 'queued' AND ready = 0 AND needs_left = 0 ORDER BY runnable_ms"
+        "SELECT id, runnable_ms, spec FROM jobs WHERE state = 'queued' AND ready = 0 AND needs_left = 0"
+        " ORDER BY runnable_ms"
     )
 
 

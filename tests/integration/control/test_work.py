@@ -18,7 +18,7 @@ from agentina.control.store import jobs, migrate
 from agentina.protocol import wire
 from agentina.protocol.states import Reason, State
 from tests.fakes import deadlines
-from tests.integration.control import simulated
+from tests.integration.control import conftest, simulated
 
 
 def held_poll(agent: simulated.Agent, **changes: Any) -> tuple[threading.Thread, list[Any]]:
@@ -476,6 +476,24 @@ def test_a_backoff_of_before_a_retry_by_hand_shortens_no_later_one(control: Any,
     assert agent.take() == []
     control.step_boot(31)
     assert agent.take() == [f"{job}.3"]
+
+
+def test_a_clock_that_was_a_day_ahead_prolongs_no_backoff_after_a_restart(tmp_path: Any) -> None:
+    control = conftest.ControlPlane(tmp_path)
+    control.clock.wall_offset_ms = 86_400_000
+    with control:
+        agent = control.agent()
+        job = control.operator.submit(retry={"max_attempts": 2, "on": ["failed"], "backoff": 60, "max_backoff": 90})
+        (first,) = agent.take()
+        agent.run(first, State.FAILED, Reason.EXIT_NONZERO)
+    with conftest.ControlPlane(tmp_path) as again:
+        back = simulated.Agent(again.url, key=agent.key)
+        back.activated = agent.activated
+        back.authenticate(now_ms=again.clock.wall_ms())
+        back.open()
+        assert back.take() == []
+        again.step_boot(91)
+        assert back.take() == [f"{job}.2"]
 
 
 def test_a_backoff_whose_end_cannot_be_stored_ends_later(
