@@ -154,6 +154,9 @@ def _append_at(path: Path, offset: int, piece: bytes) -> int:
     try:
         size = os.fstat(descriptor).st_size
         if size != offset:
+            # Whoever is told takes it for stored. A process that was killed may have written it and no more.
+            os.fdatasync(descriptor)
+            files.sync_directory(path.parent)
             raise errors.OFFSET_MISMATCH(expected=size, found=offset)
         view, position = memoryview(piece), offset
         try:

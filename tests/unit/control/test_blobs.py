@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -30,6 +31,18 @@ async def test_output_grows_at_its_end_only(store: blobs.Blobs) -> None:
         assert (caught.value.code, caught.value.context["expected"]) == ("OFFSET_MISMATCH", 11)
     assert store.read_output(TASK, 4, 3) == b"o w"
     assert store.output_size(TASK) == 11
+
+
+async def test_what_a_killed_process_wrote_is_made_durable_before_it_is_told(
+    store: blobs.Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    await store.append_output(TASK, 0, b"written")
+    monkeypatch.setattr(os, "fdatasync", lambda number: synced.append(Path(f"/proc/self/fd/{number}").readlink().name))
+    with pytest.raises(errors.AgentinaError, match="OFFSET_MISMATCH"):
+        # Sent again after a lost answer, to a process that did not write it.
+        await store.append_output(TASK, 0, b"written")
+    assert synced == [TASK]
 
 
 def test_missing_output_is_empty(store: blobs.Blobs) -> None:
