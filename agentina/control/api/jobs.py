@@ -11,7 +11,7 @@ from agentina import errors
 from agentina.control.api import routing
 from agentina.control.services import checkpoints, views
 from agentina.control.services import jobs as job_service
-from agentina.control.store import engine, jobs, tasks
+from agentina.control.store import engine, jobs, registry, tasks
 from agentina.protocol import api
 from agentina.protocol import jobs as protocol_jobs
 from agentina.protocol.states import FINAL, State
@@ -63,12 +63,16 @@ def _submission(call: routing.Call, body: bytes, key: str | None) -> job_service
 async def list_jobs(call: routing.Call) -> api.JobList:
     """A page of jobs."""
     state, after, limit = call.query["state"], call.query["after"], call.query["limit"]
+    organization = call.query["organization"]
     if state is not None and state not in {known.value for known in State}:
         raise errors.INPUT_INVALID(where="query.state", problem=f"{state[:40]!r} is no state")
 
     def read(tx: engine.Transaction) -> list[engine.Row]:
+        # No jobs would look like nothing being asked for.
+        if organization is not None:
+            registry.get_organization(tx, organization)
         before = jobs.get(tx, after).id if after is not None else None
-        return jobs.summaries(tx, state=state, organization=call.query["organization"], before=before, limit=limit + 1)
+        return jobs.summaries(tx, state=state, organization=organization, before=before, limit=limit + 1)
 
     rows = call.control.store.read(read)
     page = [views.job_summary(row) for row in rows[:limit]]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from agentina import errors
 from agentina.protocol import licensing
@@ -32,6 +33,13 @@ def test_a_name_that_is_mistyped_is_told_where_to_look(control: Any, command: Co
         code, _, said = command(*words)
         assert code == errors.Exit.NOT_FOUND
         assert "organization list" in said
+
+
+def test_jobs_of_a_name_that_is_mistyped_are_not_none(control: Any) -> None:
+    control.operator.submit()
+    assert len(control.operator.call("GET", "/v1/jobs?organization=default")["jobs"]) == 1
+    with pytest.raises(errors.AgentinaError, match="NOT_FOUND"):
+        control.operator.call("GET", "/v1/jobs?organization=defualt")
 
 
 def test_who_is_away_gets_the_new_license_after_a_restart(tmp_path: Path) -> None:
