@@ -197,9 +197,9 @@ class Outbox:
 
         The future is done likewise. It is shared: never cancel it.
         """
-        self.last += 1
+        number = self.last + 1
         report = wire.Report(
-            number=self.last,
+            number=number,
             at_ms=self._clock.wall_ms(),
             task_id=task_id,
             kind=kind,  # type: ignore[arg-type]  # the state machine's words; tested against the type
@@ -210,9 +210,11 @@ class Outbox:
             pid=pid,
         )
         body = msgspec.json.encode(report)
+        # Counted only now: a number that nothing is said under would be a gap, as of a report that was lost.
+        self.last = number
         batch = self._open_batch()
-        batch.reports.append(Waiting(self.last, task_id, body))
-        batch.statements.append((_REPORT, (self.last, task_id, body)))
+        batch.reports.append(Waiting(number, task_id, body))
+        batch.statements.append((_REPORT, (number, task_id, body)))
         if then is not None:
             batch.then.append(then)
         if kind in _URGENT:

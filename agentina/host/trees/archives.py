@@ -53,7 +53,7 @@ class Writer:
         self._file = file
         self._limit = min(limit, MAX_BYTES)
         self._entries = 0
-        #: Names of what was left out, the first ones.
+        #: Names of what was left out, the first ones, as they can be shown: bytes that are no text are written out.
         self.left_out: list[str] = []
 
     def add_bytes(self, name: str, content: bytes) -> None:
@@ -134,7 +134,8 @@ class Writer:
     def leave_out(self, name: str) -> None:
         """Remember that something was left out."""
         if len(self.left_out) < 100:  # noqa: PLR2004 - enough to understand
-            self.left_out.append(name)
+            # Told to people, and to the control plane, in JSON.
+            self.left_out.append(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
     def close(self) -> int:
         """End the archive; its size is returned. The caller makes it durable."""

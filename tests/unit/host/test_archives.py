@@ -87,6 +87,13 @@ def test_a_damaged_archive_is_refused_or_unpacked_within_its_place(
     assert sorted(path.name for path in base.iterdir()) == ["one.tar", "source", "target"]
 
 
+def test_name_that_is_no_text_can_be_told_when_it_is_left_out(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    os.mkfifo(os.fsencode(tree) + b"/pipe-\xff")
+    assert pack(tree, tmp_path / "archive").left_out == ["workspace/pipe-\\xff"]
+
+
 def test_links_that_stay_are_kept_and_others_left_out(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "below").mkdir(parents=True)

@@ -49,6 +49,13 @@ async def test_reports_are_numbered_durable_and_in_order(tmp_path: Path) -> None
     await again.close()
 
 
+async def test_report_that_cannot_be_said_takes_no_number(box: outbox.Outbox) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        box.report("a", "note", detail="\udcff")
+    await box.report("b", "note", detail="said")
+    assert [report.number for report in bodies(box)] == [1]
+
+
 async def test_reports_of_one_moment_share_a_commit(box: outbox.Outbox) -> None:
     first, second = box.report("a", "accepted"), box.report("b", "accepted")
     assert first is second
