@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from agentina import errors
-from agentina.host.trees import checkpoints, packing
+from agentina.host.trees import checkpoints, git, packing
 from agentina.host.work import doors, entries, said, uploads
 from agentina.protocol import jobs, units, wire
 from agentina.runners import agents
@@ -80,12 +80,11 @@ async def take(
         progress=told.progress,
         artifacts=told.artifacts,
     )
-    mirror = None if job.workspace.git is None else await trees.mirror_for(job.workspace.git, commit)
     source = checkpoints.Source(
         directory=entry.directory.path,
         manifest=manifest,
         session=place.session,
-        mirror=mirror,
+        mirror=await _mirror(place, commit, trees),
         ignored=place.wishes.ignored,
         limit=place.wishes.limit,
         slot=slot,
@@ -96,6 +95,19 @@ async def take(
         extra={"action": "checkpoint-taken", "task": entry.task_id},
     )  # fmt: skip
     return taken
+
+
+async def _mirror(place: Place, commit: str, trees: workspaces.Workspaces) -> Path | None:
+    """The mirror that has the commit; None: the job has no repository."""
+    address = place.job.workspace.git
+    if address is None:
+        return None
+    try:
+        return await trees.mirror_for(address, commit)
+    except git.GitError as error:
+        raise errors.CHECKPOINT_FAILED(problem=f"its repository is not here any more: {error}") from error
+    except OSError as error:
+        raise files.from_os_error(error, place.entry.directory.path) from error
 
 
 class Keeper:
@@ -157,7 +169,8 @@ class Keeper:
             taken = await take(self._place, commit=self._commit, trees=self._trees, slot=self._slot)
             said = self._take_over(taken)
         except asyncio.CancelledError:
-            self._asked = asked
+            # Others may have asked meanwhile: whoever ends this answers them all.
+            self._asked = [*asked, *self._asked]
             raise
         except errors.AgentinaError as error:
             fields = {"action": "checkpoint-failed", "task": self._place.entry.task_id, "code": error.code}
