@@ -10,8 +10,8 @@ from typing import Final
 
 from agentina.system import sockets, tasks
 
-#: Seconds a peer may take to ask.
-_ASK_SECONDS: Final = 10.0
+#: Seconds a peer may take to ask, and to take the answer.
+_PEER_SECONDS: Final = 10.0
 _QUEUE: Final = 64
 
 #: The answer to a line; the transports tell who asks, and whether they are still there.
@@ -29,9 +29,10 @@ class LineServer:
         self._listening: sockets.Listening | None = None
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     async def open(self, directory: Path, name: str, *, mode: int) -> None:
-        """Listen as ``name`` in ``directory``, in place of what a killed process left.
+        """Listen as ``name`` in ``directory``, in place of what a killed process left; once, unless it was closed.
 
         Raises:
             OSError: It cannot.
@@ -39,11 +40,15 @@ class LineServer:
         """
         self._listening = sockets.Listening(directory, name, mode=mode, queue=_QUEUE)
         self._server = await asyncio.start_unix_server(self._serve, sock=self._listening.socket, limit=self._limit)
+        if self._is_closed:  # meanwhile, when it was not there yet to be closed
+            await self.close()
 
     async def close(self) -> None:
         """Stop listening; whoever waits for an answer is cut off."""
-        if self._listening is not None:
-            self._listening.remove()
+        self._is_closed = True
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.remove()
         if self._server is not None:
             self._server.close()
         await tasks.cancel(*self._connections)
@@ -58,11 +63,25 @@ class LineServer:
         # A peer that went away, or sent too much or nothing, is not there to be told.
         try:
             with contextlib.suppress(OSError, ValueError, TimeoutError, asyncio.CancelledError):
-                async with asyncio.timeout(_ASK_SECONDS):
+                async with asyncio.timeout(_PEER_SECONDS):
                     line = await reader.readline()
                 if line:
-                    writer.write(await self._answer(line, reader, writer) + b"\n")
-                    await writer.drain()
+                    await _give(writer, await self._answer(line, reader, writer) + b"\n")
         finally:
             self._connections.discard(current)
-            writer.close()
+            # What it has not taken by now is thrown away; only to close it would wait for that.
+            writer.transport.abort()
+
+
+async def _give(writer: asyncio.StreamWriter, answer: bytes) -> None:
+    """Returns when the kernel has all of it.
+
+    Raises:
+        TimeoutError: The peer does not take it.
+        OSError: It went away.
+
+    """
+    writer.transport.set_write_buffer_limits(0)
+    writer.write(answer)
+    async with asyncio.timeout(_PEER_SECONDS):
+        await writer.drain()
