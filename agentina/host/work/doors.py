@@ -161,8 +161,8 @@ class Doors:
 
     async def _open(self, entry: entries.Entry) -> None:
         place = self._executor.door(entry.directory.path)
-        if place.outside is None:
-            return  # it has ended, and whoever watches it is about to see that
+        if place.outside is None or entry.task_id not in self._timers:
+            return  # it has ended, and whoever watches it has seen that, or is about to
         workspace = str(self._executor.place(entry.directory.path) / "workspace")
         door = Door(
             entry, workspace=workspace, report=self._report, budget=self._budget, checkpoint=self._checkpoint,
@@ -322,8 +322,14 @@ class Door:
 
     async def _with_notices(self, answer: verbs.Answer) -> verbs.Answer:
         """What waits to be told goes with the answer; once it is said it is forgotten."""
-        notices = self._said.notices
-        if not notices:
+        if not self._said.notices:
             return answer
-        await self.change(lambda before: msgspec.structs.replace(before, notices=before.notices[len(notices) :]))
-        return msgspec.structs.replace(answer, notices=notices)
+        notices: list[str] = []
+
+        def take(before: said.Said) -> said.Said | None:
+            # Another request may have been told them, and others may have come, while this one waited for its turn.
+            notices.extend(before.notices)
+            return msgspec.structs.replace(before, notices=[]) if notices else None
+
+        await self.change(take)
+        return msgspec.structs.replace(answer, notices=notices) if notices else answer

@@ -1,4 +1,4 @@
-"""Answers of operators that come before a task can take them."""
+"""Answers of operators that come before a task can take them, and doors of tasks that end at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from agentina.host.instance import outbox
 from agentina.host.work import anomalies, doors, entries, records, state
+from agentina.inside import door as inside
 from agentina.protocol import jobs, wire
 from agentina.system import clock
 from tests.fakes import deadlines
@@ -19,13 +20,21 @@ from tests.fakes import executor as fake_executor
 TASK = "job_0123456789abcdef.1"
 
 
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def _no_budget(_: entries.Entry) -> None:
+    return None
+
+
 @pytest.fixture
 async def opened() -> AsyncIterator[doors.Doors]:
     made = doors.Doors(
         executor=fake_executor.FakeExecutor(fake_executor.FakeKernel({})),
         reports=cast("outbox.Outbox", None),  # no task says anything
         findings=cast("anomalies.Anomalies", None),
-        budget=cast("doors.Budget", None),
+        budget=_no_budget,
         checkpoint=cast("doors.Checkpoint", None),
         clocks=clock.SystemClock(),
     )
@@ -73,3 +82,42 @@ async def test_answer_that_is_early_is_kept_until_the_door_opens(opened: doors.D
     opened.answer([ANSWER])
     await asyncio.wait_for(beat.wait(), deadlines.HANG)
     assert entry.answered == 3
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_task_that_ends_while_its_door_opens_leaves_none(
+    opened: doors.Doors, entry: entries.Entry, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(doors, "OPEN_SECONDS", 0.0)
+    before = open_files()
+    opened.attend(entry)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    await opened.leave(entry)
+    for _ in range(8):
+        await asyncio.sleep(0)
+    assert list(entry.directory.path.iterdir()) == []
+    assert open_files() == before
+
+
+async def test_notice_that_comes_while_others_are_told_is_told_next(
+    opened: doors.Doors, entry: entries.Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doors, "OPEN_SECONDS", 0.0)
+    opened.answer([ANSWER])  # asked for again when the door is open
+    is_open = asyncio.Event()
+    opened.on_answered = is_open.set
+    opened.attend(entry)
+    await asyncio.wait_for(is_open.wait(), deadlines.HANG)
+    assert await opened.notify(TASK, "first")
+    path = entry.directory.path / doors.socket_name(TASK)
+
+    async def told() -> list[str]:
+        answer = await asyncio.to_thread(inside.ask, {"verb": "budget"}, path=str(path))
+        notices: list[str] = answer.get("notices", [])
+        return notices
+
+    heard = [notice for answer in await asyncio.gather(told(), told(), opened.notify(TASK, "second"), told())
+             if isinstance(answer, list) for notice in answer]  # fmt: skip
+    heard += await told()
+    assert heard == ["first", "second"]
