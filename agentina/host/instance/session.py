@@ -45,6 +45,8 @@ class Session:
         self._lost = asyncio.Event()
         self._lost.set()
         self._opened_at = 0.0
+        #: What the opening that is under way tells is not so any more.
+        self._is_outdated = False
         #: Number of the open session, or of the last one.
         self.number = 0
         self.directives = wire.Directives()
@@ -88,6 +90,7 @@ class Session:
             await self._lost.wait()
             try:
                 async with lock:
+                    self._is_outdated = False
                     sent = self._clock.boot()
                     answer = await self._link.post("/v1/agent/session", make(), wire.SessionOpened)
                     self.number = answer.session
@@ -102,6 +105,8 @@ class Session:
                 await asyncio.sleep(pause.delay(link.retry_after(error)))
                 continue
             _log.info("session %d is open", self.number, extra={"action": "session-opened"})
+            if self._is_outdated:
+                self.renew()
             await self._lost.wait()
             if self._clock.boot() - self._opened_at > STABLE_SECONDS:
                 pause.reset()
@@ -133,6 +138,7 @@ class Session:
 
     def renew(self) -> None:
         """Open it anew: what the control plane was told when it was opened is not so any more."""
+        self._is_outdated = True
         if self.is_open:
             self._open.clear()
             self._lost.set()

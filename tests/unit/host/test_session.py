@@ -22,9 +22,12 @@ class Links:
     def __init__(self) -> None:
         self.sessions = 0
         self.failure: errors.AgentinaError | None = None
+        #: Happens while an opening is on its way.
+        self.on_way: Callable[[], None] = lambda: None
 
     async def post(self, *_: object, **__: object) -> wire.SessionOpened:
         await asyncio.sleep(0)
+        self.on_way()
         if self.failure is not None:
             raise self.failure
         self.sessions += 1
@@ -37,6 +40,7 @@ class Case:
         self.links = Links()
         links: Any = self.links
         self.session = session.Session(links, clocks=clock.SystemClock())
+        self.describe: Callable[[], wire.SessionOpen] = lambda: SESSION
         self.host_fault: errors.AgentinaError | None = None
         self._changed = asyncio.Event()
         self.session.on_change = self.session.on_contact = self._changed.set
@@ -44,8 +48,11 @@ class Case:
 
     def start(self) -> None:
         self._loop = tasks.start(
-            self.session.keep_open(lambda: SESSION, self._opened, asyncio.Lock()), name="session under test"
+            self.session.keep_open(self._describe, self._opened, asyncio.Lock()), name="session under test"
         )
+
+    def _describe(self) -> wire.SessionOpen:
+        return self.describe()
 
     def _opened(self, *_: object) -> None:
         if self.host_fault is not None:
@@ -96,3 +103,26 @@ async def test_lost_connection_afterwards_is_told_instead(case: Case) -> None:
     await case.until(lambda: case.session.failure is not None)
     assert case.session.trouble is None
     assert case.session.failure is case.links.failure
+
+
+async def test_what_changes_while_it_is_opened_is_told_with_the_next(case: Case) -> None:
+    """The runners of a starting host change when its gateway was looked at: just when its session is opened."""
+    told, runners = [], ["command"]
+
+    def describe() -> wire.SessionOpen:
+        told.append(list(runners))
+        return SESSION
+
+    def change() -> None:
+        if len(runners) == 1:
+            runners.append("codex")
+            case.session.renew()
+
+    case.describe, case.links.on_way = describe, change
+    case.start()
+    await case.until(lambda: case.links.sessions == 2)
+    await case.session.current()
+    assert told == [["command"], ["command", "codex"]]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (case.links.sessions, case.session.is_open) == (2, True)
