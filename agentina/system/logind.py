@@ -50,6 +50,8 @@ class Watch:
         self._serials = itertools.count(1)
         self._answers: dict[int, asyncio.Future[jeepney.Message]] = {}
         self._lock: Any = None
+        #: The name on the bus that nobody can have but logind; empty: not known yet.
+        self._logind = ""
         self._lost: UnavailableError | None = None
         self._heard = asyncio.Event()
         #: Whether the host is being shut down.
@@ -68,6 +70,7 @@ class Watch:
             await self._call(jeepney.new_method_call(_BUS, "AddMatch", "s", (rule.serialise(),)))
         body = ("shutdown", who, why, "delay")
         (self._lock,) = await self._call(jeepney.new_method_call(_LOGIND, "Inhibit", "ssss", body))
+        (self._logind,) = await self._call(jeepney.new_method_call(_BUS, "GetNameOwner", "s", (_LOGIND.bus_name,)))
         # Asked after listening began and the lock is held: no shutdown falls between.
         ((_, is_preparing),) = await self._call(jeepney.Properties(_LOGIND).get("PreparingForShutdown"))
         self.is_preparing = bool(is_preparing)
@@ -134,12 +137,14 @@ class Watch:
             self._lose(f"the connection to the bus is lost: {error}")
 
     def _take(self, message: jeepney.Message) -> None:
-        if _SIGNAL.matches(message):
+        fields = message.header.fields
+        # Any user of this host may send such a signal, to all or to us; the bus says who did.
+        if _SIGNAL.matches(message) and fields.get(jeepney.HeaderFields.sender) == self._logind:
             self.is_preparing = bool(message.body[0])
             self._heard.set()
         elif _OWNER.matches(message) and message.body[0] == _LOGIND.bus_name and message.body[1]:
             self._lose("logind was restarted")
-        answer = self._answers.get(message.header.fields.get(jeepney.HeaderFields.reply_serial, 0))
+        answer = self._answers.get(fields.get(jeepney.HeaderFields.reply_serial, 0))
         if answer is not None and not answer.done():
             answer.set_result(message)
 

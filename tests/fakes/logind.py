@@ -12,6 +12,7 @@ from typing import Self
 import jeepney
 
 _MANAGER = "org.freedesktop.login1.Manager"
+_NAME = ":1.3"
 _EMITTER = jeepney.DBusAddress("/org/freedesktop/login1", interface=_MANAGER)
 
 
@@ -58,9 +59,14 @@ class Logind:
     async def prepare(self, *, start: bool) -> None:
         """Announce a shutdown, or call it off."""
         self.preparing = start
+        await self.signal(_NAME, start=start)
+
+    async def signal(self, sender: str, *, start: bool) -> None:
+        """Let ``sender`` say what logind says then."""
         for peer, rules in list(self._listeners.items()):
             if any("PrepareForShutdown" in rule for rule in rules):
                 signal = jeepney.new_signal(_EMITTER, "PrepareForShutdown", "b", (start,))
+                signal.header.fields[jeepney.HeaderFields.sender] = sender
                 await self._send(peer, signal)
 
     def is_held(self) -> bool:
@@ -132,6 +138,9 @@ class Logind:
         elif member == "AddMatch":
             self._listeners[peer].add(call.body[0])
             await self._reply(peer, call)
+        elif member == "GetNameOwner":
+            assert call.body == ("org.freedesktop.login1",)
+            await self._reply(peer, call, "s", (_NAME,))
         elif member == "Get":
             assert call.body == (_MANAGER, "PreparingForShutdown")
             await self._reply(peer, call, "v", (("b", self.preparing),))

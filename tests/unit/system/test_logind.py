@@ -39,6 +39,17 @@ async def test_shutdown_is_heard_and_held_up(server: fake.Logind) -> None:
         watch.close()
 
 
+async def test_shutdown_that_somebody_else_announces_is_none(server: fake.Logind) -> None:
+    watch = await logind.open_watch(who="a", why="b")
+    changed = asyncio.gather(watch.changed(), return_exceptions=True)
+    await server.signal(":1.66", start=True)
+    await server.go_away()
+    async with asyncio.timeout(deadlines.HANG):
+        await changed
+    assert not watch.is_preparing
+    watch.close()
+
+
 async def test_shutdown_under_way_is_seen_at_once(server: fake.Logind) -> None:
     server.preparing = True
     watch = await logind.open_watch(who="a", why="b")
