@@ -45,6 +45,10 @@ class GitError(Exception):
     """A git command failed; the text says how, without credentials."""
 
 
+class TooSlowError(GitError):
+    """A git command took longer than it may: it says nothing of what it was to look at."""
+
+
 def network(configuration: Path) -> dict[str, str]:
     """Environment for reaching a repository; ``configuration`` is the file made by :func:`write_configuration`."""
     passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
@@ -120,7 +124,7 @@ async def run(
     """Run one git command.
 
     Raises:
-        GitError: It failed or took too long.
+        GitError: It failed; ``TooSlowError``: it took too long.
         AgentinaError: ``PRECONDITION_FAILED`` when git is not installed.
 
     """
@@ -139,7 +143,7 @@ async def run(
             raise errors.PRECONDITION_FAILED(problems="git is not installed") from error
         raise GitError(f"{directory} does not exist") from error
     except TimeoutError as error:
-        raise GitError(f"git {arguments[0]} took longer than {timeout_seconds:g} s") from error
+        raise TooSlowError(f"git {arguments[0]} took longer than {timeout_seconds:g} s") from error
     if not done.truncated and done.code not in tolerated:
         raise GitError(without_credentials(done.problem) or f"git {arguments[0]} ended with {done.code}")
     return done

@@ -27,6 +27,8 @@ from agentina.system import files
 _FETCH_SECONDS: Final = 900.0
 _LOCAL_SECONDS: Final = 120.0
 _TAIL: Final = 40
+#: Refs of a mirror whose last fetch is remembered, for those who wait for the same.
+_MOST_REFS: Final = 256
 #: How often another process's lock is tried; there is nothing to await.
 _LOCK_SECONDS: Final = 0.05
 
@@ -62,7 +64,10 @@ class Mirror:
             async with self._locked() as lock:
                 began = time.monotonic()
                 commit = await self._fetch_repairing(ref, lock)
+            self._fetched.pop(ref, None)
             self._fetched[ref] = (began, commit)
+            if len(self._fetched) > _MOST_REFS:
+                del self._fetched[next(iter(self._fetched))]
             return commit
 
     async def rebuild(self) -> None:
@@ -71,10 +76,12 @@ class Mirror:
             self._set_aside()
 
     async def is_sound(self, commit: str) -> bool:
-        """Whether all objects of ``commit`` can be read."""
+        """Whether all objects of ``commit`` can be read, as far as that can be told in time."""
         try:
             await self._git("rev-list", "--objects", "--quiet", "--no-walk", commit, "--")
             await self._git("fsck", "--no-dangling", "--no-reflogs", "--no-progress", commit)
+        except git.TooSlowError:
+            return True  # running tasks borrow from it: it is not taken from them without need
         except git.GitError:
             return False
         return True
@@ -146,6 +153,8 @@ class Mirror:
         try:
             await self._git("config", "--local", "--get", "remote.origin.url")
             await self._git("fsck", "--connectivity-only", "--no-dangling", "--no-reflogs", "--no-progress")
+        except git.TooSlowError:
+            return True  # see above; that of a large repository may take minutes
         except git.GitError:
             return False
         return True

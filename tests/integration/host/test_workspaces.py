@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,42 @@ async def test_files_that_a_power_cut_emptied_are_made_anew(
     prepared = await workspaces.Workspaces(cache).prepare(job(repository, "main"), task)
     assert prepared.commit == second
     assert found.read_bytes() == before
+
+
+async def test_mirror_too_large_to_be_checked_in_time_is_kept(
+    repository: Repository, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its repository is away for a moment; tasks that run borrow its objects."""
+    made = workspaces.Workspaces(cache := tmp_path / "cache")
+    borrowing = tmp_path / "borrowing"
+    borrowing.mkdir()
+    prepared = await made.prepare(job(repository), borrowing)
+    slow = tmp_path / "bin/git"
+    slow.parent.mkdir()
+    real = shutil.which("git")
+    slow.write_text(f'#!/bin/sh\ncase " $* " in *" fsck "*) exec sleep 100 ;; esac\nexec {real} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(mirrors.Mirror._git, "__kwdefaults__", {"lock": None, "seconds": 2.0})
+    repository.path.rename(tmp_path / "away")
+    with pytest.raises(errors.AgentinaError) as caught:
+        await made.prepare(job(repository), task)
+    assert caught.value.entry is errors.WORKSPACE_FAILED
+    subprocess.run([str(real), "status"], cwd=prepared.path, check=True, capture_output=True)
+    (tmp_path / "away").rename(repository.path)
+    assert (await made.prepare(job(repository), task)).mirror == prepared.mirror
+    assert [path.name for path in only(cache, "mirrors").glob("*damaged*")] == []
+
+
+async def test_few_refs_of_a_mirror_are_remembered(
+    repository: Repository, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "_MOST_REFS", 2)
+    mirror = mirrors.Mirror(cache, str(repository.path))
+    for name in ("one", "two", "three", "two"):
+        repository.git("branch", "-f", name)
+        assert await mirror.commit_of(name) == repository.first
+    assert list(mirror._fetched) == ["three", "two"]
 
 
 async def test_missing_blob_in_the_mirror_is_noticed(repository: Repository, cache: Path, task: Path) -> None:
