@@ -134,6 +134,10 @@ class Outbox:
         self._slowly: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closing = asyncio.Event()
+        #: What is wrong with a damaged file that is still in its place; empty: nothing.
+        self._damaged = ""
+        #: It was set aside, and a new one is to be begun.
+        self._is_aside = False
         self._waiting: collections.deque[Waiting] = collections.deque()
         #: Set while reports should be sent.
         self.pending = asyncio.Event()
@@ -268,7 +272,8 @@ class Outbox:
         """Begin a new stream in the same file; everything about present tasks is said again."""
         _log.warning("the outbox begins a new stream: %s", problem, extra={"action": "outbox-renewed"})
         earlier, self._batch = self._batch, None
-        anomalies = self._take_anomalies([] if earlier is None else earlier.reports)
+        unsaid = [batch for batch in (self._under_way, earlier) if batch is not None]
+        anomalies = self._take_anomalies([report for batch in unsaid for report in batch.reports])
         self._begin_stream()
         batch = self._open_batch()
         batch.statements += [*((sql, ()) for sql in _NEW_STREAM), (_STREAM, (self.stream,))]
@@ -386,18 +391,22 @@ class Outbox:
 
     async def _commit_surely(self, batch: _Batch) -> None:
         """Commit ``batch``, waiting for room on the disk and replacing a damaged file as needed."""
+        is_written = False
         while True:
             try:
-                if self._database is None:
+                await self._see_to_file()
+                if self._is_aside:
                     await self._replace_file(batch)
                     return
-                await self._in_thread(self._commit_and_checkpoint, batch.statements)
+                if not is_written:
+                    await self._in_thread(self._commit_and_checkpoint, batch.statements)
+                    is_written = True
                 if self._is_alone:
                     await self._in_thread(self._share)
                 break
             except sqlite3.Error as error:
                 if outbox_file.is_damage(error):
-                    await self._in_thread(self._set_aside, str(error))
+                    self._damaged = str(error)
                     continue
                 self._note_trouble(error)
             except (OSError, errors.AgentinaError) as error:
@@ -408,6 +417,13 @@ class Outbox:
                 await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)
         self._clear_trouble()
         self._note_durable(batch)
+
+    async def _see_to_file(self) -> None:
+        """Set a damaged one aside; open one that could not be opened to be shared."""
+        if self._damaged:
+            await self._in_thread(self._set_aside, self._damaged)
+        elif self._database is None and not self._is_aside:
+            await self._in_thread(self._connect)
 
     async def _replace_file(self, failed: _Batch) -> None:
         """Begin a new file in place of the one set aside. What ``failed`` said is said again by ``on_renewed``."""
@@ -514,7 +530,7 @@ class Outbox:
     def _open_new(self) -> None:
         self._connect()
         self._create()
-        self.fresh = True
+        self.fresh, self._is_aside = True, False
         # Nothing counts of what was read before the damage showed: its numbers are another stream's.
         self._waiting.clear()
         self.held = {}
@@ -550,6 +566,7 @@ class Outbox:
         self._close_database()
         stamp = clock.show_time(self._clock.wall_ms()).replace(":", "")
         aside = outbox_file.set_aside(self._path, stamp=stamp)
+        self._damaged, self._is_aside = "", True
         self.damage = errors.STATE_CORRUPT(path=str(self._path), problem=problem, aside=str(aside))
         _log.error("%s", self.damage, extra={"action": "outbox-damaged", "code": self.damage.code})
 

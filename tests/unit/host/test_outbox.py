@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -237,6 +238,45 @@ async def test_damage_while_running_renews_and_keeps_the_promise(tmp_path: Path)
     await again.close()
 
 
+def malformed(*_: object) -> None:
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    raise error
+
+
+async def test_damage_that_cannot_be_set_aside_waits_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    renewed = []
+    box.on_renewed = lambda: renewed.append(box.report("a", "accepted"))
+    with monkeypatch.context() as read_only:
+
+        def refuse(*_: object, **__: object) -> Path:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        read_only.setattr(outbox_file, "set_aside", refuse)
+        read_only.setattr(box, "_commit", malformed)
+        said = box.report("a", "running")
+        async with asyncio.timeout(deadlines.HANG):
+            while box.trouble is None:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+    await asyncio.wait_for(asyncio.shield(said), deadlines.HANG)
+    await asyncio.wait_for(box.report("a", "note"), deadlines.HANG)
+    assert ([report.kind for report in bodies(box)], len(renewed)) == (["accepted", "note"], 1)
+    await box.close()
+
+
+async def test_anomaly_on_its_way_to_the_disk_is_said_again_in_a_new_stream(box: outbox.Outbox) -> None:
+    found = wire.Anomaly(id="one", kind="host", code="X", summary="s")
+    box.report("", "anomaly", anomaly=found)
+    box.begin_commit()
+    box.renew("an old copy")
+    await asyncio.wait_for(box.commit(), deadlines.HANG)
+    assert [report.anomaly for report in bodies(box)] == [found]
+
+
 async def test_full_disk_waits_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
     box = await outbox.Outbox.open(tmp_path / "outbox")
@@ -306,6 +346,31 @@ async def test_opened_without_room_it_is_shared_again_when_there_is(
         await again.report("a", "finished", outcome=GOOD)
     await again.report("a", "note")
     assert outbox_file.examine(tmp_path / "outbox") == (3, 1)
+    await again.close()
+
+
+async def test_one_that_cannot_be_opened_to_be_shared_loses_nothing_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
+    box = await outbox.Outbox.open(tmp_path / "outbox")
+    await box.report("a", "accepted")
+    connect, left = outbox_file.connect, [1]
+
+    def refuse(path: Path, *, alone: bool = False) -> sqlite3.Connection:
+        if left:
+            left.pop()
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(path, alone=alone)
+
+    monkeypatch.setattr(outbox_file, "connect", refuse)
+    box._is_alone = True
+    await asyncio.wait_for(box.report("a", "running"), deadlines.HANG)
+    await asyncio.wait_for(box.report("a", "note"), deadlines.HANG)
+    assert (box.fresh, box.trouble, [report.number for report in bodies(box)]) == (True, None, [1, 2, 3])
+    stream = box.stream
+    again = await reopen(box, tmp_path)
+    assert (again.stream, again.waiting) == (stream, 3)
     await again.close()
 
 
