@@ -38,9 +38,12 @@ class Tree(NamedTuple):
 
 
 def read_small(path: str) -> bytes:
-    """The content of a small kernel file; empty when it cannot be read."""
+    """The content of a small file of the kernel's or of a task's directory; empty when it cannot be read.
+
+    A task may put a FIFO in the place of one: opening that must not wait for a writer, for limits are held meanwhile.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return b""
     try:

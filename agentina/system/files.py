@@ -184,7 +184,8 @@ def remove_tree(path: Path) -> None:
         with contextlib.suppress(OSError):
             if name != str(path):
                 Path(os.path.dirname(name)).chmod(0o700)  # noqa: PTH120 - rmtree gives plain strings
-            Path(name).chmod(0o700)
+            if not Path(name).is_symlink():  # it would be changed where the link leads
+                Path(name).chmod(0o700)
             if callable(function):
                 function(name)
 
@@ -212,7 +213,8 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Whether some process holds an exclusive flock(2) on ``path``; False when it does not exist."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK: some are where a task may put a FIFO in their place.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

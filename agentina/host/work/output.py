@@ -51,7 +51,7 @@ def read_piece(path: Path, offset: int, secrets: list[bytes], *, final: bool, mo
     """The next masked piece from ``offset`` on, at most ``most`` bytes; empty when there is nothing to send yet.
 
     Args:
-        path: The output file. One that is gone has nothing more.
+        path: The output file. One that is gone, or is no file any more, has nothing more.
         offset: First byte wanted.
         secrets: Values to mask, UTF-8.
         final: Nothing more will be written, so nothing is held back for a secret to be completed.
@@ -61,11 +61,14 @@ def read_piece(path: Path, offset: int, secrets: list[bytes], *, final: bool, mo
     around = max((len(secret) for secret in secrets), default=1) - 1
     begin = max(0, offset - around)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # O_NONBLOCK: a task may put a FIFO in its place, whose opening would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return Piece(offset, b"")
     try:
         window = _read(descriptor, begin, offset - begin + most + around)
+    except OSError:
+        return Piece(offset, b"")
     finally:
         os.close(descriptor)
     front = offset - begin

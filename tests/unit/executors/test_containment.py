@@ -86,3 +86,8 @@ def test_cgroup_figures_are_read_where_they_are(tmp_path: Path) -> None:
     )
     assert containment.cgroup_usage(str(tmp_path)) == (1.5, 4096, 11, 22, 10, 1)
     assert containment.cgroup_usage(str(tmp_path / "none")) == (None, None, None, None, None, 0)
+
+
+def test_fifo_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lease")
+    assert containment.read_small(str(tmp_path / "lease")) == b""

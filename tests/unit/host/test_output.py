@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hypothesis import given
@@ -70,3 +71,8 @@ def test_link_put_in_place_of_the_output_is_not_followed(tmp_path: Path) -> None
     (tmp_path / "secret").write_bytes(b"of the host")
     (tmp_path / "log").symlink_to(tmp_path / "secret")
     assert output.read_piece(tmp_path / "log", 0, [], final=True).data == b""
+
+
+def test_fifo_in_the_place_of_the_output_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "output.log")
+    assert output.read_piece(tmp_path / "output.log", 0, [], final=False).data == b""

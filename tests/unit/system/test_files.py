@@ -113,3 +113,31 @@ def test_removing_what_is_not_there_changes_nothing(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     files.remove_tree(tmp_path / "absent")
     assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_fifo_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    assert not files.is_locked(tmp_path / "lock")
+
+
+def test_removing_changes_nothing_where_links_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o640)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "link").symlink_to(secret)
+    unlink = os.unlink
+    refused: list[str] = []
+
+    def refuse_once(name: str, **where: int) -> None:
+        # As in a directory from which the job took the permission to write; root is not stopped by that.
+        if not refused:
+            refused.append(name)
+            raise PermissionError(name)
+        unlink(name, **where)
+
+    monkeypatch.setattr(os, "unlink", refuse_once)
+    files.remove_tree(tree)
+    assert (refused, tree.exists()) == (["link"], False)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o640
