@@ -22,6 +22,8 @@ from agentina.system import files, pace, paths, pressure
 
 #: Seconds between looks at the kept directories.
 _LOOK_SECONDS: Final = 3600.0
+#: The same while there is something that could not be put away.
+_AGAIN_SECONDS: Final = 60.0
 _DAY: Final = 86_400.0
 #: Seconds for which directories to delete are gathered.
 _GATHER_SECONDS: Final = 0.5
@@ -53,6 +55,8 @@ class Janitor:
         self._spare = spare
         self.use(keep_days=keep_days, disk_reserve=disk_reserve)
         self._queue: list[tuple[Path, bool]] = []
+        #: What could not be put away: a full disk may have no room for a name in the trash.
+        self._left: list[tuple[Path, bool]] = []
         self._wake = asyncio.Event()
         self._pace = pace.Pace(fast_seconds=_FAST_SECONDS)
 
@@ -72,12 +76,16 @@ class Janitor:
         while True:
             try:
                 rest = await self._clean_plain(batch)
-                if rest or not batch:
+                if not batch:
+                    rest, self._left = self._left, []
+                if rest:
                     await asyncio.to_thread(self._clean, rest)
+                if not batch:
+                    await asyncio.to_thread(self._clean, [])
             except OSError as error:
                 _log.warning("cleaning up failed and is tried again: %s", error, extra={"action": "clean-up"})
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
+                async with asyncio.timeout(_AGAIN_SECONDS if self._left else _LOOK_SECONDS):
                     await self._wake.wait()
                 await asyncio.sleep(_GATHER_SECONDS)
                 self._wake.clear()
@@ -120,7 +128,8 @@ class Janitor:
             try:
                 self._put_away(directory, keep=keep)
             except OSError as error:
-                _log.warning("%s cannot be removed: %s", directory, error, extra={"action": "clean-up"})
+                _log.warning("%s cannot be removed yet: %s", directory, error, extra={"action": "clean-up"})
+                self._left.append((directory, keep))
         if not batch:
             self.spares.shrink(self._spare)
         spared = self.spares.paths

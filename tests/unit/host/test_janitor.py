@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -216,3 +217,28 @@ def test_what_a_killed_daemon_left_in_the_trash_goes(instance: paths.InstancePat
     (instance.state / "trash/x/deep").mkdir(parents=True)
     cleaner(instance)._clean([])
     assert not (instance.state / "trash/x").exists()
+
+
+async def test_what_a_full_disk_cannot_put_away_goes_later(
+    instance: paths.InstancePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(janitor, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(janitor, "_GATHER_SECONDS", 0.0)
+    clean, path = cleaner(instance), task(instance, "a")
+    full = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def refuse(*_: object, **__: object) -> None:
+        loop.call_soon_threadsafe(full.set)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "replace", refuse)
+        clean.remove(path, keep=True)
+        running = tasks.start(clean.run(), name="janitor")
+        await asyncio.wait_for(full.wait(), deadlines.HANG)
+    async with asyncio.timeout(deadlines.HANG):
+        while path.exists():  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.01)
+    await tasks.cancel(running)
+    assert not (instance.state / "tasks-kept/a/job.json").exists()
