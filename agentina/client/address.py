@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Final
@@ -17,6 +18,8 @@ _PLAIN_PORT: Final = 80
 _PROXY_PORT: Final = 3128
 #: Characters of a wrong address that are repeated in the error.
 _SHOWN: Final = 200
+#: What a request's target may hold (RFC 9112).
+_PATH: Final = re.compile(r"[!-~]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,10 @@ def parse(url: str) -> Address:
     if parts.scheme not in {"http", "https"} or not host:
         problem = f"expected an address such as https://agents.example.com, got {_show(url)}"
         raise errors.INPUT_INVALID(where=_WHERE, problem=problem)
+    host = _to_ascii(host, url)
+    if not _PATH.fullmatch(parts.path):
+        problem = f"expected a path with other characters than ASCII's as %XX, got {_show(url)}"
+        raise errors.INPUT_INVALID(where=_WHERE, problem=problem)
     tls = parts.scheme == "https"
     if not tls and not _is_loopback(host):
         raise errors.URL_INSECURE(url=url.strip()[:_SHOWN])
@@ -87,6 +94,14 @@ def proxy_for(address: Address, environment: Mapping[str, str]) -> tuple[str, in
     if scheme != "http" or not host:
         raise errors.INPUT_INVALID(where="HTTPS_PROXY", problem="expected http://HOST:PORT")
     return host, port or _PROXY_PORT
+
+
+def _to_ascii(host: str, url: str) -> str:
+    """A host's name as resolvers and servers take it (RFC 3490)."""
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise errors.INPUT_INVALID(where=_WHERE, problem=f"{_show(url)} has no name of a host") from error
 
 
 def _show(url: str) -> str:

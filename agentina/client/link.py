@@ -36,6 +36,8 @@ MAX_IDLE: Final = 8
 #: Milliseconds before its end from which an assertion is renewed.
 RENEW_BEFORE_MS: Final = 60_000
 _READ_SIZE: Final = 65_536
+#: Digits of the latest time that is believed, in milliseconds.
+_MOST_DIGITS: Final = 16
 _PROXY_HEAD: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
 
 
@@ -307,7 +309,7 @@ class Link:
 
     def _interpret(self, answer: http1.Answer, kind: type[T]) -> T:
         told = answer.header(b"agentina-time")
-        if told is not None and told.isdecimal():
+        if told is not None and told.isdecimal() and len(told) <= _MOST_DIGITS:
             self._learn(int(told))
         if 200 <= answer.status < 300:  # noqa: PLR2004 - RFC 9110: the successful ones
             if issubclass(kind, msgspec.Raw):

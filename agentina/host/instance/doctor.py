@@ -35,6 +35,8 @@ _LEAST_MEMORY: Final = 256 << 20
 _LEAST_FILES: Final = 1024
 #: Clock difference, in milliseconds, that people should know about; the agent adjusts to it by itself.
 _CLOCK_WARN_MS: Final = 30_000
+#: Digits of a time in milliseconds, at most.
+_MOST_DIGITS: Final = 16
 _OUTBOX_WARN: Final = 256 << 20
 _MAX_SOCKET_PATH: Final = 108
 _LOOK_AS_ROOT: Final = "Run `sudo agentina doctor` to have this looked at, too."
@@ -315,7 +317,7 @@ def check_control_plane(url: str, ca_file: str) -> Iterator[Check]:
 
 def check_clock(told: str, before_ms: int, after_ms: int) -> Check:
     """The host's clock against the control plane's, as told in a request that lasted from ``before`` to ``after``."""
-    if not told.isdigit():
+    if not told.isdecimal() or len(told) > _MOST_DIGITS:
         return warn("clock", "The control plane did not tell its time.", "Check that no proxy strips Agentina-Time.")
     # Its clock was read somewhere between; only what lies outside that span is a difference.
     behind, ahead = int(told) - after_ms, before_ms - int(told)

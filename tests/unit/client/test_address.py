@@ -24,6 +24,7 @@ EXAMPLE = address.parse("https://cp.example")
         ("http://[::1]:80", "http://[::1]"),
         ("https://[2001:db8::1]:8440/a", "https://[2001:db8::1]:8440/a"),
         (" http://localhost\n", "http://localhost"),
+        ("https://ex\u00e4mple.com/%C3%A4", "https://xn--exmple-cua.com/%C3%A4"),
     ],
 )
 def test_one_form_for_each_address(url: str, shown: str) -> None:
@@ -41,6 +42,10 @@ def test_one_form_for_each_address(url: str, shown: str) -> None:
         ("ftp://x", "INPUT_INVALID"),
         ("agents.example.com", "INPUT_INVALID"),
         ("https://", "INPUT_INVALID"),
+        ("https://a..b", "INPUT_INVALID"),
+        (f"https://{'a' * 64}.example", "INPUT_INVALID"),
+        ("https://x/\u00e4", "INPUT_INVALID"),
+        ("https://x/a b", "INPUT_INVALID"),
         ("https://user:pw@x", "INPUT_INVALID"),
         ("http://user:pw@x", "INPUT_INVALID"),
         ("ftp://user:pw@x", "INPUT_INVALID"),

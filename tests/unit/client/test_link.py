@@ -157,6 +157,15 @@ async def test_time_is_the_control_planes_and_setting_the_clock_changes_nothing(
     await made.close()
 
 
+async def test_time_of_thousands_of_digits_is_none(raw: Raw) -> None:
+    clock = _Clock()
+    made = link.Link(f"http://127.0.0.1:{raw.port}", clocks=clock)
+    raw.answers = [OK.replace(b"OK\r\n", b"OK\r\nAgentina-Time: " + b"9" * 5000 + b"\r\n")]
+    await put(made)
+    assert made.now_ms() == clock.wall
+    await made.close()
+
+
 async def test_expired_assertion_is_made_anew_with_the_time_told(raw: Raw) -> None:
     signer = link.Signer(key=signing.SigningKey.generate(), agent_id="a", audience="cp")
     made = link.Link(f"http://127.0.0.1:{raw.port}", signer=signer)

@@ -152,6 +152,8 @@ def test_the_daemon_s_word_on_keys_counts(
         ("10000", WARN, "ahead"),
         ("", WARN, ""),
         ("soon", WARN, ""),
+        ("\u00b2", WARN, ""),
+        ("9" * 5000, WARN, ""),
     ],
 )
 def test_clock_difference_counts_only_beyond_the_request(told: str, verdict: doctor.Verdict, words: str) -> None:
