@@ -330,9 +330,8 @@ class SystemdExecutor:
                 files.write_atomic(directory / "stop", _order_file(order), durable=False)
             orders = self._orders(directory)
             if orders is not None and (directory / "stop").exists():
-                with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
-                    content = files.read_bounded(directory / "stop")
-                    files.write_atomic(orders / "stop", content, mode=0o644, durable=False)
+                with contextlib.suppress(FileNotFoundError):  # it was taken away meanwhile
+                    _give(orders / "stop", files.read_bounded(directory / "stop"))
         except errors.AgentinaError as error:
             _log.warning("the order to stop %s could not be written: %s", directory.name, error)
             self._stop_unit(directory)
@@ -360,9 +359,7 @@ class SystemdExecutor:
                 ("seconds", str(companion.seconds)),
                 *(("argv", part) for part in companion.argv),
             ])  # fmt: skip
-            files.write_atomic(orders / "companion", content, mode=0o644, durable=False)
-        except FileNotFoundError:
-            return  # it ended meanwhile
+            _give(orders / "companion", content)
         except OSError as error:
             raise files.from_os_error(error, orders / "companion") from error
 
@@ -418,6 +415,15 @@ def _ticket(launch: contract.Launch, nonce: str, boot_id: str) -> list[tuple[str
         *(("stop", reason) for reason in stop.get("reason", ())),
         *(("stop_grace", grace) for grace in stop.get("grace_seconds", ())),
     ]
+
+
+def _give(path: Path, content: bytes) -> None:
+    """Write an order where the task's supervisor looks for it; nothing, if the task has ended and the place is gone."""
+    try:
+        files.write_atomic(path, content, mode=0o644, durable=False)
+    except errors.AgentinaError:
+        if path.parent.exists():
+            raise
 
 
 def _withdraw(ticket: Path) -> bool:

@@ -108,9 +108,9 @@ async def _connected(slot: Slot) -> AsyncIterator[socket.socket]:
         with connection:
             yield connection
     finally:
-        slot.executor.accompany(slot.directory, None)
         listening.remove()
         listening.socket.close()
+        slot.executor.accompany(slot.directory, None)
 
 
 def _shut(connection: socket.socket) -> None:

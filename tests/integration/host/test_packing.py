@@ -216,3 +216,23 @@ def connected(path: str) -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     made.connect(path)
     return made
+
+
+async def test_packer_that_cannot_be_called_off_leaves_no_socket(
+    slots: SlotExecutor, prepared: workspaces.Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path, companion: contract.Companion | None) -> None:
+        if companion is None:
+            raise errors.STATE_UNWRITABLE(path="orders", problem="Read-only file system")
+        raise errors.DISK_FULL(path="orders")
+
+    monkeypatch.setattr(slots, "accompany", refuse)
+    before = open_files()
+    with pytest.raises(errors.AgentinaError):
+        await test_checkpoints.packed(prepared.path.parent, prepared, slot=slot_of(slots, prepared))
+    assert open_files() == before
+    check_nothing_left(slots, prepared)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -84,3 +84,19 @@ def test_an_order_that_an_older_base_does_not_know_is_understood(
     result = executor.read_result(tmp_path)
     assert result is not None
     assert result.stopped is read
+
+
+async def test_order_for_a_task_that_has_just_ended_stops_no_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its place for orders is gone, and its unit not at rest yet; the next task in the slot is another."""
+    state, directory = tmp_path / "default", tmp_path / "tasks"
+    directory.mkdir()
+    (directory / "started").write_bytes(fields.encode([("nonce", "n"), ("slot", "default-S1")]))
+    executor = executors.SystemdExecutor(state, manager=cast(systemd.Manager, None))
+    monkeypatch.setattr(executor, "_occupies", lambda _: True)
+    stopped: list[Path] = []
+    monkeypatch.setattr(executor, "_stop_unit", stopped.append)
+    executor.stop(directory, contract.StopReason.CANCELED)
+    executor.accompany(directory, contract.Companion(argv=["true"], seconds=1.0))
+    assert (stopped, caplog.messages) == ([], [])
