@@ -569,7 +569,8 @@ def _only_daemon(instance: paths.InstancePaths) -> Iterator[None]:
             raise errors.DAEMON_RUNNING(instance=instance.name, pid=pid) from error
         except OSError as error:
             raise files.from_os_error(error, instance.lock) from error
-        instance.lock.write_text(f"{os.getpid()}\n", "ascii")
+        with contextlib.suppress(OSError):  # for people only; a full disk keeps no daemon from its work
+            instance.lock.write_text(f"{os.getpid()}\n", "ascii")
         yield
 
 

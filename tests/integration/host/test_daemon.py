@@ -14,8 +14,10 @@ import msgspec
 import pytest
 
 from agentina.executors import process
+from agentina.host import daemon as daemons
 from agentina.protocol import signing, wire
 from agentina.protocol.states import Reason, State
+from agentina.system import files, paths
 from tests.fakes import cloud_metadata, control, deadlines, logind
 from tests.fakes.control import Fault
 from tests.integration.host.daemons import DaemonProcess
@@ -653,3 +655,11 @@ async def test_shutdown_gives_back_what_has_not_started_and_is_held_up_for_that(
     assert bytes(again.output) == b"again\n"
     silent.close()
     assert "work is taken again" in daemon.log.read_text()
+
+
+def test_full_disk_keeps_no_daemon_from_its_lock(tmp_path: Path) -> None:
+    instance = paths.Layout(tmp_path).instance("default")
+    instance.state.mkdir(parents=True)
+    instance.lock.symlink_to("/dev/full")
+    with daemons._only_daemon(instance):
+        assert files.is_locked(instance.lock)
