@@ -74,17 +74,20 @@ def read_bounded(path: Path | str, *, limit: int = MAX_STATE_FILE) -> bytes:
         FileNotFoundError: There is none.
 
     """
-    content = b""
+    # Joined in the end: to add each piece to what there is would copy all of that each time.
+    pieces: list[bytes] = []
+    size = 0
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         while piece := os.read(descriptor, _PIECE):
-            content += piece
-            if len(content) > limit:
-                size = max(len(content), os.fstat(descriptor).st_size)
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                size = max(size, os.fstat(descriptor).st_size)
                 raise errors.INPUT_TOO_LARGE(where=str(path), size=size, limit=limit)
     finally:
         os.close(descriptor)
-    return content
+    return b"".join(pieces)
 
 
 def read_plain(name: str, *, within: int, limit: int) -> bytes | None:

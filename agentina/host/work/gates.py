@@ -290,7 +290,8 @@ class Gates:
         """Find out what a task that has ended used: its record tells, whoever was killed meanwhile."""
         from agentina.gateway import record  # noqa: PLC0415 - see the class
 
-        story = record.read(entry.directory.path)
+        # A task of many calls has a long one.
+        story = await asyncio.to_thread(record.read, entry.directory.path)
         if story is not None:
             story.conclude()
             entry.models, entry.hosts, entry.carried = story.usage(), story.reached, story.carried

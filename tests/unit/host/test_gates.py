@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 
 from agentina import errors
-from agentina.gateway import days
+from agentina.gateway import days, record
 from agentina.host.instance import session
 from agentina.host.work import entries, gates, records, shares, state
 from agentina.protocol import budgets, jobs, verbs, wire
@@ -120,3 +121,13 @@ async def test_what_is_left_today_of_shared_budgets_is_told_beside_the_tasks_own
     told = await ours.budget_left(entry)
     assert told is not None
     assert told.agent_today is None, "yesterday's is nobody's"
+
+
+async def test_record_of_a_task_that_has_ended_is_read_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(record, "read", lambda _: threads.append(threading.current_thread()))
+    await gates_of().before(entry_of(tmp_path, budget={}), state.Do.COLLECT)
+    assert threads
+    assert threading.main_thread() not in threads
