@@ -53,8 +53,11 @@ _PIECE: Final = 1 << 20
 #: Seconds that a program may take to say its version.
 _PATIENCE: Final = 60.0
 _VERSION: Final = re.compile(r"\d+\.\d+[0-9A-Za-z.+-]*")
-#: What reading an archive that is none, or was cut off, ends with.
-_DAMAGES: Final = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+#: What reading an archive ends with that is none, was cut off, or is packed in a way that is not understood; one that
+#: wants a password is a RuntimeError, of which NotImplementedError is one.
+_DAMAGES: Final = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, RuntimeError,
+)  # fmt: skip
 #: Beginnings of programs, whatever permissions an archive gives them: ELF, and scripts.
 _PROGRAMS: Final = (b"\x7fELF", b"#!")
 

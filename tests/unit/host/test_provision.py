@@ -148,6 +148,18 @@ def test_hostile_or_useless_archive_is_refused(
     assert in_tree(layout.copies_directory) == [".lock"]
 
 
+@pytest.mark.parametrize(("at", "value"), [(0, 1), (2, 99)], ids=["wants a password", "packed in an unknown way"])
+def test_archive_that_cannot_be_read_is_refused(at: int, value: int, store: provision.Store, tmp_path: Path) -> None:
+    wheel = agent_packages.wheel(tmp_path / "x.whl", {"claude": PROGRAM})
+    content = bytearray(wheel.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(header) + flags + at] = value
+    wheel.write_bytes(content)
+    with pytest.raises(errors.AgentinaError) as caught:
+        install(store, wheel)
+    assert caught.value.entry is errors.RUNNER_COPY_UNSUITABLE
+
+
 @pytest.mark.parametrize("cut", [10, 200, -3000])
 def test_damaged_archive_is_refused(cut: int, store: provision.Store, tmp_path: Path) -> None:
     content = {"package/noise": os.urandom(5000), "package/claude": PROGRAM, "package/more": os.urandom(5000)}
