@@ -61,7 +61,7 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     agent_linger: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 15.0
     #: The gateway's settings (``gateway.yaml``), for jobs with a budget or hosts in their scope; empty: no gateway.
     gateway: str = ""
-    #: ``debug``, ``info, ``warning``, ``error``.
+    #: ``debug``, ``info``, ``warning``, ``error``.
     log_level: str = "info"
 
 

@@ -126,7 +126,7 @@ class Uploads:
                 stored = wire.PieceStored(offset=expected)
 
     async def fetch_checkpoint(self, task_id: str, origin: wire.Origin, path: Path) -> None:
-        """Bring the checkpoint that ``task_id`` is to go on from, or what is still missing of it.
+        """Bring the checkpoint that ``task_id`` is to go on from, from its beginning.
 
         Raises:
             Unwanted: The control plane does not have it.
