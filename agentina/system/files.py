@@ -11,9 +11,9 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,8 @@ _FOREIGN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os
 MAX_STATE_FILE = 16 << 20
 #: Bytes read at a time. For a larger buffer the C library asks the kernel for pages, each time anew (mallopt(3)).
 _PIECE: Final = 64 << 10
+#: Levels of directories open at a time while a tree is deleted; what lies deeper is moved up first.
+_OPEN_LEVELS: Final = 32
 
 
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
@@ -176,25 +178,80 @@ def set_aside(path: Path, *, stamp: str) -> Path:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a directory with all content, also where a job took away its own write permissions; if it is there.
+    """Delete a directory with all content, also where a job took away its own permissions; if it is there.
 
-    The directory that it is in stays as it is.
+    What cannot be deleted stays, and so does what is mounted below it: that is somebody else's. Links are deleted,
+    never followed. The directory that it is in stays as it is.
     """
+    name = os.fspath(path)
+    with contextlib.suppress(OSError):
+        if not stat.S_ISDIR(os.lstat(name).st_mode):
+            os.unlink(name)  # noqa: PTH108 - by name, as all below
+        elif not _is_rid_of(name, None):
+            top = _open_whole(name, None)
+            try:
+                while _empty(top, top, _OPEN_LEVELS):
+                    pass
+            finally:
+                os.close(top)
+            os.rmdir(name)  # noqa: PTH106
 
-    def unlock(function: object, name: str, found: tuple[object, BaseException, object]) -> None:
-        if isinstance(found[1], FileNotFoundError):
-            return
+
+def _empty(directory: int, top: int, levels: int) -> bool:
+    """Delete what is in a directory; True: something so deep that it was moved to ``top`` is still to be deleted."""
+    with os.scandir(directory) as listing:
+        entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing]
+    is_moved = False
+    for name, is_directory in entries:
         with contextlib.suppress(OSError):
-            if name != str(path):
-                Path(os.path.dirname(name)).chmod(0o700)  # noqa: PTH120 - rmtree gives plain strings
-            if not Path(name).is_symlink():  # it would be changed where the link leads
-                Path(name).chmod(0o700)
-            if callable(function):
-                function(name)
+            if not is_directory:
+                os.unlink(name, dir_fd=directory)
+            elif not _is_rid_of(name, directory):
+                is_moved |= _empty_below(name, directory, top, levels)
+                os.rmdir(name, dir_fd=directory)
+    return is_moved
 
-    shutil.rmtree(path, onerror=unlock)
-    if path.exists():
-        shutil.rmtree(path, ignore_errors=True)
+
+def _empty_below(name: str, within: int, top: int, levels: int) -> bool:
+    directory = _open_whole(name, within)
+    try:
+        if levels:
+            return _empty(directory, top, levels - 1)
+        os.rename(name, f".{time.monotonic_ns()}", src_dir_fd=within, dst_dir_fd=top)
+    finally:
+        os.close(directory)
+    return True
+
+
+def _is_rid_of(name: str, within: int | None) -> bool:
+    """Delete a directory if it is empty.
+
+    Raises:
+        OSError: It must stay: something is mounted there (EBUSY), say.
+
+    """
+    try:
+        os.rmdir(name, dir_fd=within)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        return False
+    return True
+
+
+def _open_whole(name: str, within: int | None) -> int:
+    """Open a directory, and let its owner do everything in it."""
+    try:
+        directory = os.open(name, DIRECTORY, dir_fd=within)
+    except PermissionError:
+        # By descriptor: a mode set by name is that of what a link points to.
+        with opened(name, DIRECTORY | os.O_PATH, within=within) as locked:
+            os.chmod(f"/proc/self/fd/{locked}", stat.S_IRWXU)  # noqa: PTH101
+        directory = os.open(name, DIRECTORY, dir_fd=within)
+    if os.fstat(directory).st_mode & stat.S_IRWXU != stat.S_IRWXU:
+        with contextlib.suppress(OSError):
+            os.fchmod(directory, stat.S_IRWXU)
+    return directory
 
 
 @contextlib.contextmanager

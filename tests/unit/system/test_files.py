@@ -4,12 +4,17 @@ import os
 import stat
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from agentina import errors
 from agentina.system import files
+from tests.fakes import mounts
+
+NOBODY: Final = 65534
 
 
 def test_content_is_replaced_and_private(tmp_path: Path) -> None:
@@ -77,6 +82,92 @@ def test_tree_without_write_permission_is_removed(tmp_path: Path) -> None:
     deep.parent.chmod(0o500)
     files.remove_tree(tmp_path / "task")
     assert not (tmp_path / "task").exists()
+
+
+def as_plain_user(place: Path, action: Callable[[], object]) -> None:
+    """Do something in ``place`` as a user for whom rights count, in a process of its own."""
+    place.chmod(0o777)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(place)
+            if os.getuid() == 0:
+                os.setresuid(*[NOBODY] * 3)
+            action()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_tree_without_any_permission_is_removed_whoever_runs(tmp_path: Path) -> None:
+    def act() -> None:
+        deep = Path("task/a/b")
+        deep.mkdir(parents=True)
+        (deep / "file").touch()
+        for mode, path in ((0, deep), (0o100, deep.parent), (0, deep.parent.parent)):
+            path.chmod(mode)
+        files.remove_tree(Path("task"))
+
+    as_plain_user(tmp_path, act)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("link", "target"), [(os.symlink, "../../outside"), (os.link, "outside")])
+def test_modes_outside_stay_where_a_removed_tree_leads_to_them(
+    tmp_path: Path, link: Callable[[str, str], None], target: str
+) -> None:
+    def act() -> None:
+        Path("task/a").mkdir(parents=True)
+        Path("outside").touch()
+        Path("outside").chmod(0o640)
+        link(target, "task/a/link")
+        Path("task/a").chmod(0o500)
+        files.remove_tree(Path("task"))
+
+    as_plain_user(tmp_path, act)
+    assert [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == [("outside", 0o640)]
+
+
+def test_a_link_in_the_place_of_a_tree_goes_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o750)
+    (outside / "file").touch()
+    (tmp_path / "task").symlink_to(outside)
+    files.remove_tree(tmp_path / "task")
+    assert list(tmp_path.iterdir()) == [outside]
+    assert (outside / "file").exists()
+    assert outside.stat().st_mode & 0o777 == 0o750
+
+
+def test_trees_deeper_than_python_recurses_and_paths_reach_are_removed(tmp_path: Path) -> None:
+    top = tmp_path / "task"
+    top.mkdir()
+    directory = os.open(top, files.DIRECTORY)
+    for number in range(3000):
+        os.mkdir("deep", dir_fd=directory)
+        below = os.open("deep", files.DIRECTORY, dir_fd=directory)
+        if number % 100 == 0:
+            os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=below))
+        os.close(directory)
+        directory = below
+    os.close(directory)
+    files.remove_tree(top)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_mounted_in_a_tree_stays(tmp_path: Path) -> None:
+    outside, place = tmp_path / "outside", tmp_path / "task/a/mounted"
+    for path in (outside, place):
+        path.mkdir(parents=True)
+    (outside / "file").touch()
+    (tmp_path / "task/file").touch()
+    with mounts.bound(outside, place):
+        files.remove_tree(tmp_path / "task")
+        assert (place / "file").exists()
+        assert not (tmp_path / "task/file").exists()
+    files.remove_tree(tmp_path / "task")
+    assert list(tmp_path.iterdir()) == [outside]
 
 
 def test_a_tree_is_made_durable_with_whatever_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

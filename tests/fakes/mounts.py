@@ -1,0 +1,21 @@
+"""Directories mounted elsewhere, for tests that run as root."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@contextlib.contextmanager
+def bound(source: Path, place: Path) -> Iterator[None]:
+    """Have ``source`` at ``place`` too; where that is not allowed the test is skipped."""
+    if subprocess.run(["mount", "--bind", source, place], check=False, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
