@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -107,7 +108,8 @@ class Janitor:
         trash = f"{self._trash}/{directory.name}.{time.monotonic_ns()}"
         # Half of the cost of each is what pathlib would add.
         try:
-            os.rename(directory, trash)  # noqa: PTH104
+            # With the slash a directory only: what a job put in its place leads to what is not ours to delete.
+            os.rename(f"{directory}/", trash)  # noqa: PTH104
             if os.stat(f"{trash}/output.log").st_size > _PLAIN_BYTES:  # noqa: PTH116
                 return False
             for name in _PLAIN_FILES:
@@ -141,11 +143,9 @@ class Janitor:
             self.spares.fill(self._spare)
 
     def _put_away(self, directory: Path, *, keep: bool) -> None:
-        if not keep:
+        if not keep or directory.is_symlink() or not directory.is_dir():
             with contextlib.suppress(FileNotFoundError):
                 os.rename(directory, f"{self._trash}/{directory.name}.{time.monotonic_ns()}")  # noqa: PTH104 - cheaper
-            return
-        if not directory.is_dir():
             return
         # The record holds the job's environment, and with it secrets: what is kept for a look has none.
         (directory / "job.json").unlink(missing_ok=True)
@@ -159,8 +159,8 @@ class Janitor:
 
     def _look_at_kept(self) -> None:
         now = time.time()
-        for path in sorted(self._kept.glob("*"), key=lambda path: path.stat().st_mtime):
-            age = now - path.stat().st_mtime
+        for path in sorted(self._kept.glob("*"), key=lambda path: path.lstat().st_mtime):
+            age = now - path.lstat().st_mtime
             if age > self._keep_seconds:
                 files.remove_tree(path)
             elif self._is_disk_low():
@@ -180,9 +180,12 @@ def _empty(kept: Path) -> None:
 def _delete(path: Path) -> None:
     """Delete a directory: the few files that most tasks leave at little cost, all others thoroughly."""
     try:
-        _delete_quickly(str(path), _QUICK_LEVELS)
+        if not path.is_symlink():
+            _delete_quickly(str(path), _QUICK_LEVELS)
+            return
     except OSError:
-        files.remove_tree(path)
+        pass
+    files.remove_tree(path)
 
 
 def _delete_quickly(path: str, levels: int) -> None:
@@ -194,6 +197,8 @@ def _delete_quickly(path: str, levels: int) -> None:
             continue
         try:
             os.rmdir(entry.path)  # noqa: PTH106 - see above; most workspaces are empty
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise  # something is mounted there, say
             _delete_quickly(entry.path, levels - 1) if levels else files.remove_tree(Path(entry.path))
     os.rmdir(path)  # noqa: PTH106 - see above

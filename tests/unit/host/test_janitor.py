@@ -11,7 +11,7 @@ import pytest
 
 from agentina.host import janitor
 from agentina.system import pace, paths, tasks
-from tests.fakes import deadlines
+from tests.fakes import deadlines, mounts
 
 
 @pytest.fixture
@@ -199,6 +199,55 @@ def test_kept_ones_go_when_their_days_are_over(instance: paths.InstancePaths) ->
     os.utime(instance.state / "tasks-kept/old", (past, past))
     clean._clean([])
     assert [path.name for path in (instance.state / "tasks-kept").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_link_in_the_place_of_a_directory_leads_to_stays(instance: paths.InstancePaths, keep: bool) -> None:  # noqa: FBT001 - a case
+    outside = plain(instance, "outside")
+    outside.chmod(0o750)
+    link = instance.tasks / "a"
+    link.symlink_to(outside)
+    clean = reusing(instance)
+    clean._clean([(link, keep)])
+    clean._clean([])
+    assert sorted(path.name for path in outside.iterdir()) == ["output.log", "result.json", "supervisor", "workspace"]
+    assert outside.stat().st_mode & 0o777 == 0o750
+    assert list(instance.tasks.iterdir()) == [outside]
+    assert {str(path) for path in (instance.state / "trash").iterdir()} == clean.spares.paths
+    assert list((instance.state / "tasks-kept").glob("*")) == []
+
+
+def test_a_file_in_the_place_of_a_kept_directory_goes(instance: paths.InstancePaths) -> None:
+    (instance.tasks / "a").touch()
+    cleaner(instance)._clean([(instance.tasks / "a", True)])
+    assert list(instance.tasks.iterdir()) == list((instance.state / "trash").iterdir()) == []
+
+
+def test_a_link_to_nowhere_among_the_kept_ones_stops_nothing(instance: paths.InstancePaths) -> None:
+    clean = cleaner(instance)
+    clean._clean([(task(instance, "old"), True)])
+    past = time.time() - 4 * 86_400
+    os.utime(instance.state / "tasks-kept/old", (past, past))
+    (instance.state / "tasks-kept/link").symlink_to("nowhere")
+    clean._clean([])
+    assert [path.name for path in (instance.state / "tasks-kept").iterdir()] == ["link"]
+
+
+def test_what_is_mounted_in_a_directory_is_not_deleted(instance: paths.InstancePaths, tmp_path: Path) -> None:
+    """And goes on being there until somebody takes it away; all the rest is deleted."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    path = instance.state / "trash/a"
+    (path / "workspace/mounted").mkdir(parents=True)
+    (path / "workspace/file").touch()
+    clean = cleaner(instance)
+    with mounts.bound(outside, path / "workspace/mounted"):
+        clean._clean([(task(instance, "other"), False)])
+        assert [each.name for each in (path / "workspace").iterdir()] == ["mounted"]
+        assert (outside / "file").exists()
+    clean._clean([])
+    assert list(instance.tasks.iterdir()) == list((instance.state / "trash").iterdir()) == []
 
 
 def test_no_days_keep_nothing(instance: paths.InstancePaths) -> None:
