@@ -11,6 +11,7 @@ then: the files there that speak for a task name it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -37,6 +38,15 @@ class _Look(NamedTuple):
     names: tuple[str, ...]
 
 
+class _Looks(NamedTuple):
+    """What can be told of a spare directory."""
+
+    directory: _Look
+    workspace: _Look
+    #: Whether the workspace is what is listed, and nothing that was mounted there.
+    is_itself: bool
+
+
 class Spares:
     """The spare directories of one instance, at most so many. Threads may use it at once."""
 
@@ -45,13 +55,15 @@ class Spares:
         self._trash = trash
         self._most = most
         self._kept: list[str] = []
+        #: The one that is about to be used; none: empty.
+        self._chosen = ""
         #: How a directory and its workspace look that nobody had yet; None: none was made so far.
-        self._like_new: tuple[_Look, _Look] | None = None
+        self._like_new: _Looks | None = None
 
     @property
     def paths(self) -> frozenset[str]:
         """Those in the trash that are not to be deleted; some may be in use by now."""
-        return frozenset(self._kept)
+        return frozenset((*self._kept, *([self._chosen] if self._chosen else [])))
 
     def keep(self, path: str) -> bool:
         """Keep a directory in the trash, if there is nothing but an empty workspace in it; False: it is to be deleted.
@@ -69,16 +81,17 @@ class Spares:
 
     def use(self, path: Path) -> bool:
         """Put one, with its workspace, at ``path``; False: there is none that can be used."""
-        while self._kept:
-            try:
-                # The youngest: what the kernel knows of it is in the caches yet.
-                spare = self._kept.pop()
-                is_like_new = _look_at(spare) == self._like_new
-            except (IndexError, OSError):
-                continue
-            if is_like_new:
-                return _move(spare, path)
-        return False
+        try:
+            while self._kept:
+                with contextlib.suppress(IndexError, OSError):
+                    # The youngest: what the kernel knows of it is in the caches yet. Chosen before it is kept no more:
+                    # at no moment may another thread delete it.
+                    self._chosen = self._kept[-1]
+                    if self._kept.pop() == self._chosen and _look_at(self._chosen) == self._like_new:
+                        return _move(self._chosen, path)
+            return False
+        finally:
+            self._chosen = ""
 
     def fill(self, count: int) -> None:
         """Make some in advance, so that there are at least ``count``.
@@ -111,23 +124,29 @@ def _move(spare: str, path: Path) -> bool:
     return True
 
 
-def _look_at(path: str) -> tuple[_Look, _Look]:
-    return _look(path), _look(f"{path}/{_WORKSPACE}")
+def _look_at(path: str) -> _Looks:
+    directory, _, listed = _look(path)
+    workspace, inode, _ = _look(f"{path}/{_WORKSPACE}")
+    return _Looks(directory, workspace, is_itself=listed == (inode,))
 
 
-def _look(path: str) -> _Look:
+def _look(path: str) -> tuple[_Look, int, tuple[int, ...]]:
+    """How it looks, its inode's number, and those listed in it."""
     descriptor = os.open(path, files.DIRECTORY)
     try:
         about = os.fstat(descriptor)
-        return _Look(
+        with os.scandir(descriptor) as listing:
+            entries = [(entry.name, entry.inode()) for entry in listing]
+        look = _Look(
             device=about.st_dev,
             mode=about.st_mode,
             owner=(about.st_uid, about.st_gid),
             size=about.st_size,
             attributes=_attributes(descriptor),
             flags=_flags(descriptor),
-            names=tuple(os.listdir(descriptor)),  # noqa: PTH208 - pathlib knows no descriptors
+            names=tuple(name for name, _ in entries),
         )
+        return look, about.st_ino, tuple(inode for _, inode in entries)
     finally:
         os.close(descriptor)
 

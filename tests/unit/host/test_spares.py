@@ -11,6 +11,7 @@ import pytest
 
 from agentina.host.work import spares
 from agentina.system import files
+from tests.fakes import mounts
 
 
 @pytest.fixture
@@ -149,6 +150,39 @@ def test_what_others_changed_while_it_lay_there_is_not_used(
     assert not kept.use(tmp_path / "another")
     assert list(trash.iterdir()) == [path]
     assert kept.paths == frozenset()
+
+
+def test_one_that_is_about_to_be_used_is_not_to_be_deleted(
+    trash: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = begun(trash, tmp_path)
+    path = emptied(trash)
+    assert kept.keep(str(path))
+    look, move, seen = spares._look_at, spares._move, []
+
+    def noted_look(spare: str) -> object:
+        seen.append(kept.paths)
+        return look(spare)
+
+    def noted_move(spare: str, to: Path) -> bool:
+        seen.append(kept.paths)
+        return move(spare, to)
+
+    monkeypatch.setattr(spares, "_look_at", noted_look)
+    monkeypatch.setattr(spares, "_move", noted_move)
+    assert kept.use(tmp_path / "next")
+    assert seen == [{str(path)}] * 2
+    assert kept.paths == frozenset()
+
+
+def test_one_whose_workspace_is_another_directory_mounted_there_is_not_used(trash: Path, tmp_path: Path) -> None:
+    kept = begun(trash, tmp_path)
+    path, outside = emptied(trash), tmp_path / "outside"
+    outside.mkdir(mode=0o700)
+    with mounts.bound(outside, path / "workspace"):
+        assert kept.keep(str(path))
+        assert not kept.use(tmp_path / "next")
+        assert kept.paths == frozenset()
 
 
 @pytest.mark.parametrize("change", [leave_file, leave_said, take_workspace])
