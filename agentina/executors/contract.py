@@ -198,7 +198,8 @@ class Executor(Protocol):
 
         Raises:
             AgentinaError: ``STATE_CONFLICT`` when it was started before; ``TASK_START_FAILED`` when the executor
-                itself cannot (a program that does not exist is a *result*, not an error).
+                itself cannot (a program that does not exist is a *result*, not an error); ``DISK_FULL`` or
+                ``STATE_UNWRITABLE`` when there is no room for it.
 
         """
         ...

@@ -72,6 +72,8 @@ class Word(msgspec.Struct, frozen=True, kw_only=True):
     conflict: bool = False
     #: It could not be started.
     error: str = ""
+    #: Of the system call that failed; 0: nobody says.
+    errno: int = 0
     #: It is over, the result written, the fence released.
     ended: bool = False
 

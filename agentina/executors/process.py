@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -28,6 +29,10 @@ MARKER: Final = "AGENTINA_TASK_ID"
 _LOOK_AGAIN: Final = 0.25
 _MAX_RESULT: Final = 1 << 20
 _MAX_FENCE: Final = 1 << 16
+#: Why no fence can be made, through no fault of the task.
+_FAULTS_OF_HOST: Final = {
+    errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS,
+}  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +129,8 @@ class ProcessExecutor:
             raise errors.STATE_CONFLICT(
                 what=f"task {launch.task_id}", state="started already", expected="a task never started"
             )
+        if answer.errno in _FAULTS_OF_HOST:
+            raise files.from_os_error(OSError(answer.errno, answer.error), launch.directory)
         if answer.error:
             raise errors.TASK_START_FAILED(problem=f"the host cannot start it: {answer.error}")
         return contract.Running(pid=answer.pid, started_ms=answer.started_ms)

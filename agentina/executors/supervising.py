@@ -3,8 +3,9 @@
 It is forked from the nursery (:mod:`agentina.executors.nursery`) with a SOCK_SEQPACKET socket to the daemon. Exactly
 one task is in it at a time. A request is one message, or a memory file passed with an empty object when it is large; it
 holds the task's secrets. What this process says, one JSON object a message: ``{"free": pid}`` once, when it is there;
-for each request ``{"conflict": true}``, ``{"error": sentence}`` or ``{"pid", "started_ms"}``, and after the latter
-``{"ended": true}`` when the result is written and the fence released. All but the start itself mean: free again.
+for each request ``{"conflict": true}``, ``{"error": sentence, "errno": number}`` or ``{"pid", "started_ms"}``, and
+after the latter ``{"ended": true}`` when the result is written and the fence released. All but the start itself mean:
+free again.
 
 The fence is the task's ``supervisor`` file, created exclusively and locked before anything else happens, so that of all
 requests for a task, from whomever and whenever, at most one starts it; flock(2) is held until its result is written or
@@ -206,7 +207,8 @@ def _supervise(message: bytes, channel: socket.socket, lock: int) -> tuple[dict[
         return {"conflict": True}, ""
     except (OSError, ValueError, TypeError) as error:
         # No repr of the request: it holds the task's secrets.
-        return {"error": getattr(error, "strerror", None) or type(error).__name__}, ""
+        number = getattr(error, "errno", None) or 0
+        return {"error": getattr(error, "strerror", None) or type(error).__name__, "errno": number}, ""
     fcntl.flock(lock, fcntl.LOCK_UN)
     try:
         task.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,11 @@ def bound(source: Path, place: Path) -> Iterator[None]:
     """Have ``source`` at ``place`` too; where that is not allowed the test is skipped."""
     if subprocess.run(["mount", "--bind", source, place], check=False, capture_output=True).returncode != 0:
         pytest.skip("needs the right to mount")
+    # Whoever has it renamed renames the place too.
+    mounted = os.open(place, os.O_PATH)
     try:
         yield
     finally:
+        place = Path(f"/proc/self/fd/{mounted}").readlink()
+        os.close(mounted)
         subprocess.run(["umount", place], check=True)

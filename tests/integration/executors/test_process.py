@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pwd
@@ -247,6 +248,31 @@ async def test_full_disk_delays_the_result_and_loses_nothing(tmp_path: Path) -> 
         (launch.workspace / "filler").unlink()
         assert (await drive.ended(executor, launch.directory)).exit_code == 5
         assert drive.output(launch).startswith(b"kept\n")
+        await executor.close()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+async def test_no_room_for_the_fence_is_no_fault_of_the_task(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=16", "none", str(small)], check=True)
+    try:
+        executor = process.ProcessExecutor(tmp_path)
+        await executor.open()
+        launch = drive.shell(small, "exit 5")
+        fillers = [small / f"filler-{number}" for number in range(16)]
+        with contextlib.suppress(OSError):
+            for filler in fillers:
+                filler.touch()
+        with pytest.raises(errors.AgentinaError) as caught:
+            await executor.start(launch)
+        assert caught.value.code == "DISK_FULL"
+        assert executor.adopt(launch.directory)[0] is Condition.UNSTARTED
+        for filler in fillers:
+            filler.unlink(missing_ok=True)
+        assert (await drive.run(executor, launch)).exit_code == 5
         await executor.close()
     finally:
         subprocess.run(["umount", str(small)], check=True)
