@@ -225,6 +225,10 @@ class Executor(Protocol):
 
         Where directories are the daemon's own one that speaks of another task is none: it is of a task that had the
         directory before, and a power cut brought it back.
+
+        Raises:
+            AgentinaError: ``STATE_UNWRITABLE``: this process cannot look, for want of a descriptor, say.
+
         """
         ...
 

@@ -29,6 +29,8 @@ MARKER: Final = "AGENTINA_TASK_ID"
 _LOOK_AGAIN: Final = 0.25
 _MAX_RESULT: Final = 1 << 20
 _MAX_FENCE: Final = 1 << 16
+#: Why a file cannot be opened whether it is there or not, until there is room again.
+_PASSING: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 #: Why no fence can be made, through no fault of the task.
 _FAULTS_OF_HOST: Final = {
     errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS,
@@ -184,7 +186,12 @@ class ProcessExecutor:
         try:
             content = files.read_bounded(f"{directory}/result.json", limit=_MAX_RESULT)
             result = msgspec.json.decode(content, type=contract.Result)
-        except (OSError, msgspec.MsgspecError, errors.AgentinaError):
+        except OSError as error:
+            if error.errno in _PASSING:
+                # Nobody knows whether there is one: taken for none, what has ended well would be lost, and done again.
+                raise files.from_os_error(error, directory) from error
+            return None
+        except (msgspec.MsgspecError, errors.AgentinaError):
             return None
         return result if result.task_id == directory.name else None
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: Ends of tasks that go on elsewhere where they can.
 _MOVES: Final = {contract.StopReason.CHECKPOINT, contract.StopReason.HOST_SHUTDOWN}
 
+#: Seconds between attempts to read a result.
+RETRY_SECONDS: Final = 1.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -65,7 +68,7 @@ class Collecting:
     async def collect(self, entry: entries.Entry) -> state.Event:
         """Find out how a task ended, and keep what it left."""
         job = entry.job
-        result = self._executor.read_result(entry.directory.path)
+        result = await self._read_result(entry)
         if result is None or job is None:
             return state.Collected(await self._collect_vanished(entry))
         is_synced = result.boot_id == self._boot_id or result.stopped is contract.StopReason.HOST_SHUTDOWN
@@ -86,6 +89,16 @@ class Collecting:
         if can_go_on and outcome.state is State.LOST:
             outcome = await self._checkpoints().add(entry, job, outcome)
         return state.Collected(outcome)
+
+    async def _read_result(self, entry: entries.Entry) -> contract.Result | None:
+        """What the executor left; waits for as long as this process cannot look."""
+        while True:
+            try:
+                return self._executor.read_result(entry.directory.path)
+            except errors.AgentinaError as error:
+                fields = {"action": "task-collected", "task": entry.task_id, "code": error.code}
+                _log.warning("the result of task %s cannot be read yet: %s", entry.task_id, error, extra=fields)
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _with_files(
         self, entry: entries.Entry, job: jobs.JobSpec, outcome: wire.Outcome, *, is_synced: bool

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pwd
+import resource
 import shutil
 import signal
 import subprocess
@@ -276,6 +277,23 @@ async def test_no_room_for_the_fence_is_no_fault_of_the_task(tmp_path: Path) -> 
         await executor.close()
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+async def test_a_result_that_cannot_be_looked_at_is_not_taken_for_none(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    launch = drive.shell(tmp_path, "exit 3")
+    await drive.run(executor, launch)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(errors.AgentinaError, match="STATE_UNWRITABLE"):
+            executor.read_result(launch.directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    result = executor.read_result(launch.directory)
+    assert result is not None
+    assert result.exit_code == 3
 
 
 async def test_killed_command_is_reported(executor: process.ProcessExecutor, tmp_path: Path) -> None:
