@@ -95,7 +95,13 @@ def decode_yaml(content: bytes, where: str) -> Any:
     import yaml  # noqa: PLC0415 - processes without such files do not pay for it
 
     try:
-        return yaml.safe_load(content)
+        loader = yaml.SafeLoader(content)
+        try:
+            node = loader.get_single_node()
+            _check_keys(node, where)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = where if mark is None else f"{where}, line {mark.line + 1}, column {mark.column + 1}"
@@ -104,6 +110,29 @@ def decode_yaml(content: bytes, where: str) -> Any:
         # ValueError: not UTF-8, or a day that no calendar has.
         problem = " ".join(str(error).split()) or "it is nested too deeply"
         raise errors.INPUT_UNREADABLE(where=where, problem=problem) from error
+
+
+def _check_keys(top: Any, where: str) -> None:
+    """Refuse a key that is written twice: PyYAML takes the last, and of two rules of a policy nobody would see one."""
+    nodes, seen = [top], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if getattr(node, "id", "") == "sequence":
+            nodes += node.value
+        elif getattr(node, "id", "") == "mapping":
+            keys = set()
+            for key, value in node.value:
+                nodes.append(value)
+                if key.id != "scalar":
+                    continue
+                if (key.tag, key.value) in keys:
+                    mark = key.start_mark
+                    place = f"{where}, line {mark.line + 1}, column {mark.column + 1}"
+                    raise errors.INPUT_UNREADABLE(where=place, problem=f"the key {key.value!r} is there twice")
+                keys.add((key.tag, key.value))
 
 
 def explain(error: msgspec.ValidationError, kind: Any, where: str, document: object = None) -> errors.AgentinaError:

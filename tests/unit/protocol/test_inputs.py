@@ -87,3 +87,24 @@ def test_faults_of_yaml_name_line_and_column(content: bytes, said: str) -> None:
         inputs.decode_yaml(content, "policy.yaml")
     assert caught.value.entry is errors.INPUT_UNREADABLE
     assert caught.value.message.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"runners: [command]\nrunners: []\n", "line 2, column 1 cannot be read: the key 'runners' is there twice"),
+        (b"a: [{b: 1, c: 2,\n     b: 3}]\n", "line 2, column 6 cannot be read: the key 'b' is there twice"),
+    ],
+)
+def test_settings_with_a_key_twice_are_refused(content: bytes, place: str) -> None:
+    """Which of them counts is nothing that the owner of a host should have to know."""
+    with pytest.raises(errors.AgentinaError) as caught:
+        inputs.decode_yaml(content, "policy.yaml")
+    assert caught.value.code == "INPUT_UNREADABLE"
+    assert place in caught.value.message
+
+
+def test_settings_may_name_one_part_in_several_places() -> None:
+    content = b"a: &part {x: 1}\nb: *part\nc: {<<: *part, x: 2}\n"
+    assert inputs.decode_yaml(content, "x") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 2}}
+    assert inputs.decode_yaml(b"", "x") is None
