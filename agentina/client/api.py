@@ -154,8 +154,11 @@ class Client:
     # --- jobs ---
 
     def submit_job(self, document: object, *, key: str | None = None) -> api.JobCreated:
-        """Submit a job document; repeating it with the same ``key`` makes no second job."""
-        headers = {"Idempotency-Key": secrets.token_hex(16) if key is None else key}
+        """Submit a job document; repeating it with the same ``key`` makes no second job.
+
+        It is the first of those that :meth:`submit_jobs` would submit with that key.
+        """
+        headers = {"Idempotency-Key": _key(secrets.token_hex(16) if key is None else key, 0)}
         answer = self.request("POST", "/v1/jobs", body=document, headers=headers, repeatable=True)
         return _decode(answer, api.JobCreated)
 
@@ -166,7 +169,7 @@ class Client:
         """
         stem = secrets.token_hex(16) if key is None else key
         items = (
-            api.JobOfBatch(job=msgspec.Raw(msgspec.json.encode(document)), idempotency_key=f"{stem}.{number}")
+            api.JobOfBatch(job=msgspec.Raw(msgspec.json.encode(document)), idempotency_key=_key(stem, number))
             for number, document in enumerate(documents)
         )
         for batch in _batches(items):
@@ -499,6 +502,11 @@ class Client:
 _FOREIGN: Final = (OSError, http.client.HTTPException)
 #: What says that the other side closed the connection.
 _CLOSED: Final = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
+def _key(stem: str, number: int) -> str:
+    """The idempotency key of a job among those that are submitted together, counted from 0."""
+    return f"{stem}.{number}"
 
 
 def _batches(items: Iterable[api.JobOfBatch]) -> Iterator[api.JobBatch]:

@@ -218,8 +218,9 @@ def test_job_nobody_can_run_says_why(fleet: fleets.Fleet, keys: dict[str, object
 def test_same_key_makes_one_job_and_another_document_is_refused(fleet: fleets.Fleet) -> None:
     document = {"name": "once", "payload": {"argv": ["true"]}}
     made = [fleet.client.submit_job(document, key="e2e-1") for _ in range(3)]
+    made += list(fleet.client.submit_jobs([document], key="e2e-1"))
     assert len({one.id for one in made}) == 1
-    assert [one.created for one in made] == [True, False, False]
+    assert [one.created for one in made] == [True, False, False, False]
     with pytest.raises(errors.AgentinaError) as refused:
         fleet.client.submit_job({**document, "name": "other"}, key="e2e-1")
     assert refused.value.entry.status in {409, 422}
