@@ -163,11 +163,12 @@ class ProcessExecutor:
             if run.ended:
                 return
         standstill = processes.Standstill()
-        while files.is_locked(directory / "supervisor"):
+        while _may_run(directory):
             watch = self._watch(directory)
             if watch is None:
                 # Locked by a process we do not know: no id in the file yet (written within the first milliseconds) or
-                # ever (disk full), or a supervisor killed together with the child it was about to start.
+                # ever (disk full), or a supervisor killed together with the child it was about to start. Or we are
+                # out of descriptors.
                 await asyncio.sleep(0.01)
                 continue
             # Without a daemon a supervisor ends with its task. One whose daemon lives (a second executor looks at its
@@ -184,7 +185,7 @@ class ProcessExecutor:
     def read_result(self, directory: Path) -> contract.Result | None:
         """See :meth:`agentina.executors.contract.Executor.read_result`."""
         try:
-            content = files.read_bounded(f"{directory}/result.json", limit=_MAX_RESULT)
+            content = files.read_bounded(f"{directory}/result.json", limit=_MAX_RESULT, wait=False)
             result = msgspec.json.decode(content, type=contract.Result)
         except OSError as error:
             if error.errno in _PASSING:
@@ -305,10 +306,20 @@ class ProcessExecutor:
             watch.close()
 
 
+def _may_run(directory: Path) -> bool:
+    """Whether somebody supervises a task, as far as can be seen: what cannot be looked at may be so."""
+    try:
+        return files.is_locked(directory / "supervisor")
+    except OSError as error:
+        if error.errno in _PASSING:
+            return True
+        raise
+
+
 def read_fence(directory: Path) -> _Fence:
     """The content of a task's fence; all defaults when there is none that can be read."""
     try:
-        content = files.read_bounded(directory / "supervisor", limit=_MAX_FENCE)
+        content = files.read_bounded(directory / "supervisor", limit=_MAX_FENCE, wait=False)
         return msgspec.json.decode(content, type=_Fence)
     except (OSError, msgspec.MsgspecError, errors.AgentinaError):
         return _Fence()
@@ -325,7 +336,8 @@ def _own_variables() -> dict[str, str]:
 
 def _read_order(directory: Path) -> contract.Order | None:
     try:
-        return msgspec.json.decode(files.read_bounded(directory / "stop", limit=_MAX_FENCE), type=contract.Order)
+        content = files.read_bounded(directory / "stop", limit=_MAX_FENCE, wait=False)
+        return msgspec.json.decode(content, type=contract.Order)
     except (OSError, msgspec.MsgspecError, errors.AgentinaError):
         return None
 

@@ -68,18 +68,21 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool
         raise from_os_error(error, path) from error
 
 
-def read_bounded(path: Path | str, *, limit: int = MAX_STATE_FILE) -> bytes:
+def read_bounded(path: Path | str, *, limit: int = MAX_STATE_FILE, wait: bool = True) -> bytes:
     """The content of ``path``, which must not be larger than ``limit``.
+
+    ``wait``: for who writes, should it be a FIFO; not to be done where a task may have put one.
 
     Raises:
         AgentinaError: ``INPUT_TOO_LARGE``.
         FileNotFoundError: There is none.
+        BlockingIOError: It would have to wait.
 
     """
     # Joined in the end: to add each piece to what there is would copy all of that each time.
     pieces: list[bytes] = []
     size = 0
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if wait else os.O_NONBLOCK))
     try:
         while piece := os.read(descriptor, _PIECE):
             pieces.append(piece)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import pwd
@@ -21,7 +22,7 @@ import pytest
 from agentina import errors
 from agentina.executors import process
 from agentina.executors.contract import Condition, StopReason
-from agentina.system import cgroups
+from agentina.system import cgroups, files
 from tests.fakes import deadlines, launches, procfs
 from tests.integration.executors import drive
 
@@ -351,3 +352,31 @@ async def test_supervision_is_small(executor: process.ProcessExecutor, tmp_path:
     assert private < 3 << 10, f"{private} KiB"
     executor.stop(launch.directory, StopReason.CANCELED)
     await drive.ended(executor, launch.directory)
+
+
+async def test_fifos_in_the_place_of_what_was_written_down_hold_nobody_up(
+    executor: process.ProcessExecutor, tmp_path: Path
+) -> None:
+    for name in ("supervisor", "result.json", "stop"):
+        os.mkfifo(tmp_path / name)
+    assert executor.adopt(tmp_path) == (Condition.VANISHED, None)
+    assert process.read_fence(tmp_path).pid == 0
+    executor.stop(tmp_path, StopReason.CANCELED)
+
+
+async def test_task_that_cannot_be_looked_at_is_not_taken_for_ended(
+    executor: process.ProcessExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = asyncio.Event()
+    faults = [OSError(errno.EMFILE, "too many open files"), OSError(errno.ENOMEM, "no memory")]
+
+    def look(_: Path) -> bool:
+        if faults:
+            raise faults.pop()
+        looked.set()
+        return False
+
+    monkeypatch.setattr(files, "is_locked", look)
+    async with asyncio.timeout(deadlines.HANG):
+        await executor.wait(tmp_path)
+    assert looked.is_set()

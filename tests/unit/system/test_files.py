@@ -243,3 +243,15 @@ def test_time_to_read_a_file_grows_with_its_size_only(tmp_path: Path) -> None:
     began = time.perf_counter()
     assert len(files.read_bounded(target, limit=64 << 20)) == 60 << 20
     assert time.perf_counter() - began < 5
+
+
+def test_writer_of_a_fifo_is_not_waited_for_where_a_task_may_have_put_one(tmp_path: Path) -> None:
+    fifo = tmp_path / "result.json"
+    os.mkfifo(fifo)
+    assert files.read_bounded(fifo, wait=False) == b""
+    writer = os.open(fifo, os.O_RDWR)
+    try:
+        with pytest.raises(BlockingIOError):
+            files.read_bounded(fifo, wait=False)
+    finally:
+        os.close(writer)
