@@ -170,6 +170,9 @@ class Poll:
         number = self._number
 
         def make(session_number: int) -> wire.Poll:
+            if session_number != self._in_session:
+                # It would be another poll of that session, with a number and acknowledgements of this one.
+                raise errors.SESSION_SUPERSEDED()  # noqa: RSE102 - calling the entry makes the exception
             self._sent[number] = self._clock.boot()
             return wire.Poll(
                 session=session_number,

@@ -36,10 +36,9 @@ class Session:
     def apply(self, _: wire.Directives | None) -> None:
         """Does nothing."""
 
-    async def post(
-        self, _: str, make: Callable[[int], wire.Poll], *_more: object, **_options: object
-    ) -> wire.PollAnswer:
+    async def post(self, _: str, make: Callable[[int], wire.Poll], *more: object, **options: object) -> wire.PollAnswer:
         """Notes a poll."""
+        del more, options
         self.polls.append(make(self.number))
         self.more.set()
         if not self._answers:
@@ -112,3 +111,37 @@ async def test_what_an_answer_brought_begins_before_the_next_poll_is_made() -> N
         assert sessions.polls[-1].acknowledged == 1
     finally:
         await background.cancel(running, *starting)
+
+
+async def test_poll_of_one_session_is_never_sent_in_another() -> None:
+    """Its number and what it acknowledges are of the session that it was made for."""
+
+    class Renewed(Session):
+        async def post(
+            self, _: str, make: Callable[[int], wire.Poll], *more: object, **options: object
+        ) -> wire.PollAnswer:
+            self.number = 2
+            return await super().post(_, make, *more, **options)
+
+    sessions = Renewed()
+    offer = admission.Offer(slots=2, memory_bytes=1 << 30)
+    made = poll.Poll(
+        cast(session.Session, sessions),
+        cast(tasks.Tasks, types.SimpleNamespace(occupied=0)),
+        offer=lambda: offer,
+        situation=cast(Any, None),
+        lock=asyncio.Lock(),
+        clocks=clock.SystemClock(),
+    )
+    running = background.start(made.run(), name="polls", on_failure=lambda _: None)
+    try:
+        async with asyncio.timeout(deadlines.HANG):
+            await sessions.more.wait()
+        assert [(one.session, one.number) for one in sessions.polls] == [(2, 1)]
+        made.ask_anew()
+        sessions.more.clear()
+        async with asyncio.timeout(deadlines.HANG):
+            await sessions.more.wait()
+        assert [(one.session, one.number) for one in sessions.polls] == [(2, 1), (2, 2)]
+    finally:
+        await background.cancel(running)
