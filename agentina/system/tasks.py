@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -59,7 +60,9 @@ async def finish(work: Awaitable[T], *, on_cancel: Callable[[], None] = lambda: 
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         on_cancel()
-        await asyncio.wait({working})
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):  # once more, by somebody less patient
+                await asyncio.wait({working})
         if not working.cancelled():
             working.exception()  # nobody hears of it, as of its result
         raise

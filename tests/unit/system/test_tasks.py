@@ -45,6 +45,25 @@ async def test_cancel_waits_until_tasks_have_ended() -> None:
     assert ended == [True]
 
 
+async def test_what_must_finish_is_waited_for_though_canceled_twice() -> None:
+    may_end, ended = asyncio.Event(), []
+
+    async def work() -> None:
+        await may_end.wait()
+        ended.append(True)
+
+    task = tasks.start(tasks.finish(work()), name="x")
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not task.done()
+    may_end.set()
+    await asyncio.wait([task])
+    assert (ended, task.cancelled()) == ([True], True)
+
+
 async def test_what_must_finish_is_waited_for_though_canceled() -> None:
     may_end, ended, hastened = asyncio.Event(), [], []
 
