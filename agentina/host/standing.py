@@ -273,8 +273,10 @@ class Standing:
     def _read_drain(self) -> str | None:
         try:
             return files.read_bounded(self._drain_file, limit=_MAX_DRAIN).decode("utf-8", "replace")
-        except (OSError, errors.AgentinaError):
+        except FileNotFoundError:
             return None
+        except (OSError, errors.AgentinaError) as error:
+            return f"{self._drain_file} cannot be read: {error}"
 
 
 def _problem(error: errors.AgentinaError, *, severe: bool) -> local.Problem:

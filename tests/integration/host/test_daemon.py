@@ -581,6 +581,20 @@ async def test_drain_is_kept_over_a_restart(daemon: DaemonProcess, plane: contro
     await plane.until_ended(task)
 
 
+async def test_drain_that_cannot_be_read_holds(daemon: DaemonProcess, plane: control.FakeControl) -> None:
+    """That somebody wanted no work here is known all the same."""
+    await plane.until(lambda: bool(plane.polls))
+    await daemon.kill()
+    (daemon.instance.state / "drain").mkdir()
+    polled = len(plane.polls)
+    await daemon.start()
+    await plane.until(lambda: len(plane.polls) > polled)
+    assert plane.polls[-1].slots == 0
+    status = await daemon.ask()
+    assert status.state == "draining"
+    assert "cannot be read" in status.state_reason
+
+
 async def test_idle_daemon_is_small(daemon: DaemonProcess, plane: control.FakeControl) -> None:
     await plane.until(lambda: bool(plane.heartbeats))
     assert daemon.process is not None
