@@ -18,6 +18,7 @@ import jeepney.io.asyncio as transport
 from agentina import errors
 from agentina.system import tasks
 
+_Fields = jeepney.HeaderFields
 _MANAGER: Final = jeepney.DBusAddress(
     "/org/freedesktop/systemd1", bus_name="org.freedesktop.systemd1", interface="org.freedesktop.systemd1.Manager"
 )
@@ -28,6 +29,8 @@ _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _SERVICE: Final = "org.freedesktop.systemd1.Service"
 #: Signals listened to: a job's end, and a unit that is no longer loaded because it has ended.
 _SIGNALS: Final = ("JobRemoved", "UnitRemoved")
+#: What the bus says when PID 1 is executed anew.
+_OWNER_CHANGED: Final = "NameOwnerChanged"
 _CALL_SECONDS: Final = 30.0
 #: Errors that mean "not allowed" (polkit says no, or is not there to say yes).
 _DENIED: Final = frozenset(
@@ -54,6 +57,8 @@ class Manager:
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         self._changed = asyncio.Event()
+        #: The name on the bus that nobody can have but PID 1; empty: not known yet.
+        self._owner = ""
         #: Results of jobs by unit, for who waits: (job's path, result).
         self._jobs: dict[str, asyncio.Queue[tuple[str, str]]] = {}
 
@@ -65,8 +70,10 @@ class Manager:
 
         """
         async with self._connecting:
-            if self._connection is not None and not self._connection.closed:
-                return
+            if self._connection is not None:
+                if not self._connection.closed:
+                    return
+                await self._connection.close()
             try:
                 async with asyncio.timeout(_CALL_SECONDS):
                     self._connection = await self._open()
@@ -170,22 +177,27 @@ class Manager:
     async def _open(self) -> _Connection:
         connection = _Connection(await transport.open_dbus_connection("SYSTEM"), self._on_signal, self._on_closed)
         try:
-            for member in _SIGNALS:
-                rule = jeepney.MatchRule(
-                    type="signal",
-                    sender=_MANAGER.bus_name,
-                    interface=_MANAGER.interface,
-                    member=member,
-                    path=_MANAGER.object_path,
-                )
+            for rule in _rules():
                 await connection.call(jeepney.new_method_call(_BUS, "AddMatch", "s", (rule.serialise(),)))
             await connection.call(jeepney.new_method_call(_MANAGER, "Subscribe"))
+            owner = jeepney.new_method_call(_BUS, "GetNameOwner", "s", (_MANAGER.bus_name,))
+            (self._owner,) = await connection.call(owner)
         except BaseException:
             await connection.close()
             raise
         return connection
 
-    def _on_signal(self, member: str, body: tuple[Any, ...]) -> None:
+    def _on_signal(self, sender: str, member: str, body: tuple[Any, ...]) -> None:
+        """Hear PID 1 and the bus. Any user of this host may send us signals of whatever name; the bus says who did.
+
+        Raises:
+            EOFError: PID 1 was executed anew, and knows nothing of this connection.
+
+        """
+        if sender == _BUS.bus_name and member == _OWNER_CHANGED and body[0] == _MANAGER.bus_name:
+            raise EOFError
+        if sender != self._owner:
+            return
         if member == "JobRemoved":
             _, job, unit, result = body
             if unit in self._jobs:
@@ -205,7 +217,7 @@ class _Connection:
     def __init__(
         self,
         bus: transport.DBusConnection,
-        on_signal: Callable[[str, tuple[Any, ...]], None],
+        on_signal: Callable[[str, str, tuple[Any, ...]], None],
         on_closed: Callable[[], None],
     ) -> None:
         self._bus = bus
@@ -259,11 +271,26 @@ class _Connection:
     def _take(self, message: jeepney.Message) -> None:
         fields: dict[Any, Any] = message.header.fields
         if message.header.message_type is jeepney.MessageType.signal:
-            self._on_signal(fields.get(jeepney.HeaderFields.member, ""), tuple(message.body))
+            sender, member = (fields.get(one, "") for one in (_Fields.sender, _Fields.member))
+            self._on_signal(sender, member, tuple(message.body))
             return
-        answer = self._answers.get(fields.get(jeepney.HeaderFields.reply_serial, 0))
+        answer = self._answers.get(fields.get(_Fields.reply_serial, 0))
         if answer is not None and not answer.done():
             answer.set_result(message)
+
+
+def _rules() -> list[jeepney.MatchRule]:
+    """What the bus is to send: the end of jobs and units, and of PID 1 as it was."""
+    rules = [
+        jeepney.MatchRule(
+            type="signal", sender=_MANAGER.bus_name, interface=_MANAGER.interface, member=member,
+            path=_MANAGER.object_path,
+        )
+        for member in _SIGNALS
+    ]  # fmt: skip
+    anew = jeepney.MatchRule(type="signal", sender=_BUS.bus_name, interface=_BUS.interface, member=_OWNER_CHANGED)
+    anew.add_arg_condition(0, _MANAGER.bus_name)
+    return [*rules, anew]
 
 
 def limits(*, memory_bytes: int, cpus: float, pids: int) -> dict[str, Value]:
