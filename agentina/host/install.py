@@ -15,6 +15,7 @@ The token itself is never stored.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
@@ -34,7 +35,7 @@ from agentina.client import address, api, local
 from agentina.host.instance import config, doctor, identity, service
 from agentina.host.updating import backups
 from agentina.protocol import inputs, licensing, names, signing, units, versions
-from agentina.system import files, paths, services, users
+from agentina.system import files, paths, processes, services, users
 
 Say = Callable[[str], None]
 
@@ -399,8 +400,22 @@ def _stop_daemon(instance: paths.InstancePaths, say: Say, timeout_seconds: float
     if not isinstance(pid, int) or pid <= 1:
         raise errors.ANSWER_UNREADABLE(what="the daemon does not tell its process id")
     say(f"Stopping the daemon (process {pid}) …")
-    os.kill(pid, signal.SIGTERM)
+    _end_daemon(pid, instance)
     _wait_until(lambda: not files.is_locked(instance.lock), timeout_seconds, instance, f"running as process {pid}")
+
+
+def _end_daemon(pid: int, instance: paths.InstancePaths) -> None:
+    """Send SIGTERM to a daemon by the process id that it told: to no process but of the user whose lock it is."""
+    pidfd = processes.open_pidfd(pid)
+    if pidfd is None:
+        return
+    try:
+        with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+            if Path(f"/proc/{pid}").stat().st_uid != instance.lock.stat().st_uid:
+                raise errors.ANSWER_UNREADABLE(what=f"the daemon tells of process {pid}, which is another user's")
+        processes.signal_through(pidfd, signal.SIGTERM)
+    finally:
+        os.close(pidfd)
 
 
 def end_tasks(instance: paths.InstancePaths, timeout_seconds: float) -> None:

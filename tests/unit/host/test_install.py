@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -295,3 +296,19 @@ def test_unwritable_root_is_found_before_the_token_is_shown(url: str, plane: act
         run(paths.Layout(Path("/proc/none")).instance("default"), request(url))
     assert caught.value.entry is errors.PRECONDITION_FAILED
     assert plane.requests == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may end processes of others")
+def test_uninstall_ends_no_process_of_another_user_whatever_the_daemon_tells(
+    instance: paths.InstancePaths, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(instance, request(url))
+    with subprocess.Popen(["/bin/sleep", "1000"]) as other, files.exclusive_lock(instance.lock):
+        try:
+            os.chown(instance.lock, 65534, 65534)
+            monkeypatch.setattr("agentina.client.local.ask", lambda *_: {"pid": other.pid})
+            with pytest.raises(errors.AgentinaError, match="another user's"):
+                install.uninstall(instance, purge=False, force=False, say=lambda _: None)
+            assert other.poll() is None
+        finally:
+            other.kill()
