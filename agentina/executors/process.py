@@ -29,8 +29,6 @@ MARKER: Final = "AGENTINA_TASK_ID"
 _LOOK_AGAIN: Final = 0.25
 _MAX_RESULT: Final = 1 << 20
 _MAX_FENCE: Final = 1 << 16
-#: Why a file cannot be opened whether it is there or not, until there is room again.
-_PASSING: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 #: Why no fence can be made, through no fault of the task.
 _FAULTS_OF_HOST: Final = {
     errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS,
@@ -188,7 +186,7 @@ class ProcessExecutor:
             content = files.read_bounded(f"{directory}/result.json", limit=_MAX_RESULT, wait=False)
             result = msgspec.json.decode(content, type=contract.Result)
         except OSError as error:
-            if error.errno in _PASSING:
+            if error.errno in files.PASSING:
                 # Nobody knows whether there is one: taken for none, what has ended well would be lost, and done again.
                 raise files.from_os_error(error, directory) from error
             return None
@@ -311,7 +309,7 @@ def _may_run(directory: Path) -> bool:
     try:
         return files.is_locked(directory / "supervisor")
     except OSError as error:
-        if error.errno in _PASSING:
+        if error.errno in files.PASSING:
             return True
         raise
 

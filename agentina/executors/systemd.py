@@ -296,7 +296,11 @@ class SystemdExecutor:
         try:
             content = files.read_bounded(directory / "result.json", limit=_MAX_RESULT)
             result = msgspec.json.decode(content, type=contract.Result)
-        except (OSError, msgspec.MsgspecError, errors.AgentinaError):
+        except OSError as error:
+            if error.errno in files.PASSING:
+                raise files.from_os_error(error, directory) from error  # as in the executor `process`
+            return None
+        except (msgspec.MsgspecError, errors.AgentinaError):
             return None
         if result.stopped is contract.StopReason.CANCELED:
             # A base older than this release takes an order it does not know for that.

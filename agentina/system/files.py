@@ -31,6 +31,8 @@ _FOREIGN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os
 MAX_STATE_FILE = 16 << 20
 #: Bytes read at a time. For a larger buffer the C library asks the kernel for pages, each time anew (mallopt(3)).
 _PIECE: Final = 64 << 10
+#: Errors for which a file cannot be opened whether it is there or not, until there is room again.
+PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 #: Levels of directories open at a time while a tree is deleted; what lies deeper is moved up first.
 _OPEN_LEVELS: Final = 32
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import pytest
 from agentina import errors
 from agentina.executors import contract, fields
 from agentina.executors import systemd as executors
-from agentina.system import clock, systemd
+from agentina.system import clock, files, systemd
 from tests.fakes import launches
 
 
@@ -100,3 +101,17 @@ async def test_order_for_a_task_that_has_just_ended_stops_no_unit(
     executor.stop(directory, contract.StopReason.CANCELED)
     executor.accompany(directory, contract.Companion(argv=["true"], seconds=1.0))
     assert (stopped, caplog.messages) == ([], [])
+
+
+def test_result_that_cannot_be_looked_at_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has ended well would be lost, and done again."""
+
+    def refuse(*_: object, **__: object) -> bytes:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    launch = launches.make(tmp_path / "tasks", "true")
+    executor = executors.SystemdExecutor(tmp_path)
+    assert executor.read_result(launch.directory) is None
+    monkeypatch.setattr(files, "read_bounded", refuse)
+    with pytest.raises(errors.AgentinaError, match="too many open files"):
+        executor.read_result(launch.directory)
