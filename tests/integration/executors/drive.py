@@ -24,6 +24,12 @@ def shell(parent: Path, script: str, **changes: Any) -> contract.Launch:
     return launches.make(parent, "/bin/sh", "-c", script, **changes)
 
 
+def long_start(parent: Path) -> contract.Launch:
+    """A task whose supervisor has its fence, and looks for the program for seconds, in each part of a long PATH."""
+    environment = {"PATH": "x:" * 3_000_000}
+    return launches.make(parent, "sh", "-c", "echo ran > ../ran", environment=environment)
+
+
 #: What a task does until the test has seen what it wanted to see, and lets it :func:`go`.
 UNTIL_GO = "until [ -e ../go ]; do sleep 0.02; done"
 

@@ -114,8 +114,7 @@ async def test_spare_killed_with_the_task_on_its_way_costs_no_start(
 async def test_supervisor_killed_between_fence_and_start_is_no_second_start(
     executor: process.ProcessExecutor, tmp_path: Path
 ) -> None:
-    launch = drive.shell(tmp_path, "echo ran > ../ran")
-    os.mkfifo(launch.directory / "stop")  # looked at before the command is started: opening it blocks
+    launch = drive.long_start(tmp_path)
     starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
     await drive.until(lambda: process.read_fence(launch.directory).pid)
     assert executor.adopt(launch.directory)[0] is Condition.RUNNING

@@ -236,8 +236,7 @@ async def test_supervisor_that_its_task_stops_is_ended_and_others_go_on(
 async def test_supervisor_stopped_before_it_told_the_start_is_ended(
     executor: process.ProcessExecutor, tmp_path: Path
 ) -> None:
-    launch = drive.shell(tmp_path, "true")
-    os.mkfifo(launch.directory / "stop")  # looked at before the command is started: opening it blocks
+    launch = drive.long_start(tmp_path)
     starting = asyncio.ensure_future(executor.start(launch))  # noqa: TID251 - awaited below
     await drive.until(lambda: process.read_fence(launch.directory).pid)
     os.kill(process.read_fence(launch.directory).pid, signal.SIGSTOP)
