@@ -14,6 +14,7 @@ from securesystemslib import signer
 from tuf.api import metadata
 
 from agentina import errors
+from agentina.protocol import units
 from agentina.updates import ed25519, repository
 
 Named = tuple[str, ed25519.Key]
@@ -70,7 +71,7 @@ def draft(
     for role in repository.ROLES:
         keys, threshold = len(root.roles[role].keyids), root.roles[role].threshold
         if not 1 <= threshold <= keys:
-            problem = f"{role} would have {keys} keys and a threshold of {threshold}"
+            problem = f"{role} would have {units.show_count(keys, 'key')} and a threshold of {threshold}"
             raise errors.INPUT_INVALID(where="root", problem=problem)
     offline = {*root.roles[repository.ROOT].keyids, *root.roles[repository.TARGETS].keyids}
     if offline & {*root.roles[repository.TIMESTAMP].keyids}:

@@ -27,7 +27,7 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.protocol import verbs, wire
+from agentina.protocol import units, verbs, wire
 from agentina.system import buckets
 
 FILE: Final = "said.json"
@@ -212,7 +212,8 @@ def answer_to(said: Said, number: int) -> verbs.Answer:
 
     """
     if number > len(said.questions):
-        raise errors.INPUT_INVALID(where="question", problem=f"this task has asked {len(said.questions)} questions")
+        asked = units.show_count(len(said.questions), "question")
+        raise errors.INPUT_INVALID(where="question", problem=f"this task has asked {asked}")
     answer = said.questions[number - 1].answer
     text = "answered" if answer is not None else f"no answer yet; ask for the answer to question {number} later"
     return verbs.Answer(text=text, question=number, answer=answer)
