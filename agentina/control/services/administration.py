@@ -24,8 +24,17 @@ def find_agent(control: plane.Plane, public_id: str) -> fleet.Agent:
 
 
 async def act_on_agent(control: plane.Plane, public_id: str, act: str, *, reason: str, actor: str) -> fleet.Agent:
-    """Drain, resume or quarantine; the agent hears of it at once."""
+    """Drain, resume or quarantine; the agent hears of it at once.
+
+    Raises:
+        AgentinaError: ``NOT_FOUND``; ``STATE_CONFLICT``: a drain would take a quarantine's place, and its reason's.
+
+    """
     agent = find_agent(control, public_id)
+    if agent.state == "quarantined" and act == "drain":
+        raise errors.STATE_CONFLICT(
+            what=f"Agent {agent.name}", state="quarantined", expected="resumed; it takes no work until then"
+        )
     state = _STATES[act]
     now_ms = control.clock.wall_ms()
 

@@ -379,6 +379,20 @@ def test_a_job_goes_only_to_agents_whose_gateway_serves_it(control: Any, operato
     assert agent.take() == [f"{budget}.1", f"{again}.1"]
 
 
+def test_quarantined_agent_is_not_drained(control: Any, operator: simulated.Operator) -> None:
+    """Why it is in quarantine would be forgotten, and what an operator's `resume` after one means."""
+    agent = control.agent()
+    address = f"/v1/agents/{agent.activated.agent_id}"
+    operator.call("POST", f"{address}/quarantine", {"reason": "cloned"})
+    with pytest.raises(errors.AgentinaError) as refused:
+        operator.call("POST", f"{address}/drain", {"reason": "maintenance"})
+    assert refused.value.entry is errors.STATE_CONFLICT
+    shown = operator.call("GET", address)
+    assert (shown["state"], shown["state_reason"]) == ("quarantined", "cloned")
+    assert operator.call("POST", f"{address}/resume", {})["state"] == "active"
+    assert operator.call("POST", f"{address}/drain", {})["state"] == "draining"
+
+
 @pytest.mark.parametrize("act", ["drain", "quarantine"])
 def test_an_agent_set_aside_is_told_at_once_and_gets_nothing(
     control: Any, operator: simulated.Operator, act: str
