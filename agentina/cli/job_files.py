@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 
 from agentina import errors
-from agentina.protocol import jobs
+from agentina.protocol import inputs, jobs
 from agentina.system import files
 
 #: Kinds of plain words that YAML 1.1, which the library reads, finds where 1.2 does not, or the other way round.
@@ -25,7 +25,7 @@ _STEP: Final = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; no aliases, no key twice.
+    """Plain data only; no aliases.
 
     Words are read by the rules of YAML 1.2: PyYAML's older ones would make the key ``on`` of a retry policy the value
     True, the word ``no`` False and ``2026-11-21`` a date.
@@ -41,18 +41,6 @@ class _Loader(yaml.SafeLoader):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not accepted", mark)
         return super().compose_node(parent, index)
-
-    # PyYAML's signature
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        seen = set()
-        for key, _ in node.value:
-            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
-            if name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
@@ -137,26 +125,28 @@ def _read_bounded(source: str, where: str) -> bytes:
 
 def _decode(text: str, where: str) -> list[tuple[Any, yaml.Node | None]]:
     """Each document, and its YAML nodes for finding lines (JSON is read as JSON: YAML forbids its tabs)."""
-    try:
-        if text.lstrip().startswith("{") and not where.endswith((".yaml", ".yml")):
-            return [(json.loads(text, object_pairs_hook=_no_duplicates), None)]
+    if text.lstrip().startswith("{") and not where.endswith((".yaml", ".yml")):
+        return [(_decode_json(text, where), None)]
+    with inputs.explaining_yaml(where):
         loader = _Loader(text)
         try:
             found: list[tuple[Any, yaml.Node | None]] = []
             while loader.check_node():
                 node = loader.get_node()
+                inputs.check_keys(node)
                 found.append((loader.construct_document(node), node))
             return found or [(None, None)]
         finally:
             loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = where if mark is None else f"{where}, line {mark.line + 1}, column {mark.column + 1}"
-        raise errors.INPUT_UNREADABLE(where=place, problem=error.problem or "it is not YAML") from error
+
+
+def _decode_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
         place = f"{where}, line {error.lineno}, column {error.colno}"
         raise errors.INPUT_UNREADABLE(where=place, problem=error.msg) from error
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         raise errors.INPUT_UNREADABLE(where=where, problem=" ".join(str(error).split())) from error
     except RecursionError as error:
         raise errors.INPUT_UNREADABLE(where=where, problem="it is nested too deeply") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 import difflib
 import enum
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -94,44 +95,60 @@ def decode_yaml(content: bytes, where: str) -> Any:
     """
     import yaml  # noqa: PLC0415 - processes without such files do not pay for it
 
-    try:
+    with explaining_yaml(where):
         loader = yaml.SafeLoader(content)
         try:
             node = loader.get_single_node()
-            _check_keys(node, where)
+            check_keys(node)
             return None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
+
+
+@contextlib.contextmanager
+def explaining_yaml(where: str) -> Iterator[None]:
+    """What PyYAML raises in here becomes ``INPUT_UNREADABLE``, with line and column."""
+    import yaml  # noqa: PLC0415 - see above
+
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = where if mark is None else f"{where}, line {mark.line + 1}, column {mark.column + 1}"
         raise errors.INPUT_UNREADABLE(where=place, problem=error.problem or "it is not YAML") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise errors.INPUT_UNREADABLE(where=where, problem="it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
         # ValueError: not UTF-8, or a day that no calendar has.
-        problem = " ".join(str(error).split()) or "it is nested too deeply"
-        raise errors.INPUT_UNREADABLE(where=where, problem=problem) from error
+        raise errors.INPUT_UNREADABLE(where=where, problem=" ".join(str(error).split())) from error
 
 
-def _check_keys(top: Any, where: str) -> None:
-    """Refuse a key that is written twice: PyYAML takes the last, and of two rules of a policy nobody would see one."""
-    nodes, seen = [top], set()
+def check_keys(top: Any) -> None:
+    """Refuse a key that is written twice in a document of YAML, given as its node or None.
+
+    PyYAML takes the last, and of two rules of a policy nobody would see one.
+
+    Raises:
+        yaml.constructor.ConstructorError: There is one; see :func:`explaining_yaml`.
+
+    """
+    import yaml  # noqa: PLC0415 - see above
+
+    nodes, seen = collections.deque([top]), set()
     while nodes:
-        node = nodes.pop()
+        node = nodes.popleft()
         if id(node) in seen:  # an alias
             continue
         seen.add(id(node))
-        if getattr(node, "id", "") == "sequence":
+        if isinstance(node, yaml.SequenceNode):
             nodes += node.value
-        elif getattr(node, "id", "") == "mapping":
+        elif isinstance(node, yaml.MappingNode):
+            nodes += [value for _, value in node.value]
             keys = set()
-            for key, value in node.value:
-                nodes.append(value)
-                if key.id != "scalar":
-                    continue
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if (key.tag, key.value) in keys:
-                    mark = key.start_mark
-                    place = f"{where}, line {mark.line + 1}, column {mark.column + 1}"
-                    raise errors.INPUT_UNREADABLE(where=place, problem=f"the key {key.value!r} is there twice")
+                    problem = f"the key {key.value!r} is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 keys.add((key.tag, key.value))
 
 
