@@ -20,19 +20,16 @@ from typing import Any, Final
 import msgspec
 
 from agentina import errors
-from agentina.executors import containment, contract, pool, supervising
+from agentina.executors import containment, contract, pool, results, supervising
 from agentina.system import cgroups, clock, files, processes
 
 #: Variable in every task's environment by which leftovers of a killed supervisor are found.
 MARKER: Final = "AGENTINA_TASK_ID"
 #: Seconds between looks at a task whose supervisor another executor has, as long as that may use it again.
 _LOOK_AGAIN: Final = 0.25
-_MAX_RESULT: Final = 1 << 20
 _MAX_FENCE: Final = 1 << 16
 #: Why no fence can be made, through no fault of the task.
-_FAULTS_OF_HOST: Final = {
-    errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS,
-}  # fmt: skip
+_FAULTS_OF_HOST: Final = files.PASSING | {errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS}
 
 _log = logging.getLogger(__name__)
 
@@ -182,17 +179,8 @@ class ProcessExecutor:
 
     def read_result(self, directory: Path) -> contract.Result | None:
         """See :meth:`agentina.executors.contract.Executor.read_result`."""
-        try:
-            content = files.read_bounded(f"{directory}/result.json", limit=_MAX_RESULT, wait=False)
-            result = msgspec.json.decode(content, type=contract.Result)
-        except OSError as error:
-            if error.errno in files.PASSING:
-                # Nobody knows whether there is one: taken for none, what has ended well would be lost, and done again.
-                raise files.from_os_error(error, directory) from error
-            return None
-        except (msgspec.MsgspecError, errors.AgentinaError):
-            return None
-        return result if result.task_id == directory.name else None
+        result = results.read(directory)
+        return result if result is not None and result.task_id == directory.name else None
 
     def stop(self, directory: Path, reason: contract.StopReason, *, grace_seconds: float | None = None) -> None:
         """See :meth:`agentina.executors.contract.Executor.stop`."""

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from agentina import errors
-from agentina.executors import containment, contract, fields
+from agentina.executors import containment, contract, fields, results
 from agentina.system import cgroups, clock, files, systemd, tasks
 
 TEMPLATE: Final = "agentina-task"
@@ -29,7 +29,6 @@ TEMPLATE: Final = "agentina-task"
 PLACE: Final = Path("/var/lib/agentina/task")
 _VERSION: Final = "1"
 _MOST_SLOTS: Final = 9999
-_MAX_RESULT: Final = 1 << 20
 _MAX_FILE: Final = 1 << 20
 #: Seconds between looks when nothing is heard from PID 1; its messages come long before.
 _LOOK_SECONDS: Final = 5.0
@@ -293,14 +292,8 @@ class SystemdExecutor:
 
     def read_result(self, directory: Path) -> contract.Result | None:
         """See :meth:`agentina.executors.contract.Executor.read_result`."""
-        try:
-            content = files.read_bounded(directory / "result.json", limit=_MAX_RESULT)
-            result = msgspec.json.decode(content, type=contract.Result)
-        except OSError as error:
-            if error.errno in files.PASSING:
-                raise files.from_os_error(error, directory) from error  # as in the executor `process`
-            return None
-        except (msgspec.MsgspecError, errors.AgentinaError):
+        result = results.read(directory)
+        if result is None:
             return None
         if result.stopped is contract.StopReason.CANCELED:
             # A base older than this release takes an order it does not know for that.
