@@ -24,3 +24,14 @@ def bound(source: Path, place: Path) -> Iterator[None]:
         place = Path(f"/proc/self/fd/{mounted}").readlink()
         os.close(mounted)
         subprocess.run(["umount", place], check=True)
+
+
+@contextlib.contextmanager
+def small(place: Path, option: str) -> Iterator[Path]:
+    """A file system in memory at ``place``, bounded by ``option`` (tmpfs(5): ``size=256k``, ``nr_inodes=16``)."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", option, "none", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)

@@ -1,6 +1,6 @@
 """Executor ``process`` with real processes: what a command sees, and hostile tasks."""
 # Setting the stage blocks the loop, on purpose and for milliseconds.
-# ruff: noqa: ASYNC220, ASYNC221, ASYNC240
+# ruff: noqa: ASYNC220, ASYNC240
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from agentina import errors
 from agentina.executors import process
 from agentina.executors.contract import Condition, StopReason
 from agentina.system import cgroups, files
-from tests.fakes import deadlines, launches, procfs
+from tests.fakes import deadlines, launches, mounts, procfs
 from tests.integration.executors import drive
 
 
@@ -235,10 +235,7 @@ async def test_result_is_written_whatever_the_task_put_in_its_place(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 async def test_full_disk_delays_the_result_and_loses_nothing(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(small)], check=True)
-    try:
+    with mounts.small(tmp_path / "small", "size=256k") as small:
         executor = process.ProcessExecutor(tmp_path)
         await executor.open()
         launch = drive.shell(small, "echo kept; cat /dev/zero > filler; exit 5")
@@ -251,16 +248,11 @@ async def test_full_disk_delays_the_result_and_loses_nothing(tmp_path: Path) -> 
         assert (await drive.ended(executor, launch.directory)).exit_code == 5
         assert drive.output(launch).startswith(b"kept\n")
         await executor.close()
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 async def test_no_room_for_the_fence_is_no_fault_of_the_task(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=16", "none", str(small)], check=True)
-    try:
+    with mounts.small(tmp_path / "small", "nr_inodes=16") as small:
         executor = process.ProcessExecutor(tmp_path)
         await executor.open()
         launch = drive.shell(small, "exit 5")
@@ -276,8 +268,6 @@ async def test_no_room_for_the_fence_is_no_fault_of_the_task(tmp_path: Path) -> 
             filler.unlink(missing_ok=True)
         assert (await drive.run(executor, launch)).exit_code == 5
         await executor.close()
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 async def test_a_result_that_cannot_be_looked_at_is_not_taken_for_none(

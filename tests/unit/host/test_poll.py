@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import types
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
@@ -46,30 +47,37 @@ class Session:
         return self._answers.pop(0)
 
 
-async def test_offer_of_nothing_is_looked_at_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody says that a disk has room again."""
-    monkeypatch.setattr(poll, "_LOOK_SECONDS", 0.01)
-    offers = [admission.Offer(slots=0, memory_bytes=0, why="the disk is full")]
-    sessions = Session()
+@contextlib.asynccontextmanager
+async def polling(sessions: Session, offer: Callable[[], admission.Offer], **held: object) -> AsyncIterator[poll.Poll]:
+    """A loop that polls meanwhile; what is waited for comes in time. ``held``: what is called of the tasks."""
     made = poll.Poll(
         cast(session.Session, sessions),
-        cast(tasks.Tasks, types.SimpleNamespace(occupied=0)),
-        offer=lambda: offers[-1],
-        situation=cast(Any, None),
+        cast(tasks.Tasks, types.SimpleNamespace(occupied=0, **held)),
+        offer=offer,
+        situation=cast(Any, lambda *_: None),
         lock=asyncio.Lock(),
         clocks=clock.SystemClock(),
     )
     running = background.start(made.run(), name="polls", on_failure=lambda _: None)
     try:
         async with asyncio.timeout(deadlines.HANG):
-            await sessions.more.wait()
-            assert sessions.polls[0].slots == 0
-            sessions.more.clear()
-            offers.append(admission.Offer(slots=2, memory_bytes=1 << 30))
-            await sessions.more.wait()
-        assert sessions.polls[-1].slots == 2
+            yield made
     finally:
         await background.cancel(running)
+
+
+async def test_offer_of_nothing_is_looked_at_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody says that a disk has room again."""
+    monkeypatch.setattr(poll, "_LOOK_SECONDS", 0.01)
+    offers = [admission.Offer(slots=0, memory_bytes=0, why="the disk is full")]
+    sessions = Session()
+    async with polling(sessions, lambda: offers[-1]):
+        await sessions.more.wait()
+        assert sessions.polls[0].slots == 0
+        sessions.more.clear()
+        offers.append(admission.Offer(slots=2, memory_bytes=1 << 30))
+        await sessions.more.wait()
+        assert sessions.polls[-1].slots == 2
 
 
 async def test_what_an_answer_brought_begins_before_the_next_poll_is_made() -> None:
@@ -92,25 +100,13 @@ async def test_what_an_answer_brought_begins_before_the_next_poll_is_made() -> N
 
     unreadable = signing.Signed(payload="", key_id="", signature="")
     sessions = Session(wire.PollAnswer(number=1, server_time_ms=0, assignments=[unreadable]))
-    held = types.SimpleNamespace(occupied=0, stop=ignore, forget=ignore, checkpoint=ignore, written=written)
-    made = poll.Poll(
-        cast(session.Session, sessions),
-        cast(tasks.Tasks, held),
-        offer=offer,
-        situation=cast(Any, lambda *_: None),
-        lock=asyncio.Lock(),
-        clocks=clock.SystemClock(),
-    )
-    running = background.start(made.run(), name="polls", on_failure=lambda _: None)
-    try:
-        async with asyncio.timeout(deadlines.HANG):
-            while len(sessions.polls) < 2:
-                sessions.more.clear()
-                await sessions.more.wait()
+    async with polling(sessions, offer, stop=ignore, forget=ignore, checkpoint=ignore, written=written):
+        while len(sessions.polls) < 2:
+            sessions.more.clear()
+            await sessions.more.wait()
         assert order == ["offer", "task", "offer"]
         assert sessions.polls[-1].acknowledged == 1
-    finally:
-        await background.cancel(running, *starting)
+        await background.cancel(*starting)
 
 
 async def test_poll_of_one_session_is_never_sent_in_another() -> None:
@@ -125,23 +121,10 @@ async def test_poll_of_one_session_is_never_sent_in_another() -> None:
 
     sessions = Renewed()
     offer = admission.Offer(slots=2, memory_bytes=1 << 30)
-    made = poll.Poll(
-        cast(session.Session, sessions),
-        cast(tasks.Tasks, types.SimpleNamespace(occupied=0)),
-        offer=lambda: offer,
-        situation=cast(Any, None),
-        lock=asyncio.Lock(),
-        clocks=clock.SystemClock(),
-    )
-    running = background.start(made.run(), name="polls", on_failure=lambda _: None)
-    try:
-        async with asyncio.timeout(deadlines.HANG):
-            await sessions.more.wait()
+    async with polling(sessions, lambda: offer) as made:
+        await sessions.more.wait()
         assert [(one.session, one.number) for one in sessions.polls] == [(2, 1)]
         made.ask_anew()
         sessions.more.clear()
-        async with asyncio.timeout(deadlines.HANG):
-            await sessions.more.wait()
+        await sessions.more.wait()
         assert [(one.session, one.number) for one in sessions.polls] == [(2, 1), (2, 2)]
-    finally:
-        await background.cancel(running)
