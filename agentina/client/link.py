@@ -36,8 +36,6 @@ MAX_IDLE: Final = 8
 #: Milliseconds before its end from which an assertion is renewed.
 RENEW_BEFORE_MS: Final = 60_000
 _READ_SIZE: Final = 65_536
-#: Digits of the latest time that is believed, in milliseconds.
-_MOST_DIGITS: Final = 16
 _PROXY_HEAD: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
 
 
@@ -309,8 +307,8 @@ class Link:
 
     def _interpret(self, answer: http1.Answer, kind: type[T]) -> T:
         told = answer.header(b"agentina-time")
-        if told is not None and told.isdecimal() and len(told) <= _MOST_DIGITS:
-            self._learn(int(told))
+        if told is not None:
+            self._learn(clock.read_ms(told))
         if 200 <= answer.status < 300:  # noqa: PLR2004 - RFC 9110: the successful ones
             if issubclass(kind, msgspec.Raw):
                 return kind(answer.body)

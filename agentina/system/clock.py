@@ -10,7 +10,10 @@ import functools
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+#: Digits of the latest time that is believed, in milliseconds.
+_MOST_DIGITS: Final = 16
 
 
 class Clock(Protocol):
@@ -40,6 +43,11 @@ class SystemClock:
 def boot_id() -> str:
     """The kernel's id of this boot (random(4)); differs after every restart of the host."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def read_ms(text: str) -> int | None:
+    """Milliseconds since the epoch as somebody else tells them; None: that is no such time."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def show_time(wall_ms: int) -> str:

@@ -35,8 +35,6 @@ _LEAST_MEMORY: Final = 256 << 20
 _LEAST_FILES: Final = 1024
 #: Clock difference, in milliseconds, that people should know about; the agent adjusts to it by itself.
 _CLOCK_WARN_MS: Final = 30_000
-#: Digits of a time in milliseconds, at most.
-_MOST_DIGITS: Final = 16
 _OUTBOX_WARN: Final = 256 << 20
 _MAX_SOCKET_PATH: Final = 108
 _LOOK_AS_ROOT: Final = "Run `sudo agentina doctor` to have this looked at, too."
@@ -317,10 +315,11 @@ def check_control_plane(url: str, ca_file: str) -> Iterator[Check]:
 
 def check_clock(told: str, before_ms: int, after_ms: int) -> Check:
     """The host's clock against the control plane's, as told in a request that lasted from ``before`` to ``after``."""
-    if not told.isdecimal() or len(told) > _MOST_DIGITS:
+    told_ms = clock.read_ms(told)
+    if told_ms is None:
         return warn("clock", "The control plane did not tell its time.", "Check that no proxy strips Agentina-Time.")
     # Its clock was read somewhere between; only what lies outside that span is a difference.
-    behind, ahead = int(told) - after_ms, before_ms - int(told)
+    behind, ahead = told_ms - after_ms, before_ms - told_ms
     difference = max(behind, ahead, 0)
     if difference > _CLOCK_WARN_MS:
         side = "behind" if behind > ahead else "ahead of"
