@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from agentina import errors
 from agentina.cli import connection, options, output
 from agentina.client import address, api
 
@@ -45,9 +43,5 @@ def login(control_plane: str, token_file: str | None, ca_file: str, *, as_json: 
 def _read_token(token_file: str | None) -> str:
     if token_file is not None:
         return connection.read_token(token_file, "--token-file")
-    if not sys.stdin.isatty():
-        raise errors.USAGE(
-            problem="There is no terminal to ask for the token on: use --token-file FILE, or - for stdin."
-        )
-    asked = str(click.prompt("Operator token", hide_input=True, err=True)).strip()
-    return connection.check_token(asked, "the answer")
+    asked = options.ask_secret("Operator token", what="the token", instead="--token-file FILE, or - for stdin")
+    return connection.check_token(asked.strip(), "the answer")

@@ -69,6 +69,18 @@ def confirm(question: str) -> None:
     click.confirm(question, abort=True, err=True)
 
 
+def ask_secret(prompt: str, *, what: str, instead: str, confirm: bool = False) -> str:
+    """What the person at the terminal types, unseen; with ``confirm`` twice the same.
+
+    Raises:
+        AgentinaError: ``USAGE`` where nobody sits at one: ``instead`` says how else ``what`` can be given.
+
+    """
+    if not sys.stdin.isatty():
+        raise errors.USAGE(problem=f"There is no terminal to ask for {what} on: use {instead}.")
+    return str(click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True))
+
+
 def key_values(pairs: tuple[str, ...], what: str) -> dict[str, str]:
     """``KEY=VALUE`` arguments as a dictionary.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -216,8 +215,4 @@ def _passphrase(file: Path | None, prompt: str, *, confirm: bool = False) -> str
         from agentina.cli import connection
 
         return connection.read_secret(str(file), "--passphrase-file").partition("\n")[0]
-    if not sys.stdin.isatty():
-        problem = "There is no terminal to ask for the passphrase on: use --passphrase-file FILE."
-        raise errors.USAGE(problem=problem)
-    answer: str = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
-    return answer
+    return options.ask_secret(prompt, what="the passphrase", instead="--passphrase-file FILE", confirm=confirm)
