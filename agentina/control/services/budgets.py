@@ -100,10 +100,7 @@ async def add(
         limit = protocol.Bounds() if budget is None else budget.limit
         for kind in protocol.KINDS:
             if getattr(extra, kind) and getattr(limit, kind) is None:
-                raise errors.INPUT_INVALID(
-                    where=kind,
-                    problem=f"this {scope} has no such limit that could be raised; `agentina budget set` makes one",
-                )
+                raise _no_limit(kind, scope)
         if scope == "job":
             _save_job(work, name, _raised(_job_budget(work.tx, name), extra, more.duration), actor)
         elif budget is not None:
@@ -245,6 +242,11 @@ def _job_budget(tx: engine.Transaction, name: str) -> protocol_jobs.Budget:
     return msgspec.json.decode(jobs.spec(tx, job.id), type=protocol_jobs.JobSpec).budget or _NOTHING
 
 
+def _no_limit(kind: str, scope: str) -> errors.AgentinaError:
+    problem = f"this {scope} has no such limit that could be raised; `agentina budget set` makes one"
+    return errors.INPUT_INVALID(where=kind, problem=problem)
+
+
 def _raised(budget: protocol_jobs.Budget, extra: protocol.Units, duration: float) -> protocol_jobs.Budget:
     limit = protocol.bounds_of(budget)
     sums = {
@@ -252,9 +254,7 @@ def _raised(budget: protocol_jobs.Budget, extra: protocol.Units, duration: float
         for kind in protocol.KINDS
     }
     if duration and budget.duration is None:
-        raise errors.INPUT_INVALID(
-            where="duration", problem="this job has no such limit that could be raised; `agentina budget set` makes one"
-        )
+        raise _no_limit("duration", "job")
     return msgspec.structs.replace(
         budget, tokens=sums["tokens"], tool_calls=sums["tool_calls"],
         cost=None if sums["cost_nano"] is None else sums["cost_nano"] / protocol.DOLLAR,

@@ -135,7 +135,7 @@ def _settle(work: changes.Work, task: tasks.Task, verdict: lifecycle.Verdict, ou
 def _end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome, *, counted: bool) -> None:
     task.state, task.reason, task.detail = outcome.state, outcome.reason, outcome.detail
     task.counted, task.ended_ms = counted, work.now_ms
-    _correct_start(task, outcome.usage.wall_seconds)
+    _correct_start(task, outcome.usage.wall_seconds, now_ms=work.now_ms)
     job = task.job
     work.effects.jobs.add(job.public_id)
     work.effects.ended_tasks.append(
@@ -152,15 +152,15 @@ def _end_task(work: changes.Work, task: tasks.Task, outcome: wire.Outcome, *, co
     )
 
 
-def _correct_start(task: tasks.Task, wall_seconds: float | None) -> None:
-    """Let an ended task have begun as long ago as its host measured, but not before it could.
+def _correct_start(task: tasks.Task, wall_seconds: float | None, *, now_ms: int) -> None:
+    """Let a task that ends have begun as long ago as its host measured, but not before it could.
 
     That it began was heard a moment later, or with its end when the control plane was away meanwhile.
     """
     heard, job = task.started_ms, task.job
-    if heard is None or task.ended_ms is None or wall_seconds is None:
+    if heard is None or wall_seconds is None:
         return
-    began = max(job.runnable_ms, task.ended_ms - 1000 * wall_seconds)
+    began = max(job.runnable_ms, now_ms - 1000 * wall_seconds)
     task.started_ms = min(heard, int(began))
     if job.started_ms == heard:
         job.started_ms = task.started_ms
